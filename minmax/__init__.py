@@ -1,0 +1,1 @@
+"""Model level of Similarity Min-Max, and what the image level and all tasks share."""

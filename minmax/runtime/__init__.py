@@ -1,0 +1,1 @@
+"""What every script runs on: devices, seeds, flags, run directories, checkpoints and reports."""

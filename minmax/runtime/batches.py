@@ -1,0 +1,48 @@
+"""Which images come in which order: a function of (seed, epoch), so that a run can continue at any batch."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+from minmax.runtime.errors import UsageError
+from minmax.runtime.seeding import generator_for
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) in a new order every epoch, from any position; each process gets its own share.
+
+    The data set is asked for `dataset[epoch, index]`, so a sample's augmentation can depend on the epoch without any
+    state in worker processes. `world_size` processes together see, step by step, the batches that one process with
+    `world_size` times the batch size would see.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch, self.first_batch = 0, 0
+        if self.batches_per_epoch == 0:
+            raise UsageError(
+                f"{count} training images do not fill one batch of {batch_size} on {world_size} process(es); "
+                "lower --optim.batch-size"
+            )
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Full batches in an epoch; the remainder is dropped, as batch statistics need full batches."""
+        return self.count // (self.batch_size * self.world_size)
+
+    def start_at(self, epoch: int, batch: int) -> None:
+        """Make the next iteration start at this batch of this epoch."""
+        self.epoch, self.first_batch = epoch, batch
+
+    def __len__(self) -> int:
+        """Batches left in this epoch."""
+        return self.batches_per_epoch - self.first_batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield the batches of this process."""
+        order = torch.randperm(self.count, generator=generator_for(self.seed, "order", self.epoch)).tolist()
+        for batch in range(self.first_batch, self.batches_per_epoch):
+            start = (batch * self.world_size + self.rank) * self.batch_size
+            yield [(self.epoch, index) for index in order[start : start + self.batch_size]]

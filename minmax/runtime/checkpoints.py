@@ -1,0 +1,87 @@
+"""Checkpoints: written whole or not at all, read without running any code that a file may hold."""
+
+import logging
+import os
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minmax.runtime.errors import RunError, UsageError
+
+log = logging.getLogger(__name__)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, force it to disk and rename it: never a half-written file.
+
+    Raises:
+        RunError: when the disk is full or the folder cannot be written; the former file is then untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        raise RunError(f"could not write {path}: {error}; free some space or choose another folder") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(payload: Mapping[str, Any], path: Path) -> None:
+    """Save a mapping of tensors and plain values as a torch file, atomically."""
+    write_atomically(path, lambda temporary: torch.save(dict(payload), temporary))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a torch checkpoint onto the CPU with `weights_only=True`: it can hold data, never code.
+
+    Raises:
+        UsageError: when the file is missing, truncated, holds code or other objects, or holds no mapping.
+    """
+    if not path.is_file():
+        raise UsageError(f"no checkpoint at {path}; expected a .pt or .pth file")
+    try:
+        payload = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" in str(error) and "Unsupported" in str(error):
+            raise UsageError(
+                f"refused {path}: it holds Python objects that could run code when loaded, not only tensors and plain "
+                "values; save its state_dict() instead"
+            ) from error
+        raise UsageError(f"{path} is not a readable checkpoint (truncated, or not written by torch.save)") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{path} is not a readable checkpoint (truncated, or not written by torch.save)") from error
+    if not isinstance(payload, Mapping):
+        raise UsageError(f"{path} holds a {type(payload).__name__}; expected a mapping of names to tensors")
+    return dict(payload)
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: Path | str) -> None:
+    """Load `state` into `module`, every tensor of both, or say which do not fit.
+
+    Raises:
+        UsageError: names missing, unexpected and wrongly shaped tensors (three of each at most).
+    """
+    own = module.state_dict()
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    reshaped = [
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    problems = [
+        f"{len(found)} {word} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
+        for word, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        if found
+    ]
+    if problems:
+        raise UsageError(f"{source} does not fit {type(module).__name__}: tensors {'; '.join(problems)}")
+    module.load_state_dict(dict(state))

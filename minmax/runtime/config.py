@@ -1,0 +1,161 @@
+"""Flags and configuration files: one dataclass field is one flag, one line of help and one line of YAML."""
+
+import argparse
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import cattrs
+import tyro
+import yaml
+
+from minmax.runtime.devices import Precision
+from minmax.runtime.errors import RunError, UsageError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class DataclassInstance(Protocol):
+    """Any dataclass instance."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+ConfigT = TypeVar("ConfigT", bound=DataclassInstance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonFlags:
+    """The flags that every training script has."""
+
+    name: str
+    """Name of the run; its folder is RUNS/TASK/NAME and must not exist yet."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: str = "auto"
+    """auto, cpu, mps, cuda, cuda:1, or cuda:0,1 for DataParallel; start with torchrun for DDP."""
+    precision: Precision = "fp32"
+    """Arithmetic of the forward passes (autocast)."""
+    workers: int = 2
+    """Processes that decode and augment images; 0 does it in the main process."""
+    threads: int = 0
+    """CPU threads of torch; 0 keeps torch's choice."""
+    resume: bool = False
+    """Continue the run NAME exactly where its last checkpoint stands."""
+    quick: bool = False
+    """Shrink everything to a smoke test of a minute."""
+    config: Path | None = None
+    """A config.yaml of an earlier run: its values become the defaults of all flags."""
+    runs: Path = REPOSITORY / "runs"
+    """Folder that holds the runs of all tasks."""
+    save_minutes: float = 5.0
+    """Write a checkpoint at least this often; one is also written after every epoch and on SIGTERM or Ctrl-C."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no script can work with."""
+        if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
+            raise UsageError(f"--name {self.name!r}: expected a plain folder name")
+        require(self.workers >= 0, "--workers", self.workers, "0 or more")
+        require(self.threads >= 0, "--threads", self.threads, "0 or more")
+        require(self.save_minutes > 0, "--save-minutes", self.save_minutes, "more than 0")
+
+
+def require(condition: bool, flag: str, value: object, expected: str) -> None:
+    """Raise a UsageError that names the flag, its value and what was expected, unless `condition` holds."""
+    if not condition:
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        raise UsageError(f"{flag} {shown}: expected {expected}")
+
+
+def require_range(flag: str, value: tuple[float, float], low: float, high: float) -> None:
+    """Raise a UsageError unless `value` is an ascending pair within [low, high]."""
+    require(low <= value[0] <= value[1] <= high, flag, value, f"two numbers, {low} <= LOW <= HIGH <= {high}")
+
+
+_converter = cattrs.Converter(forbid_extra_keys=True)
+_converter.register_unstructure_hook(Path, str)
+_converter.register_structure_hook(Path, lambda value, _: Path(value))
+
+
+def to_plain(config: DataclassInstance) -> dict[str, Any]:
+    """A config as nested dicts of numbers, words and lists: what YAML, JSON and checkpoints hold."""
+    plain = _converter.unstructure(config)
+    # A round trip turns tuples into lists, so that a config compares equal to one read back from YAML.
+    return yaml.safe_load(yaml.safe_dump(plain, sort_keys=False))  # type: ignore[no-any-return]
+
+
+def from_plain(config_class: type[ConfigT], plain: Any, source: Path | str) -> ConfigT:
+    """Build a config from plain values, refusing unknown names and wrong types.
+
+    Raises:
+        UsageError: names the source and the first thing that does not fit.
+    """
+    try:
+        return _converter.structure(plain, config_class)
+    except cattrs.BaseValidationError as error:
+        details = "; ".join(cattrs.transform_error(error))
+        raise UsageError(f"{source} does not fit {config_class.__module__}'s flags: {details}") from error
+
+
+def write_yaml(config: DataclassInstance, path: Path) -> None:
+    """Write a config as YAML."""
+    path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False), encoding="utf-8")
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file of plain values.
+
+    Raises:
+        UsageError: when the file is missing or is not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"--config {path}: {' '.join(str(error).split())}") from error
+
+
+def parse_flags(config_class: type[ConfigT], description: str | None, argv: Sequence[str] | None = None) -> ConfigT:
+    """Read the command line into a config; `--config FILE` is read first and gives the defaults."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    file = finder.parse_known_args(arguments)[0].config
+    default = None
+    if file is not None:
+        plain = read_yaml(file)
+        if isinstance(plain, dict):
+            # Whether to resume is asked anew each time; it is not a property of a run.
+            plain["resume"] = False
+        default = from_plain(config_class, plain, f"--config {file}")
+    if default is None:
+        return tyro.cli(config_class, args=arguments, description=description)
+    return tyro.cli(config_class, args=arguments, default=default, description=description)
+
+
+def run_script(config_class: type[ConfigT], main: Callable[[ConfigT], object], description: str | None) -> None:
+    """Parse the flags, run `main`, and turn errors of input into one line and an exit code (2 refused, 1 failed)."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        main(parse_flags(config_class, description))
+    except UsageError as error:
+        sys.exit(_fail(error, 2))
+    except RunError as error:
+        sys.exit(_fail(error, 1))
+
+
+def _fail(error: Exception, code: int) -> int:
+    logging.getLogger("minmax").error("error: %s", error)
+    return code
+
+
+def replaced(config: ConfigT, **groups: Any) -> ConfigT:
+    """A copy of `config` with other values; a dict replaces fields inside a group."""
+    values = {
+        name: dataclasses.replace(getattr(config, name), **value) if isinstance(value, dict) else value
+        for name, value in groups.items()
+    }
+    return dataclasses.replace(config, **values)

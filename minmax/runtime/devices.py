@@ -1,0 +1,140 @@
+"""Where a script runs: CPU, CUDA or MPS; one process, DataParallel, or DDP under torchrun."""
+
+import ctypes
+import logging
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from minmax.runtime.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+Precision = Literal["fp32", "bf16", "fp16"]
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The devices of this process and its place among the others."""
+
+    device: torch.device
+    device_ids: tuple[int, ...] = ()  # more than one: DataParallel
+    rank: int = 0
+    world_size: int = 1
+    precision: Precision = "fp32"
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The mixed-precision context of a forward pass; it does nothing in fp32."""
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "fp32")
+
+    def place(self, module: ModuleT) -> ModuleT:
+        """Move `module` to the device, in the memory layout that convolutions are fastest in."""
+        return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def to_device(self, images: Tensor) -> Tensor:
+        """Move a batch of images to the device, channels last; clips and vectors keep their layout."""
+        layout = torch.channels_last if images.dim() == 4 else torch.preserve_format
+        return images.to(self.device, non_blocking=True, memory_format=layout)
+
+    def parallel(self, module: nn.Module) -> nn.Module:
+        """The callable form of a placed module: itself, DataParallel over `device_ids`, or DDP under torchrun.
+
+        The module itself stays the one whose state is saved and whose momentum target is updated.
+        """
+        if self.world_size > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            return nn.parallel.DistributedDataParallel(module, device_ids=ids)
+        if len(self.device_ids) > 1:
+            return nn.DataParallel(module, device_ids=list(self.device_ids))
+        return module
+
+    def mean_over_ranks(self, values: Tensor) -> Tensor:
+        """Average `values` over all processes."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+            values = values / self.world_size
+        return values
+
+
+@contextmanager
+def open_runtime(device: str = "auto", precision: Precision = "fp32", threads: int = 0) -> Iterator[Runtime]:
+    """Choose the devices named by `device` and, under torchrun, join the other processes.
+
+    Args:
+        device: `auto` (CUDA, else MPS, else CPU), `cpu`, `mps`, `cuda`, `cuda:1`, or `cuda:0,1` for DataParallel.
+        precision: of the forward passes under autocast; fp16 brings a gradient scaler.
+        threads: CPU threads of torch; 0 keeps torch's choice.
+
+    Raises:
+        UsageError: when the device does not exist or cannot compute in the precision.
+    """
+    keep_large_buffers()
+    if threads:
+        torch.set_num_threads(threads)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    chosen, device_ids = _choose_device(device, local_rank if world_size > 1 else None)
+    if precision == "fp16" and chosen.type != "cuda":
+        raise UsageError(f"--precision fp16 needs a CUDA device, this is {chosen}; use fp32 or bf16")
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world_size > 1:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    scaler = torch.amp.GradScaler(chosen.type, enabled=precision == "fp16")
+    try:
+        yield Runtime(chosen, device_ids, rank, world_size, precision, scaler)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _choose_device(name: str, local_rank: int | None) -> tuple[torch.device, tuple[int, ...]]:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, listed = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (listed and kind != "cuda"):
+        raise UsageError(f"--device {name}: expected auto, cpu, mps, cuda, cuda:1 or cuda:0,1")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: this machine has no MPS device; use --device auto or cpu")
+    if kind != "cuda":
+        return torch.device(kind), ()
+    if not torch.cuda.is_available():
+        raise UsageError(f"--device {name}: torch sees no CUDA device; use --device auto or cpu")
+    if not all(part.isdigit() for part in listed.split(",") if listed):
+        raise UsageError(f"--device {name}: expected numbers after the colon, as in cuda:0,1")
+    ids = tuple(int(part) for part in listed.split(",")) if listed else (local_rank or 0,)
+    missing = [i for i in ids if i >= torch.cuda.device_count()]
+    if missing:
+        raise UsageError(f"--device {name}: no CUDA device {missing[0]}, torch sees {torch.cuda.device_count()}")
+    if local_rank is not None and len(ids) > 1:
+        raise UsageError(f"--device {name}: under torchrun each process has one device; use --device cuda")
+    return torch.device("cuda", ids[0]), ids
+
+
+def keep_large_buffers() -> None:
+    """Let glibc keep freed large blocks for the next tensor instead of returning them to the system.
+
+    Every large CPU tensor otherwise page-faults anew on each step. Measured in benchmarks/; Linux with glibc only,
+    elsewhere nothing happens.
+    """
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        return
+    m_trim_threshold, m_mmap_max = -1, -4  # mallopt(3)
+    libc = ctypes.CDLL(None)
+    libc.mallopt(m_mmap_max, 0)
+    libc.mallopt(m_trim_threshold, 2**31 - 1)

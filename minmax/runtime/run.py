@@ -1,0 +1,277 @@
+"""A run: its folder, its log, its position, and the checkpoint from which it continues exactly."""
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import math
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from minmax.runtime.batches import EpochBatches
+from minmax.runtime.checkpoints import load_checkpoint, save_checkpoint, write_atomically
+from minmax.runtime.config import REPOSITORY, CommonFlags, read_yaml, to_plain, write_yaml
+from minmax.runtime.devices import Runtime
+from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.seeding import generator_for, seed_globally
+
+log = logging.getLogger(__name__)
+BatchT = TypeVar("BatchT")
+
+# Flags that may differ when a run is continued: they do not change what it computes.
+FREE_FLAGS = {"resume", "config", "runs", "device", "workers", "threads", "save_minutes"}
+
+
+class Stateful(Protocol):
+    """Anything with torch's state protocol: module, optimiser, schedule, scaler."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as tensors and plain values."""
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """Take a state over."""
+
+
+@dataclass
+class Progress:
+    """How far a run has come: epochs done, batches done in this epoch, steps in all, and the best epoch's score."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best: float = -math.inf
+    best_epoch: int = -1
+
+
+class Run:
+    """The folder RUNS/TASK/NAME and the state of the training that fills it.
+
+    Layout: `config.yaml`, `environment.jsonl`, `log.txt`, `metrics.jsonl`, `tensorboard/`, `last.pt`, `best.pt`,
+    `pictures/`. Only the main process writes.
+
+    Raises:
+        UsageError: when the folder exists and `resume` is off, or does not exist or has other flags and it is on.
+    """
+
+    def __init__(self, task: str, config: CommonFlags, runtime: Runtime, data_fingerprint: str = "") -> None:
+        self.directory = config.runs / task / config.name
+        self.runtime, self.seed = runtime, config.seed
+        self.progress = Progress()
+        self._save_seconds = config.save_minutes * 60
+        self._saved_at = time.monotonic()
+        self._parts: dict[str, Stateful] = {}
+        self._stop_signal: int | None = None
+        self._open_folder(config)
+        self._handler = logging.FileHandler(self.directory / "log.txt") if runtime.is_main else logging.NullHandler()
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        self._writer: SummaryWriter | None = None
+        if runtime.is_main:
+            _write_environment(self.directory / "environment.jsonl", data_fingerprint)
+
+    def _open_folder(self, config: CommonFlags) -> None:
+        exists = self.directory.exists()
+        if exists and not config.resume:
+            raise UsageError(f"the run {self.directory} exists; choose another --name, or continue it with --resume")
+        if config.resume:
+            if not (self.directory / "config.yaml").is_file():
+                raise UsageError(f"--resume: there is no run at {self.directory}; start it without --resume")
+            before, now = read_yaml(self.directory / "config.yaml"), to_plain(config)
+            changed = _differences({k: v for k, v in before.items() if k not in FREE_FLAGS}, now)
+            if changed:
+                raise UsageError(f"--resume: {self.directory} was started with other flags: {'; '.join(changed)}")
+        elif self.runtime.is_main:
+            try:
+                (self.directory / "pictures").mkdir(parents=True)
+                write_yaml(config, self.directory / "config.yaml")
+            except OSError as error:
+                raise UsageError(f"cannot create the run {self.directory}: {error}") from error
+
+    def __enter__(self) -> Self:
+        """Start logging to the folder and listen for SIGTERM and Ctrl-C."""
+        logging.getLogger().addHandler(self._handler)
+        self._former_handlers = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        log.info("%s", self.directory)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop logging to the folder; what ended the run stands in its log."""
+        if kind is not None and not issubclass(kind, SystemExit):
+            record = (kind, error, traceback) if not issubclass(kind, UsageError | RunError) else None
+            self._handler.handle(
+                log.makeRecord(log.name, logging.ERROR, __file__, 0, "%s", (error,), record)  # type: ignore[arg-type]
+            )
+        for number, handler in self._former_handlers.items():
+            signal.signal(number, handler)
+        logging.getLogger().removeHandler(self._handler)
+        self._handler.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _ask_to_stop(self, number: int, _: FrameType | None) -> None:
+        if self._stop_signal is not None:  # a second Ctrl-C does not wait for the end of the step
+            raise SystemExit(128 + number)
+        self._stop_signal = number
+        log.info("%s: stopping after this step", signal.Signals(number).name)
+
+    # ------------------------------------------------------------------------------------------ state
+
+    def restore(self, **parts: Stateful) -> None:
+        """Name the parts whose state makes the run exact, and load them if the run has a checkpoint."""
+        self._parts = parts
+        path = self.directory / "last.pt"
+        if path.is_file():
+            payload = load_checkpoint(path)
+            self.progress = Progress(**payload["progress"])
+            for name, part in parts.items():
+                part.load_state_dict(payload["state"][name])
+            log.info("continuing %s at epoch %d, step %d", path, self.progress.epoch, self.progress.step)
+        if self.runtime.is_main:
+            self._forget_later_metrics()
+            self._writer = SummaryWriter(str(self.directory / "tensorboard"), purge_step=self.progress.step + 1)
+
+    def _forget_later_metrics(self) -> None:
+        """Drop metrics that were written after the checkpoint: they are computed again."""
+        path = self.directory / "metrics.jsonl"
+        if path.is_file():
+            # A killed process may have left half a line at the end.
+            whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+            kept = [line for line in whole if self._is_before_checkpoint(json.loads(line))]
+            write_atomically(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
+
+    def _is_before_checkpoint(self, line: dict[str, Any]) -> bool:
+        done = line["step"] <= self.progress.step
+        return bool(done and (line["kind"] == "train" or line["epoch"] <= self.progress.epoch))
+
+    def save(self) -> None:
+        """Write `last.pt`: everything needed to continue exactly from here."""
+        self._saved_at = time.monotonic()
+        if self.runtime.is_main:
+            state = {name: part.state_dict() for name, part in self._parts.items()}
+            save_checkpoint({"progress": asdict(self.progress), "state": state}, self.directory / "last.pt")
+
+    # ------------------------------------------------------------------------------------------ loop
+
+    def epochs(self, count: int) -> range:
+        """The epochs that are left."""
+        return range(self.progress.epoch, count)
+
+    def batches(self, loader: DataLoader[BatchT], epoch: int) -> Iterator[BatchT]:
+        """The batches that are left in this epoch, with a progress bar, seeded steps and checkpoints in between."""
+        sampler = loader.batch_sampler
+        assert isinstance(sampler, EpochBatches)
+        sampler.start_at(epoch, self.progress.batch)
+        total = sampler.batches_per_epoch
+        bar = tqdm(
+            total=total, initial=self.progress.batch, desc=f"epoch {epoch + 1}", disable=self._hide_bar(), leave=False
+        )
+        with bar, logging_redirect_tqdm():
+            for batch in loader:
+                seed_globally(self.seed, "step", self.progress.step, self.runtime.rank)
+                yield batch
+                self.progress.batch += 1
+                self.progress.step += 1
+                bar.update()
+                self._save_if_due()
+
+    def _hide_bar(self) -> bool | None:
+        return None if self.runtime.is_main else True  # None: shown on a terminal only
+
+    def _save_if_due(self) -> None:
+        if self._stop_signal is not None:
+            self.save()
+            log.info("stopped at step %d; continue with --resume", self.progress.step)
+            raise SystemExit(128 + self._stop_signal)
+        if time.monotonic() - self._saved_at > self._save_seconds:
+            self.save()
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A generator for this step's draws for one purpose, equal after a resume and on every device."""
+        return generator_for(self.seed, purpose, self.progress.step, self.runtime.rank)
+
+    def finish_epoch(self, score: float | None = None) -> bool:
+        """Count the epoch as done and save; with a `score`, say whether it is the best so far."""
+        self.progress.epoch += 1
+        self.progress.batch = 0
+        is_best = score is not None and score > self.progress.best
+        if score is not None and is_best:
+            self.progress.best, self.progress.best_epoch = score, self.progress.epoch
+        return is_best
+
+    # ------------------------------------------------------------------------------------------ records
+
+    def read_losses(self, losses: Mapping[str, Tensor]) -> dict[str, float]:
+        """Bring the losses of a step to the CPU in one transfer, before they change any weight.
+
+        Raises:
+            RunError: when one is not a finite number; names the step, every term and the last good checkpoint.
+        """
+        numbers = dict(
+            zip(losses, torch.stack([loss.detach().float() for loss in losses.values()]).tolist(), strict=True)
+        )
+        if not all(map(math.isfinite, numbers.values())):
+            terms = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+            last = self.directory / "last.pt"
+            good = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint was written yet"
+            raise RunError(
+                f"non-finite loss at step {self.progress.step} ({terms}); {good}; lower --optim.lr or use fp32"
+            )
+        return numbers
+
+    def record(self, kind: str, numbers: Mapping[str, float]) -> None:
+        """Append one line of numbers to `metrics.jsonl` and TensorBoard, at the step in progress."""
+        if not self.runtime.is_main:
+            return
+        # Inside the loop the step in progress is not counted yet; a restart from `step` repeats step + 1 and later.
+        step = self.progress.step + (kind == "train")
+        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "epoch": self.progress.epoch + 1, "step": step, **numbers}) + "\n")
+        if self._writer is not None:
+            for name, number in numbers.items():
+                self._writer.add_scalar(f"{kind}/{name}", number, step)
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    changed = []
+    for name, value in before.items():
+        if isinstance(value, dict) and isinstance(now.get(name), dict):
+            changed += _differences(value, now[name], f"{prefix}{name}.")
+        elif now.get(name) != value:
+            changed.append(f"--{prefix}{name} was {value}, now {now.get(name)}")
+    return changed
+
+
+def _write_environment(path: Path, data_fingerprint: str) -> None:
+    commit = None
+    if (git := shutil.which("git")) is not None:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            command = [git, "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40"]
+            commit = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    environment = {
+        "commit": commit,
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy")},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
+        "data": data_fingerprint,
+    }
+    # A resumed run keeps what it was started with, and adds what it was continued with.
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(environment) + "\n")
