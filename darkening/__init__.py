@@ -1,0 +1,1 @@
+"""Image level of Similarity Min-Max: a darkener that lowers the similarity a frozen daytime model sees."""

@@ -1,0 +1,124 @@
+"""Darken an image, a folder or a whole data set; the tree of folders is kept.
+
+    python -m darkening.apply --darkener runs/classification/darkener/best.pt --input photos --output dark
+
+Finished files are skipped when the same command is given again. Each image's exposure and noise depend on the seed and
+on its path below the input alone, so an interrupted run ends with the files that an uninterrupted one would have made.
+"""
+
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from darkening.heuristics import HEURISTICS
+from darkening.night_view import NightConfig, NightView, day_view, learned_night
+from darkening.pictures import DECODING_ERRORS, decode_picture, find_pictures, first_lines, write_picture
+from darkening.starting_point import load_darkener_or_starting_point
+from minmax.runtime.config import require, run_script
+from minmax.runtime.devices import open_runtime
+from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.seeding import generator_for
+from minmax.task_network import freeze
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Darken images."""
+
+    input: Path
+    """An image, or a folder of images with any folders below it."""
+    output: Path
+    """The darkened image, or the folder for the darkened images; made when missing."""
+    darkener: str = "starting-point"
+    """A darkener checkpoint, or `starting-point` for the one that ships with the package."""
+    night: NightConfig = field(default_factory=NightConfig)
+    seed: int = 0
+    """Seed of exposures and noise."""
+    skip_corrupt: bool = False
+    """Go on when files cannot be read, instead of ending with an error that lists them."""
+    device: str = "auto"
+    """auto, cpu, mps, cuda or cuda:1."""
+    workers: int = 2
+    """Processes that decode images; 0 does it in the main process."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(self.workers >= 0, "--workers", self.workers, "0 or more")
+
+
+class PictureFiles(Dataset[tuple[Path, torch.Tensor | str]]):
+    """Decoded files, or the reason why one cannot be decoded."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        """Number of files."""
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Path, torch.Tensor | str]:
+        """File and pixels, uint8 `(3, H, W)`; or file and reason."""
+        file = self.files[index]
+        try:
+            return file, decode_picture(file)
+        except DECODING_ERRORS as error:
+            return file, str(error) or type(error).__name__
+
+
+def main(config: Config) -> None:
+    """Darken everything that is not darkened yet."""
+    files = find_pictures(config.input)
+    targets = _targets(config, files)
+    left = [file for file in files if not targets[file].exists()]
+    if len(left) < len(files):
+        log.info("%d of %d files are done already", len(files) - len(left), len(files))
+    bad: list[str] = []
+    with open_runtime(config.device) as runtime:
+        if config.night.source == "learned":
+            night = learned_night(runtime.place(freeze(load_darkener_or_starting_point(config.darkener))))
+        else:
+            night = day_view if config.night.source == "day" else HEURISTICS[config.night.source]
+        view = NightView(night, config.night.exposure, config.night.noise, config.night.cell)
+        loader = DataLoader(PictureFiles(left), batch_size=None, num_workers=min(config.workers, len(left)))
+        for file, pixels in tqdm(loader, desc="darkening", unit="image", disable=None):
+            if isinstance(pixels, str):
+                bad.append(f"{file}: {pixels}")
+                continue
+            name = file.name if file == config.input else file.relative_to(config.input).as_posix()
+            images = runtime.to_device(pixels[None]) / 255.0
+            write_picture(view(images, generator_for(config.seed, name))[0], targets[file])
+    log.info("%d images darkened into %s", len(left) - len(bad), config.output)
+    if bad:
+        message = f"{len(bad)} of {len(files)} files cannot be read:{first_lines(bad, len(bad))}"
+        if not config.skip_corrupt:
+            raise RunError(f"{message}\nall others are done; mend or remove these, or give --skip-corrupt")
+        log.warning("left out: %s", message)
+
+
+def _targets(config: Config, files: list[Path]) -> dict[Path, Path]:
+    """Where each file goes."""
+    if config.input.is_file():
+        inside = config.output.is_dir() or not config.output.suffix
+        target = config.output / config.input.name if inside else config.output
+        if target.resolve() == config.input.resolve():
+            raise UsageError(f"--output {config.output}: would overwrite the input")
+        return {config.input: target}
+    source, output = config.input.resolve(), config.output.resolve()
+    if source == output or source in output.parents:
+        raise UsageError(f"--output {config.output}: is the input or lies inside it; choose a folder elsewhere")
+    if config.output.exists() and not config.output.is_dir():
+        raise UsageError(f"--output {config.output}: is a file; expected a folder")
+    if config.output.exists() and not os.access(config.output, os.W_OK):
+        raise UsageError(f"--output {config.output}: cannot be written to")
+    return {file: config.output / file.relative_to(config.input) for file in files}
+
+
+if __name__ == "__main__":
+    run_script(Config, main, __doc__)

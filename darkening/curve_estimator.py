@@ -1,0 +1,212 @@
+"""The darkener: a small network that bends each pixel's tone curve towards a requested exposure.
+
+Source: Luo et al., ICCV 2023 (image level); the architecture follows Zero-DCE++, https://arxiv.org/abs/2103.00860.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from darkening.curves import CURVES, CurveName
+from minmax.runtime.checkpoints import load_checkpoint, load_strictly, save_checkpoint
+from minmax.runtime.errors import UsageError
+
+CHECKPOINT_FORMAT = "similarity-minmax/darkener"
+
+
+class DepthwiseSeparable(nn.Module):
+    """Depthwise 3x3 then pointwise 1x1 convolution, nothing in between.
+
+    Several inputs stand for their concatenation, which is never built: each is convolved with its share of the
+    weights and the results are added.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs)
+        self.pointwise = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """Convolve `(N, C_i, H, W)` parts, sum C_i = inputs, to `(N, outputs, H, W)`."""
+        if len(parts) == 1:
+            result: Tensor = self.pointwise(self.depthwise(parts[0]))
+            return result
+        total, start, bias = None, 0, self.pointwise.bias
+        for part in parts:
+            width = part.shape[1]
+            share = slice(start, start + width)
+            depth_weight, depth_bias = self.depthwise.weight[share], self.depthwise.bias
+            assert depth_bias is not None
+            filtered = F.conv2d(part, depth_weight, depth_bias[share], padding=1, groups=width)
+            mixed = F.conv2d(filtered, self.pointwise.weight[:, share], bias)
+            total, bias = mixed if total is None else total + mixed, None
+            start += width
+        assert total is not None
+        return total
+
+
+class CurveEstimator(nn.Module):
+    """Eight depthwise-separable units with skip connections: image and exposure code to 6 raw maps.
+
+    Args:
+        exposure_channels: channels of the exposure code beside RGB.
+        width: channels of the hidden units.
+    """
+
+    def __init__(self, exposure_channels: int = 1, width: int = 64) -> None:
+        super().__init__()
+        inputs = [3 + exposure_channels, *[width] * 4, *[2 * width] * 3]
+        outputs = [*[width] * 7, 6]
+        self.units = nn.ModuleList(DepthwiseSeparable(i, o) for i, o in zip(inputs, outputs, strict=True))
+
+    def forward(self, image: Tensor, exposure_code: Tensor) -> Tensor:
+        """`(N, 3, H, W)` and `(N, E, H, W)` to `(N, 6, H, W)`: three curve maps, then three scale maps, raw."""
+        unit = self.units
+        z = F.relu(unit[0](image, exposure_code))
+        a1 = F.relu(unit[1](z))
+        a2 = F.relu(unit[2](a1))
+        a3 = F.relu(unit[3](a2))
+        a4 = F.relu(unit[4](a3))
+        a5 = F.relu(unit[5](a3, a4))
+        a6 = F.relu(unit[6](a2, a5))
+        raw: Tensor = unit[7](a1, a6)
+        return raw
+
+
+def encode_exposure(exposure: Tensor, channels: int) -> Tensor:
+    """Code a map of exposures `(N, 1, H, W)` as `(N, channels, H, W)`.
+
+    One channel is the exposure itself; 2k channels are sin and cos of 2^i pi t, i < k, with t = 10^(-10 exposure).
+    """
+    if channels == 1:
+        return exposure
+    t = 10.0 ** (-10.0 * exposure)
+    waves = [wave(2**i * torch.pi * t) for i in range(channels // 2) for wave in (torch.sin, torch.cos)]
+    return torch.cat(waves, dim=1)
+
+
+class Darkening(NamedTuple):
+    """A darkened batch and the maps that made it, each `(N, 3, H, W)`; `image` is not clamped."""
+
+    image: Tensor
+    curve_map: Tensor
+    scale_map: Tensor
+
+
+@dataclass(frozen=True)
+class DarkenerSettings:
+    """Everything but the weights; the defaults are the paper's."""
+
+    curve: CurveName = "quadratic"
+    """Tone curve."""
+    curve_rounds: int = 8
+    """How often the curve is applied."""
+    min_scale: float = 0.95
+    """Lower end of the scale map, which keeps highlights from staying white."""
+    exposure_channels: int = 1
+    """1: the exposure as it is; an even number: sinusoids of it."""
+    width: int = 64
+    """Channels of the curve estimator."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that no darkener can have."""
+        channels = self.exposure_channels
+        if not (channels == 1 or (channels > 1 and channels % 2 == 0)):
+            raise UsageError(f"exposure channels {channels}: expected 1 or an even number")
+        if self.curve not in get_args(CurveName):
+            raise UsageError(f"curve {self.curve!r}: expected one of {', '.join(get_args(CurveName))}")
+        if self.curve_rounds < 1 or self.width < 1 or not 0.0 < self.min_scale <= 1.0:
+            raise UsageError(f"{self}: expected curve rounds and width of 1 or more and a least scale in (0, 1]")
+
+
+class Darkener(nn.Module):
+    """Darkens images to a requested exposure, the mean intensity of the result."""
+
+    def __init__(self, settings: DarkenerSettings | None = None) -> None:
+        super().__init__()
+        self.settings = settings or DarkenerSettings()
+        self.estimator = CurveEstimator(self.settings.exposure_channels, self.settings.width)
+
+    def forward(self, images: Tensor, exposure: Tensor) -> Darkening:
+        """Darken `(N, 3, H, W)` images in [0, 1] to `exposure`: a scalar, `(N, 1, 1, 1)` or a map `(N, 1, H, W)`.
+
+        The result is not clamped: training needs the gradient, and values slightly above 1 occur.
+        """
+        exposure = exposure.to(images).expand(images.shape[0], 1, *images.shape[2:])
+        raw = self.estimator(images, encode_exposure(exposure, self.settings.exposure_channels))
+        curve, squash = CURVES[self.settings.curve]
+        curve_map = squash(raw[:, :3])
+        low = self.settings.min_scale
+        scale_map = torch.sigmoid(raw[:, 3:]) * (1.0 - low) + low
+        darkened = curve(images * scale_map, curve_map, self.settings.curve_rounds) / scale_map
+        return Darkening(darkened, curve_map, scale_map)
+
+    @torch.no_grad()
+    def darken(self, images: Tensor, exposure: Tensor) -> Tensor:
+        """The darkened images, clamped to [0, 1], outside any training graph."""
+        darkened: Tensor = self(images, exposure).image
+        return darkened.clamp_(0.0, 1.0)
+
+
+def save_darkener(darkener: Darkener, path: Path, config: Mapping[str, Any] | None = None) -> None:
+    """Save weights and settings, and the config that trained them."""
+    payload = {
+        "format": CHECKPOINT_FORMAT,
+        "settings": asdict(darkener.settings),
+        "darkener": darkener.state_dict(),
+        "config": dict(config or {}),
+    }
+    save_checkpoint(payload, path)
+
+
+def load_darkener(path: Path) -> Darkener:
+    """Rebuild a darkener from our checkpoint or from a released one (`Epoch15.pth` and the like).
+
+    Raises:
+        UsageError: when the file is missing, unreadable, or not a darkener's.
+    """
+    payload = load_checkpoint(path)
+    if payload.get("format") == CHECKPOINT_FORMAT:
+        darkener = Darkener(DarkenerSettings(**payload["settings"]))
+        load_strictly(darkener, payload["darkener"], path)
+        return darkener
+    if "e_conv0.depth_conv.weight" in payload:
+        return darkener_from_released(payload, path)
+    found = payload.get("format") or f"tensors named {', '.join(map(str, list(payload)[:3]))}"
+    raise UsageError(f"{path} is not a darkener checkpoint: found {found}")
+
+
+_RELEASED_NAME = re.compile(r"e_conv(\d)\.(depth|point)_conv\.(weight|bias)")
+
+
+def darkener_from_released(state: Mapping[str, Tensor], source: Path | str = "released checkpoint") -> Darkener:
+    """Build a darkener from tensors under the authors' names.
+
+    `e_conv{i}.depth_conv.*` becomes `estimator.units.{i}.depthwise.*`, `point_conv` becomes `pointwise`; the three
+    buffers `down_scale`, `curve_round` and `encode_dim` become settings.
+    """
+    try:
+        settings = DarkenerSettings(
+            curve_rounds=int(state["curve_round"]),
+            min_scale=float(state["down_scale"]),
+            exposure_channels=int(state["encode_dim"]),
+            width=state["e_conv1.depth_conv.weight"].shape[0],
+        )
+    except KeyError as error:
+        raise UsageError(f"{source} is not a darkener checkpoint: it lacks {error}") from error
+    darkener = Darkener(settings)
+    renamed = {
+        _RELEASED_NAME.sub(r"estimator.units.\1.\2wise.\3", name): tensor
+        for name, tensor in state.items()
+        if name not in ("down_scale", "curve_round", "encode_dim")
+    }
+    # The dtype of the file is kept, so that float64 weights stay float64.
+    darkener.to(state["e_conv0.depth_conv.weight"].dtype)
+    load_strictly(darkener, renamed, source)
+    return darkener

@@ -1,0 +1,111 @@
+"""What a darkener is trained with: obey the exposure, stay realistic, look different to the frozen daytime model.
+
+Source: Luo et al., ICCV 2023 (image level); exposure, colour and total-variation terms after Zero-DCE.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from darkening.curve_estimator import Darkening
+from minmax.similarity import feature_similarity
+
+ExposureSpace = Literal["linear", "log"]
+_LOG_OFFSET = 0.02  # intensities well below this are black to an 8-bit picture
+
+
+def exposure_loss(images: Tensor, exposure: Tensor, patch: int = 1, space: ExposureSpace = "linear") -> Tensor:
+    """Mean squared difference between local mean intensity and the request.
+
+    Args:
+        images: `(N, 3, H, W)` in [0, 1].
+        exposure: broadcastable to the pooled `(N, 1, H / patch, W / patch)`.
+        patch: side of the squares whose mean is compared, in pixels; 0 takes the whole image.
+        space: linear compares intensities, as the paper; log compares their logarithms, so that a request of 0.05
+            weighs as much as one of 0.5 and a picture that has gone black still has a way back (its tone curve is
+            saturated, and in linear space its gradient vanishes).
+    """
+    intensity = images.mean(dim=1, keepdim=True)
+    pooled = F.avg_pool2d(intensity, patch) if patch else intensity.mean(dim=(2, 3), keepdim=True)
+    if space == "log":
+        return ((pooled + _LOG_OFFSET).log() - (exposure + _LOG_OFFSET).log()).square().mean()
+    return (pooled - exposure).square().mean()
+
+
+def colour_loss(images: Tensor) -> Tensor:
+    """How far the mean colour of each image is from grey: fourth powers of channel differences, under a root."""
+    red, green, blue = images.mean(dim=(2, 3)).unbind(dim=1)
+    fourth_powers = (red - green).pow(4) + (red - blue).pow(4) + (green - blue).pow(4)
+    # The root of exactly 0, a grey image, would have an infinite slope and turn every gradient into NaN.
+    return (fourth_powers + 1e-24).sqrt().mean()
+
+
+def total_variation_loss(curve_map: Tensor, midpoint: float | None = 0.02) -> Tensor:
+    """Roughness of a curve map `(N, C, H, W)`, summed over channels, averaged over images and positions.
+
+    Args:
+        curve_map: any range.
+        midpoint: differences d count as d up to here and fall to 0 at twice this value, so that true edges are free;
+            None counts every difference in full.
+    """
+    count, _, height, width = curve_map.shape
+
+    def penalised(difference: Tensor) -> Tensor:
+        difference = difference.abs()
+        if midpoint is None:
+            return difference
+        return (midpoint - (difference - midpoint).abs()).clamp(0.0, 1.0)
+
+    vertical = penalised(curve_map[:, :, 1:] - curve_map[:, :, :-1]).square().sum() / ((height - 1) * width)
+    horizontal = penalised(curve_map[:, :, :, 1:] - curve_map[:, :, :, :-1]).square().sum() / (height * (width - 1))
+    return 2.0 * (vertical + horizontal) / count
+
+
+def scale_loss(scale_map: Tensor) -> Tensor:
+    """How far the scale map is below 1, on average."""
+    return (1.0 - scale_map).mean()
+
+
+@dataclass(frozen=True)
+class DarkeningLoss:
+    """The darkener's loss: named, weighted terms. The defaults are the paper's for classification."""
+
+    exposure: float = 10.0
+    """Weight of obeying the requested exposure."""
+    exposure_patch: int = 1
+    """Side of the squares whose mean is held to the request, in pixels; 0: the whole image."""
+    exposure_space: ExposureSpace = "linear"
+    """Compare intensities (linear, the paper's) or their logarithms (log)."""
+    colour: float = 25.0
+    """Weight of staying grey on average."""
+    total_variation: float = 1600.0
+    """Weight of a smooth curve map."""
+    total_variation_midpoint: float = 0.02
+    """Differences of the curve map beyond twice this value count as true edges and are free."""
+    scale: float = 5.0
+    """Weight of a scale map near 1."""
+    similarity: float = 0.1
+    """Weight of the similarity that the frozen daytime model sees between day and darkened image."""
+
+    def __call__(
+        self,
+        darkening: Darkening,
+        exposure: Tensor,
+        dark_features: Sequence[Tensor] = (),
+        day_features: Sequence[Tensor] = (),
+    ) -> dict[str, Tensor]:
+        """The weighted terms by name; `similarity` only where features are given."""
+        image = darkening.image
+        terms = {
+            "exposure": self.exposure * exposure_loss(image, exposure, self.exposure_patch, self.exposure_space),
+            "colour": self.colour * colour_loss(image),
+            "total_variation": self.total_variation
+            * total_variation_loss(darkening.curve_map, self.total_variation_midpoint),
+            "scale": self.scale * scale_loss(darkening.scale_map),
+        }
+        if dark_features:
+            terms["similarity"] = self.similarity * feature_similarity(dark_features, day_features)
+        return terms

@@ -1,0 +1,92 @@
+"""Contact sheet: each image at several exposures.
+
+python -m darkening.preview --darkener runs/classification/darkener/best.pt --input photos --output sheet.png
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from darkening.curve_estimator import Darkener
+from darkening.pictures import find_pictures, read_picture
+from darkening.starting_point import load_darkener_or_starting_point
+from minmax.runtime.config import require, run_script
+from minmax.runtime.devices import Runtime, open_runtime
+from minmax.runtime.report import picture_grid, save_picture
+from minmax.task_network import freeze
+
+log = logging.getLogger(__name__)
+SHOWN_EXPOSURES = (0.4, 0.3, 0.2, 0.1, 0.05)
+_CAPTION = 14  # pixels
+
+
+def contact_sheet(
+    darkener: Darkener, images: Tensor, runtime: Runtime, exposures: tuple[float, ...] = SHOWN_EXPOSURES
+) -> Image.Image:
+    """One column per image `(N, 3, H, W)` in [0, 1]: the day on top, then each exposure, captioned on the left."""
+    images = runtime.to_device(images)
+    darkener.eval()
+    rows = [images, *(darkener.darken(images, torch.tensor(exposure)) for exposure in exposures)]
+    grid = picture_grid(rows)
+    margin = 3 * _CAPTION
+    sheet = Image.new("RGB", (grid.width + margin, grid.height), "white")
+    sheet.paste(grid, (margin, 0))
+    draw = ImageDraw.Draw(sheet)
+    for i, caption in enumerate(["day", *map(str, exposures)]):
+        top = i * (images.shape[2] + 2) + images.shape[2] // 2
+        draw.text((margin - 6, top), caption, fill="black", anchor="rm", font_size=_CAPTION)
+    return sheet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Show images at several exposures."""
+
+    input: Path
+    """An image, or a folder of images."""
+    output: Path
+    """The contact sheet, a .png file."""
+    darkener: str = "starting-point"
+    """A darkener checkpoint, or `starting-point` for the one that ships with the package."""
+    exposures: tuple[float, ...] = SHOWN_EXPOSURES
+    """Requested mean intensities, one row each."""
+    count: int = 8
+    """At most so many images, evenly spaced over the folder."""
+    size: int = 160
+    """Height and width of the central square that is shown, in pixels."""
+    device: str = "auto"
+    """auto, cpu, mps, cuda or cuda:1."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(bool(self.exposures), "--exposures", self.exposures, "at least one number")
+        require(all(0 <= e <= 1 for e in self.exposures), "--exposures", self.exposures, "numbers in [0, 1]")
+        require(self.count >= 1, "--count", self.count, "1 or more")
+        require(self.size >= 8, "--size", self.size, "8 or more")
+        require(self.output.suffix == ".png", "--output", self.output, "a .png file")
+
+
+def main(config: Config) -> None:
+    """Write the contact sheet."""
+    with open_runtime(config.device) as runtime:
+        darkener = runtime.place(freeze(load_darkener_or_starting_point(config.darkener)))
+        files = find_pictures(config.input)
+        chosen = files[:: max(1, len(files) // config.count)][: config.count]
+        images = torch.cat([_square(read_picture(file), config.size) for file in chosen])
+        save_picture(contact_sheet(darkener, images, runtime, config.exposures), config.output)
+        log.info("%s: %d images", config.output, len(chosen))
+
+
+def _square(image: Tensor, size: int) -> Tensor:
+    side = min(image.shape[-2:])
+    top, left = (image.shape[-2] - side) // 2, (image.shape[-1] - side) // 2
+    square = image[..., top : top + side, left : left + side]
+    return torch.nn.functional.interpolate(square, size=(size, size), mode="bilinear", antialias=True)
+
+
+if __name__ == "__main__":
+    run_script(Config, main, __doc__)

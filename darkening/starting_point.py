@@ -1,0 +1,161 @@
+"""A darkener to start from, trained on built-in scenes for exposure and realism only.
+
+It has seen no photo, no night and no network to fool, but obeys the requested exposure; training against a user's own
+day model starts here and needs a fraction of the steps. The file that ships was made by
+
+    python -m darkening.starting_point --name starting-point
+
+which writes `starting_point.safetensors` into its run; copy it beside this file to ship it.
+"""
+
+import json
+import logging
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from darkening.curve_estimator import Darkener, DarkenerSettings, DepthwiseSeparable, load_darkener
+from darkening.losses import DarkeningLoss
+from darkening.training import DarkenerOptim, DarkenerTraining, obedience, obedience_table, train_darkener
+from minmax.runtime.batches import EpochBatches
+from minmax.runtime.checkpoints import load_strictly, write_atomically
+from minmax.runtime.config import CommonFlags, replaced, run_script
+from minmax.runtime.devices import open_runtime
+from minmax.runtime.errors import UsageError
+from minmax.runtime.run import Run
+from minmax.runtime.seeding import seed_globally
+from minmax.scenes import render_labelled
+
+log = logging.getLogger(__name__)
+
+STARTING_POINT = Path(__file__).with_name("starting_point.safetensors")
+TRAINING_SEED, VALIDATION_SEED = 11, 12  # other scenes than those of any task
+
+
+def load_starting_point(path: Path = STARTING_POINT) -> Darkener:
+    """The darkener that ships with the package.
+
+    Raises:
+        UsageError: when the file is missing or broken.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            settings = DarkenerSettings(**json.loads(file.metadata()["settings"]))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UsageError(f"cannot read the starting point {path}: {error}; install the package again") from error
+    darkener = Darkener(settings)
+    load_strictly(darkener, state, path)
+    return darkener
+
+
+def load_darkener_or_starting_point(name: str) -> Darkener:
+    """The darkener at a path, or the shipped one for `starting-point`."""
+    return load_starting_point() if name == "starting-point" else load_darkener(Path(name))
+
+
+def export(darkener: Darkener, path: Path) -> None:
+    """Write weights and settings as safetensors."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in darkener.state_dict().items()}
+    metadata = {"settings": json.dumps(asdict(darkener.settings))}
+    write_atomically(path, lambda temporary: save_file(state, temporary, metadata))
+
+
+@torch.no_grad()
+def open_exposure_path(darkener: Darkener) -> None:
+    """Initialise a darkener so that its output depends on the requested exposure from the first step.
+
+    Under torch's initialisation the exposure is one weak input among four, and training falls into the darkest of
+    all tone curves long before it learns to listen.
+    """
+    units = [unit for unit in darkener.estimator.units if isinstance(unit, DepthwiseSeparable)]
+    first, last = units[0], units[-1]
+    first.depthwise.weight[3:].zero_()
+    first.depthwise.weight[3:, 0, 1, 1] = 1.0  # the exposure passes the first filter unchanged
+    _zero_bias(first.depthwise, slice(3, None))
+    first.pointwise.weight[:, 3:].normal_(std=0.7)
+    for unit in units[1:-1]:
+        nn.init.kaiming_normal_(unit.pointwise.weight, nonlinearity="relu")
+        _zero_bias(unit.pointwise)
+        unit.depthwise.weight.mul_(0.5)
+        unit.depthwise.weight[:, 0, 1, 1] += 0.75  # near the identity, so that signals survive eight units
+    last.pointwise.weight.mul_(0.1)  # tone curves start near the identity, away from tanh's flat ends
+    _zero_bias(last.pointwise)
+
+
+def _zero_bias(layer: nn.Conv2d, share: slice = slice(None)) -> None:
+    assert layer.bias is not None
+    layer.bias[share] = 0.0
+
+
+class SceneImages(Dataset[Tensor]):
+    """Day scenes, indexed by (epoch, image)."""
+
+    def __init__(self, count: int, size: int, seed: int, cache: Path) -> None:
+        images, _ = render_labelled("day", count, size, seed, cache_dir=cache)
+        self.images = torch.from_numpy(images).permute(0, 3, 1, 2)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, position: tuple[int, int]) -> Tensor:
+        """Image `position[1]`, `(3, H, W)` in [0, 1], dimmed at random: users' day images are of many brightnesses."""
+        epoch, index = position
+        generator = torch.Generator().manual_seed(epoch * len(self) + index)
+        return (self.images[index] / 255.0) ** float(torch.empty(1).uniform_(0.6, 1.8, generator=generator))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(CommonFlags):
+    """Train the starting point of all darkeners on built-in scenes."""
+
+    name: str = "starting-point"
+    """Name of the run; its folder is RUNS/darkening/NAME and must not exist yet."""
+    count: int = 2048
+    """Day scenes to train on."""
+    size: int = 48
+    """Their height and width in pixels."""
+    exposure: tuple[float, float] = (0.0, 0.5)
+    """Range of requested exposures."""
+    loss: DarkeningLoss = field(
+        default_factory=lambda: DarkeningLoss(exposure=1.0, exposure_patch=0, exposure_space="log", similarity=0.0)
+    )
+    optim: DarkenerOptim = field(
+        default_factory=lambda: DarkenerOptim(epochs=20, lr=2e-3, clip=1.0, milestones=(12, 17), warmup_steps=100)
+    )
+
+
+def main(config: Config) -> Path:
+    """Train, and return the safetensors file."""
+    if config.quick:
+        config = replaced(config, count=64, size=32, optim={"epochs": 1})
+    with open_runtime(config.device, config.precision, config.threads) as runtime:
+        cache = config.runs / "scenes"
+        training = SceneImages(config.count, config.size, TRAINING_SEED, cache)
+        held_out = render_labelled("day", 256, config.size, VALIDATION_SEED, cache_dir=cache)[0]
+        validation = torch.from_numpy(held_out).permute(0, 3, 1, 2) / 255.0
+        batches = EpochBatches(len(training), config.optim.batch_size, config.seed, runtime.rank, runtime.world_size)
+        loader: DataLoader[Tensor] = DataLoader(training, batch_sampler=batches)
+        seed_globally(config.seed, "darkener")
+        darkener = Darkener()
+        open_exposure_path(darkener)
+        darkener = runtime.place(darkener)
+        with Run("darkening", config, runtime) as run:
+            recipe = DarkenerTraining(config.exposure, config.loss, config.optim)
+            train_darkener(darkener, None, loader, validation, recipe, run, runtime)
+            path = run.directory / STARTING_POINT.name
+            if runtime.is_main:
+                export(darkener, path)
+            table = obedience_table(obedience(darkener, validation, runtime))
+            log.info("on %d held-out day scenes:\n%s\n%s", len(validation), table, path)
+            return path
+
+
+if __name__ == "__main__":
+    run_script(Config, main, __doc__)

@@ -1,0 +1,141 @@
+"""The one loop that trains a darkener against a frozen daytime model.
+
+Source: Luo et al., ICCV 2023 (image level, similarity minimisation).
+"""
+
+import logging
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from darkening.curve_estimator import Darkener
+from darkening.losses import DarkeningLoss
+from minmax.runtime.config import require, require_range
+from minmax.runtime.devices import Runtime
+from minmax.runtime.run import Run
+from minmax.task_network import freeze
+
+log = logging.getLogger(__name__)
+
+REPORTED_EXPOSURES = (0.05, 0.1, 0.2, 0.3, 0.4)
+
+
+@dataclass(frozen=True)
+class DarkenerOptim:
+    """Optimisation of the darkener; the defaults are the paper's for classification and segmentation."""
+
+    epochs: int = 15
+    """Passes over the day images."""
+    batch_size: int = 16
+    """Images per step and process."""
+    lr: float = 1e-4
+    """Learning rate of Adam."""
+    weight_decay: float = 1e-4
+    """Weight decay of Adam."""
+    clip: float = 0.1
+    """Largest norm of the gradient."""
+    milestones: tuple[int, ...] = (5, 10)
+    """The learning rate falls tenfold after these epochs."""
+    warmup_steps: int = 0
+    """The learning rate rises linearly over these steps."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(self.epochs >= 1, "--optim.epochs", self.epochs, "1 or more")
+        require(self.batch_size >= 1, "--optim.batch-size", self.batch_size, "1 or more")
+        require(self.lr > 0, "--optim.lr", self.lr, "more than 0")
+        require(self.clip > 0, "--optim.clip", self.clip, "more than 0")
+        require(self.warmup_steps >= 0, "--optim.warmup-steps", self.warmup_steps, "0 or more")
+
+
+@dataclass(frozen=True)
+class DarkenerTraining:
+    """How a darkener is trained."""
+
+    exposure: tuple[float, float] = (0.0, 0.5)
+    """Range of requested exposures; wider than the one used for adaptation."""
+    loss: DarkeningLoss = field(default_factory=DarkeningLoss)
+    optim: DarkenerOptim = field(default_factory=DarkenerOptim)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require_range("--exposure", self.exposure, 0.0, 1.0)
+
+
+def train_darkener(
+    darkener: Darkener,
+    encoder: nn.Module | None,
+    loader: DataLoader[Tensor],
+    validation: Tensor,
+    config: DarkenerTraining,
+    run: Run,
+    runtime: Runtime,
+) -> None:
+    """Train `darkener` in place to be realistic, obedient and unlike the day to `encoder`.
+
+    Args:
+        darkener: placed on the device.
+        encoder: the frozen daytime model's, images to features; None trains for exposure and realism only.
+        loader: batches of `(N, 3, H, W)` day images in [0, 1], drawn by `EpochBatches`.
+        validation: held-out day images `(N, 3, H, W)` on which obedience is measured after every epoch.
+        config: losses and optimisation.
+        run: the opened run.
+        runtime: its devices.
+    """
+    optim = config.optim
+    optimizer = torch.optim.Adam(darkener.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (optim.warmup_steps + 1)))
+    steps_per_epoch = loader.batch_sampler.batches_per_epoch  # type: ignore[union-attr]
+    decay = torch.optim.lr_scheduler.MultiStepLR(optimizer, [epoch * steps_per_epoch for epoch in optim.milestones])
+    parallel = runtime.parallel(darkener)
+    if encoder is not None:
+        freeze(encoder)
+    run.restore(darkener=darkener, optimizer=optimizer, warmup=warmup, decay=decay)
+    low, high = config.exposure
+    for epoch in run.epochs(optim.epochs):
+        darkener.train()
+        for batch in run.batches(loader, epoch):
+            images = runtime.to_device(batch)
+            drawn = torch.rand(len(images), 1, 1, 1, generator=run.generator("exposure")) * (high - low) + low
+            exposure = drawn.to(images)
+            darkening = parallel(images, exposure)
+            if encoder is None:
+                losses = config.loss(darkening, exposure)
+            else:
+                with torch.no_grad():
+                    day_features = encoder(images)
+                losses = config.loss(darkening, exposure, encoder(darkening.image), day_features)
+            numbers = run.read_losses(losses)
+            optimizer.zero_grad(set_to_none=True)
+            torch.stack(list(losses.values())).sum().backward()
+            nn.utils.clip_grad_norm_(darkener.parameters(), optim.clip)
+            optimizer.step()
+            warmup.step()
+            decay.step()
+            run.record("train", numbers)
+        means = obedience(darkener, validation, runtime)
+        errors = [abs(mean - asked) for asked, mean in means.items()]
+        run.record("validation", {f"mean_at_{asked}": mean for asked, mean in means.items()})
+        log.info("epoch %d: largest distance from the requested exposure %.3f", epoch + 1, max(errors))
+        run.finish_epoch()
+        run.save()
+
+
+@torch.no_grad()
+def obedience(darkener: Darkener, images: Tensor, runtime: Runtime) -> dict[float, float]:
+    """Mean intensity of the darkened `images` `(N, 3, H, W)` for each of `REPORTED_EXPOSURES`."""
+    darkener.eval()
+    totals = dict.fromkeys(REPORTED_EXPOSURES, 0.0)
+    for chunk in images.split(64):
+        day = runtime.to_device(chunk)
+        for asked in totals:
+            totals[asked] += float(darkener.darken(day, torch.tensor(asked)).mean()) * len(chunk)
+    return {asked: total / len(images) for asked, total in totals.items()}
+
+
+def obedience_table(means: dict[float, float]) -> str:
+    """Requested and obtained exposures as Markdown."""
+    rows = [f"| {asked:.2f} | {mean:.3f} | {mean - asked:+.3f} |" for asked, mean in means.items()]
+    return "\n".join(["| requested | mean of the output | difference |", "|---|---|---|", *rows])
