@@ -1,0 +1,327 @@
+"""Images in class folders: CODaN's layout, or any tree ROOT/{train,val,test_day,test_night}/<Class>/*.
+
+Beside them stand the built-in scenes, under the same interface.
+"""
+
+import hashlib
+import json
+import logging
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+from tqdm import tqdm
+
+from darkening.pictures import DECODING_ERRORS, PICTURE_SUFFIXES, decode_picture
+from minmax.runtime.checkpoints import write_atomically
+from minmax.runtime.config import REPOSITORY, require
+from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.seeding import derive_seed
+from minmax.scenes import CLASSES, HELD_OUT_NIGHT, render_labelled
+
+log = logging.getLogger(__name__)
+
+Split = Literal["train", "val", "test_day", "test_night"]
+NIGHT_SPLITS: tuple[Split, ...] = ("test_night",)
+DEFAULT_DATA = Path(__file__).resolve().parent / "data"
+
+SCENES = "scenes"
+SCENE_SEEDS: dict[Split, int] = {"train": 1, "val": 2, "test_day": 3, "test_night": 4}
+SCENE_COUNTS: dict[Split, int] = {"train": 1536, "val": 400, "test_day": 800, "test_night": 800}
+QUICK_SCENES = 64
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """How images are read."""
+
+    size: int = 224
+    """Side of the training crops and of the images in evaluation, in pixels."""
+    evaluation: Literal["resize", "native"] = "resize"
+    """resize: shorter side to size, then the central square; native: images as they are (the paper's CODaN)."""
+    skip_corrupt: float = 0.0
+    """Largest share of unreadable files that may be left out, in [0, 1]; by default one is too many."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(self.size >= 16, "--images.size", self.size, "16 or more")
+        require(0 <= self.skip_corrupt <= 1, "--images.skip-corrupt", self.skip_corrupt, "a share in [0, 1]")
+
+
+class LabelledImages(ABC):
+    """A split: images with class labels, and whether they were taken by day."""
+
+    def __init__(self, split: Split, classes: tuple[str, ...], labels: list[int]) -> None:
+        self.split, self.classes, self.labels = split, classes, labels
+
+    @property
+    def is_night(self) -> bool:
+        """Night images are for reporting only."""
+        return self.split in NIGHT_SPLITS
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    @abstractmethod
+    def load(self, index: int) -> Tensor:
+        """One image as uint8 RGB `(3, H, W)`."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What to call one image in a report."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A short hash that changes when the images do."""
+
+
+class FolderImages(LabelledImages):
+    """Image files under ROOT/SPLIT/<Class>/, classes and files in alphabetical order."""
+
+    def __init__(
+        self, root: Path, split: Split, classes: tuple[str, ...], files: list[Path], labels: list[int]
+    ) -> None:
+        super().__init__(split, classes, labels)
+        self.root, self.files = root, files
+
+    def load(self, index: int) -> Tensor:
+        """One image as uint8 RGB `(3, H, W)`; RunError when the file has vanished or broken since it was checked."""
+        try:
+            return decode_picture(self.files[index])
+        except DECODING_ERRORS as error:
+            raise RunError(f"cannot read {self.files[index]} any more: {error}") from error
+
+    def name(self, index: int) -> str:
+        """Path below the root."""
+        return self.files[index].relative_to(self.root).as_posix()
+
+    def fingerprint(self) -> str:
+        """Hash of names, sizes and modification times."""
+        digest = hashlib.sha256(str(self.root).encode())
+        for file in self.files:
+            status = file.stat()
+            digest.update(f"{file.relative_to(self.root)} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:16]
+
+
+class SceneImages(LabelledImages):
+    """Built-in scenes, rendered once and kept in memory."""
+
+    def __init__(self, split: Split, count: int, size: int, cache: Path) -> None:
+        night = split in NIGHT_SPLITS
+        # The held-out lamps and cameras: nothing about the scenes' nights was tuned on them.
+        settings = HELD_OUT_NIGHT if night else None
+        domain: Literal["day", "night"] = "night" if night else "day"
+        self.images, labels = render_labelled(domain, count, size, SCENE_SEEDS[split], settings, cache)
+        super().__init__(split, CLASSES, labels.tolist())
+
+    def load(self, index: int) -> Tensor:
+        """One image as uint8 RGB `(3, H, W)`."""
+        return torch.from_numpy(self.images[index]).permute(2, 0, 1)
+
+    def name(self, index: int) -> str:
+        """Split and number."""
+        return f"scenes/{self.split}/{index:04d}"
+
+    def fingerprint(self) -> str:
+        """Hash of the pixels."""
+        return hashlib.sha256(self.images.tobytes()).hexdigest()[:16]
+
+
+def open_split(
+    data: str, split: Split, config: ImageConfig, classes: tuple[str, ...] | None = None, quick: bool = False
+) -> LabelledImages:
+    """Open one split of a data set, or of the built-in scenes when `data` is `scenes`.
+
+    Args:
+        data: folder that holds the splits, or `scenes`.
+        split: which.
+        config: size of scenes; share of corrupt files to leave out.
+        classes: the classes that a network knows, in its order; None takes them from the folders.
+        quick: only a few images.
+
+    Raises:
+        UsageError: when a folder is missing, empty or laid out otherwise, classes differ, or files are corrupt.
+    """
+    if data == SCENES:
+        count = min(QUICK_SCENES, SCENE_COUNTS[split]) if quick else SCENE_COUNTS[split]
+        images: LabelledImages = SceneImages(split, count, config.size, REPOSITORY / "runs" / "scenes")
+        if classes is not None and classes != images.classes:
+            raise UsageError(f"the network knows {_listed(classes)}, the scenes show {_listed(images.classes)}")
+        return images
+    root = Path(data).expanduser()
+    found, files, labels = _scan(root, split, classes)
+    images = FolderImages(root, split, found, files, labels)
+    bad = _unreadable(images)
+    if len(bad) > config.skip_corrupt * len(images):
+        lines = "".join(f"\n  {name}: {why}" for name, why in bad.items())
+        raise UsageError(
+            f"{len(bad)} of {len(images)} images in {root / split} cannot be read (mend or remove them, or leave out "
+            f"up to a share of them with --images.skip-corrupt):{lines}"
+        )
+    if bad:
+        log.warning("left out %d unreadable images of %s: %s", len(bad), root / split, ", ".join(bad))
+    kept = [i for i in range(len(images)) if images.name(i) not in bad]
+    if quick:
+        kept = kept[:: max(1, len(kept) // QUICK_SCENES)]
+    return FolderImages(root, split, found, [files[i] for i in kept], [labels[i] for i in kept])
+
+
+def has_split(data: str, split: Split) -> bool:
+    """Whether a data set has a split."""
+    return data == SCENES or (Path(data).expanduser() / split).is_dir()
+
+
+def _scan(root: Path, split: Split, classes: tuple[str, ...] | None) -> tuple[tuple[str, ...], list[Path], list[int]]:
+    layout = f"{root}/{{train,val,test_day,test_night}}/<Class>/*.jpg"
+    if not root.is_dir():
+        raise UsageError(f"no data at {root}; expected {layout}, or --data scenes for the built-in data")
+    folder = root / split
+    if not folder.is_dir():
+        there = sorted(entry.name for entry in root.iterdir())[:6]
+        raise UsageError(f"no folder {folder}; expected {layout}, found {_listed(there)}")
+    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
+    if not names:
+        raise UsageError(f"no class folders in {folder}; expected {layout}")
+    if classes is not None and set(names) != set(classes):
+        raise UsageError(f"{folder} holds the classes {_listed(names)}; expected {_listed(classes)}")
+    classes = classes or names
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        members = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
+        if not members:
+            raise UsageError(f"the class folder {folder / name} holds no images ({_listed(sorted(PICTURE_SUFFIXES))})")
+        files += members
+        labels += [label] * len(members)
+    return classes, files, labels
+
+
+def _listed(names: tuple[str, ...] | list[str]) -> str:
+    return ", ".join(names) or "nothing"
+
+
+def _unreadable(images: FolderImages) -> dict[str, str]:
+    """Names of broken files with the reason; each set of files is decoded for this once and the result kept."""
+    record = REPOSITORY / "runs" / "checked" / f"{images.fingerprint()}.json"
+    if record.is_file():
+        return dict(json.loads(record.read_text(encoding="utf-8")))
+
+    def problem(file: Path) -> str | None:
+        try:
+            decode_picture(file)
+        except DECODING_ERRORS as error:
+            return str(error) or type(error).__name__
+        return None
+
+    with ThreadPoolExecutor() as pool:  # PIL decodes without Python's lock
+        found = list(
+            tqdm(
+                pool.map(problem, images.files),
+                total=len(images),
+                desc=f"checking {images.split}",
+                disable=None,
+                leave=False,
+            )
+        )
+    bad = {images.name(i): why for i, why in enumerate(found) if why is not None}
+    write_atomically(record, lambda temporary: temporary.write_text(json.dumps(bad), encoding="utf-8"))
+    return bad
+
+
+class Views(NamedTuple):
+    """Two independently cropped views of one day image, float RGB in [0, 1], and its label."""
+
+    day: Tensor
+    to_darken: Tensor
+    label: Tensor
+
+
+class TrainingViews(Dataset[Views]):
+    """Views of day images for training, indexed by (epoch, image).
+
+    Each view is a RandomResizedCrop (area 0.5 to 1) with a horizontal flip. The draws of an image in an epoch depend
+    on (seed, epoch, image) alone, so the number of workers and restarts change nothing.
+
+    Raises:
+        ValueError: for a night split; nothing is ever trained on one.
+    """
+
+    def __init__(self, images: LabelledImages, size: int, seed: int) -> None:
+        refuse_night(images)
+        self.images, self.seed = images, seed
+        self.geometry = v2.Compose(
+            [v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True), v2.RandomHorizontalFlip()]
+        )
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, position: tuple[int, int]) -> Views:
+        """The views of image `position[1]` in epoch `position[0]`."""
+        epoch, index = position
+        image = self.images.load(index)
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.manual_seed(derive_seed(self.seed, "views", epoch, index))
+            day, to_darken = self.geometry(image), self.geometry(image)
+        return Views(
+            functional.to_dtype(day, torch.float32, scale=True),
+            functional.to_dtype(to_darken, torch.float32, scale=True),
+            torch.tensor(self.images.labels[index]),
+        )
+
+
+class WholeImages(Dataset[tuple[Tensor, Tensor]]):
+    """Whole images without augmentation, `(3, H, W)` in [0, 1], with their labels."""
+
+    def __init__(self, images: LabelledImages, config: ImageConfig) -> None:
+        self.images = images
+        self.geometry = (
+            v2.Compose([v2.Resize(config.size, antialias=True), v2.CenterCrop(config.size)])
+            if config.evaluation == "resize"
+            else v2.Identity()
+        )
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """One image and its label."""
+        image = self.geometry(self.images.load(index))
+        return functional.to_dtype(image, torch.float32, scale=True), torch.tensor(self.images.labels[index])
+
+
+class DayImages(Dataset[Tensor]):
+    """Whole day images without labels, indexed by (epoch, image): what a darkener is trained on.
+
+    Raises:
+        ValueError: for a night split.
+    """
+
+    def __init__(self, images: LabelledImages, config: ImageConfig) -> None:
+        refuse_night(images)
+        self.whole = WholeImages(images, config)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.whole)
+
+    def __getitem__(self, position: tuple[int, int]) -> Tensor:
+        """Image `position[1]`; the epoch does not matter, as nothing is drawn."""
+        return self.whole[position[1]][0]
+
+
+def refuse_night(images: LabelledImages) -> None:
+    """Raise ValueError for night images: they are reported on, never trained or selected on."""
+    if images.is_night:
+        raise ValueError(f"the split {images.split!r} holds night images; zero-shot adaptation must not see them here")

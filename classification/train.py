@@ -1,0 +1,188 @@
+"""Model level: adapt a daytime classifier to the night with day images only (Luo et al., ICCV 2023).
+
+    python classification/train.py --name adapt --checkpoint runs/classification/day/best.pt \
+        --darkener runs/classification/darkener/best.pt
+
+Each step sees a day view and a darkened view of the same images; the loss is cross-entropy on both plus BYOL's
+distance between their features. Gives runs/classification/adapt/{best,last-epoch}.pt for test.py. The defaults are
+the paper's for CODaN (90 epochs of 32 images).
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from class_accuracy import selection_score
+from class_folders import DEFAULT_DATA, ImageConfig, TrainingViews, Views, open_split
+from classifier import load_classifier, save_classifier
+from photometric_jitter import jitter
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from darkening.night_view import NightConfig, NightView, build_night_view
+from minmax.byol import BatchNormDomains, MomentumPair, byol_loss
+from minmax.runtime.batches import EpochBatches
+from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
+from minmax.runtime.devices import Runtime, open_runtime
+from minmax.runtime.report import draw_curves, picture_grid, save_picture
+from minmax.runtime.run import Run
+from minmax.runtime.seeding import seed_globally
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ByolConfig:
+    """Similarity maximisation."""
+
+    weight: float = 0.1
+    """Weight of BYOL's distance; 0 leaves it out."""
+    momentum: float = 0.99
+    """Share of the target that stays at each update."""
+    hidden: int = 128
+    """Width of the hidden layers of projector and predictor."""
+    outputs: int = 128
+    """Width of the space in which day and night are compared."""
+    batch_norm: BatchNormDomains = "separate"
+    """Batch statistics of day and night views: each its own, as in the authors' code, or joint."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(self.weight >= 0, "--byol.weight", self.weight, "0 or more")
+        require(0 <= self.momentum <= 1, "--byol.momentum", self.momentum, "a share in [0, 1]")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimisation."""
+
+    epochs: int = 90
+    """Passes over the training images."""
+    batch_size: int = 32
+    """Images per step and process."""
+    lr: float = 1e-3
+    """Learning rate of Adam."""
+    weight_decay: float = 1e-5
+    """Weight decay of Adam."""
+    milestones: tuple[int, ...] = (30, 60)
+    """The learning rate falls tenfold after these epochs."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(self.epochs >= 1, "--optim.epochs", self.epochs, "1 or more")
+        require(self.batch_size >= 2, "--optim.batch-size", self.batch_size, "2 or more")
+        require(self.lr > 0, "--optim.lr", self.lr, "more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(CommonFlags):
+    """Adapt a daytime classifier to the night."""
+
+    name: str = "adapt"
+    """Name of the run; its folder is RUNS/classification/NAME and must not exist yet."""
+    data: str = str(DEFAULT_DATA)
+    """Folder with train/ and val/ in class folders, or `scenes` for the built-in data."""
+    checkpoint: Path
+    """The daytime classifier, a best.pt of train_day.py."""
+    darkener: Path | None = None
+    """The darkener, a best.pt of train_darkener.py; needed by --night.source learned."""
+    jitter: float = 0.3
+    """Strength of the random brightness, contrast, saturation and hue of both views."""
+    images: ImageConfig = field(default_factory=ImageConfig)
+    night: NightConfig = field(default_factory=NightConfig)
+    byol: ByolConfig = field(default_factory=ByolConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+def build_loader(config: Config, runtime: Runtime, dataset: TrainingViews) -> DataLoader[Views]:
+    """Batches of views, this process's share."""
+    batches = EpochBatches(len(dataset), config.optim.batch_size, config.seed, runtime.rank, runtime.world_size)
+    return DataLoader(dataset, batch_sampler=batches, num_workers=config.workers, pin_memory=True)
+
+
+def build_views(
+    views: Views, night_view: NightView, config: Config, run: Run, runtime: Runtime
+) -> tuple[Tensor, Tensor]:
+    """Day and night images of a batch on the device: darken one view, then jitter both, each its own way."""
+    night = night_view(runtime.to_device(views.to_darken), run.generator("night"))
+    night = jitter(night, config.jitter, run.generator("night jitter"))
+    day = jitter(runtime.to_device(views.day), config.jitter, run.generator("day jitter"))
+    return day, night
+
+
+def step(
+    pair: nn.Module, day: Tensor, night: Tensor, labels: Tensor, config: Config, runtime: Runtime
+) -> dict[str, Tensor]:
+    """The weighted losses of one batch."""
+    with runtime.autocast():
+        outputs = pair(day, night)
+    return {
+        "day": F.cross_entropy(outputs.day_prediction.float(), labels),
+        "night": F.cross_entropy(outputs.night_prediction.float(), labels),
+        "byol": config.byol.weight * byol_loss(outputs),
+    }
+
+
+def main(config: Config) -> Path:
+    """Adapt, and return the checkpoint of the last epoch."""
+    if config.quick:
+        config = replaced(
+            config, images={"size": 32}, optim={"epochs": 2, "batch_size": 16, "milestones": (1,)}, workers=0
+        )
+    with open_runtime(config.device, config.precision, config.threads) as runtime:
+        network, settings = load_classifier(config.checkpoint)
+        night_view = build_night_view(config.night, config.darkener, runtime)
+        training = open_split(config.data, "train", config.images, settings.classes, config.quick)
+        validation = open_split(config.data, "val", config.images, settings.classes, config.quick)
+        seed_globally(config.seed, "heads")
+        byol = config.byol
+        pair = MomentumPair(network, byol.hidden, byol.outputs, byol.momentum, byol.batch_norm)
+        pair = runtime.place(pair)
+        loader = build_loader(config, runtime, TrainingViews(training, config.images.size, config.seed))
+
+        trained = [parameter for parameter in pair.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.Adam(trained, config.optim.lr, weight_decay=config.optim.weight_decay)
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, config.optim.milestones)
+        parallel = runtime.parallel(pair)
+
+        with Run("classification", config, runtime, training.fingerprint()) as run:
+            run.restore(pair=pair, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
+            for epoch in run.epochs(config.optim.epochs):
+                pair.train()
+                for views in run.batches(loader, epoch):
+                    day, night = build_views(views, night_view, config, run, runtime)
+                    if run.progress.step == 0 and runtime.is_main:
+                        save_picture(picture_grid([day[:8], night[:8]]), run.directory / "pictures" / "first_batch.png")
+                    labels = views.label.to(runtime.device)
+                    losses = step(parallel, day, night, labels, config, runtime)
+                    numbers = run.read_losses(losses)
+                    optimizer.zero_grad(set_to_none=True)
+                    runtime.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+                    runtime.scaler.step(optimizer)
+                    runtime.scaler.update()
+                    pair.update_target()
+                    run.record("train", numbers)
+                schedule.step()
+                score = selection_score(pair.online, validation, config.images, config.night, runtime)
+                run.record("validation", score)
+                log.info(
+                    "epoch %d: day %.1f %%, darkened day %.1f %%",
+                    epoch + 1,
+                    100 * score["day"],
+                    100 * score["darkened"],
+                )
+                if run.finish_epoch(score["score"]) and runtime.is_main:
+                    save_classifier(pair.online, settings, run.directory / "best.pt", to_plain(config))
+                run.save()
+            last = run.directory / "last-epoch.pt"
+            if runtime.is_main:
+                save_classifier(pair.online, settings, last, to_plain(config))
+                draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
+            log.info("last epoch: %s; best, epoch %d: %s", last, run.progress.best_epoch, run.directory / "best.pt")
+            return last
+
+
+if __name__ == "__main__":
+    run_script(Config, main, __doc__)

@@ -1,0 +1,115 @@
+"""Image level: train a darkener against the frozen daytime classifier (Luo et al., ICCV 2023).
+
+    python classification/train_darkener.py --name darkener --checkpoint runs/classification/day/best.pt
+
+Gives runs/classification/darkener/best.pt, the darkener for train.py and for `python -m darkening.apply`, and a
+contact sheet. The paper trains 15 epochs of 16 images from scratch; from the starting point that ships with the
+package a fraction of that obeys the requested exposure (--init scratch gives the paper's way).
+"""
+
+import logging
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from class_folders import DEFAULT_DATA, DayImages, ImageConfig, WholeImages, open_split
+from classifier import load_classifier
+from torch.utils.data import DataLoader
+
+from darkening.curve_estimator import Darkener, DarkenerSettings, load_darkener, save_darkener
+from darkening.losses import DarkeningLoss
+from darkening.preview import contact_sheet
+from darkening.starting_point import load_starting_point
+from darkening.training import DarkenerOptim, DarkenerTraining, obedience, obedience_table, train_darkener
+from minmax.runtime.batches import EpochBatches
+from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
+from minmax.runtime.devices import Runtime, open_runtime
+from minmax.runtime.errors import UsageError
+from minmax.runtime.report import draw_curves, save_picture
+from minmax.runtime.run import Run
+from minmax.runtime.seeding import seed_globally
+from minmax.task_network import InputNormalization
+
+log = logging.getLogger(__name__)
+VALIDATION_IMAGES = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(CommonFlags):
+    """Train a darkener against a daytime classifier."""
+
+    name: str = "darkener"
+    """Name of the run; its folder is RUNS/classification/NAME and must not exist yet."""
+    data: str = str(DEFAULT_DATA)
+    """Folder with train/ and val/ in class folders, or `scenes` for the built-in data."""
+    checkpoint: Path
+    """The daytime classifier, a best.pt of train_day.py."""
+    init: str = "starting-point"
+    """starting-point (ships with the package), scratch, or the path of a darkener to continue from."""
+    features: Literal["normalised", "unnormalised"] = "normalised"
+    """What the frozen classifier is fed: images normalised as it was trained, or raw as in the authors' code."""
+    exposure: tuple[float, float] = (0.0, 0.5)
+    """Range of requested exposures; wider than the one used for adaptation."""
+    images: ImageConfig = field(default_factory=ImageConfig)
+    darkener: DarkenerSettings = field(default_factory=DarkenerSettings)
+    loss: DarkeningLoss = field(default_factory=DarkeningLoss)
+    optim: DarkenerOptim = field(default_factory=DarkenerOptim)
+
+
+def build_darkener(config: Config) -> Darkener:
+    """The darkener to start from."""
+    if config.init == "scratch":
+        return Darkener(config.darkener)
+    darkener = load_starting_point() if config.init == "starting-point" else load_darkener(Path(config.init))
+    if config.darkener not in (DarkenerSettings(), darkener.settings):
+        raise UsageError(
+            f"--init {config.init}: it was made with {asdict(darkener.settings)}; other --darkener flags need "
+            "--init scratch"
+        )
+    return darkener
+
+
+def build_loader(config: Config, runtime: Runtime, dataset: DayImages) -> DataLoader[torch.Tensor]:
+    """Batches of day images, this process's share."""
+    batches = EpochBatches(len(dataset), config.optim.batch_size, config.seed, runtime.rank, runtime.world_size)
+    return DataLoader(dataset, batch_sampler=batches, num_workers=config.workers, pin_memory=True)
+
+
+def main(config: Config) -> Path:
+    """Train, and return the darkener's checkpoint."""
+    if config.quick:
+        config = replaced(
+            config, images={"size": 32}, optim={"epochs": 2, "batch_size": 16, "milestones": (1,)}, workers=0
+        )
+    with open_runtime(config.device, config.precision, config.threads) as runtime:
+        network, settings = load_classifier(config.checkpoint)
+        training = open_split(config.data, "train", config.images, quick=config.quick)
+        validation = open_split(config.data, "val", config.images, training.classes, config.quick)
+        encoder = runtime.place(network.encoder)
+        if config.features == "unnormalised":
+            encoder.normalization = runtime.place(InputNormalization.identity())
+        held_out = WholeImages(validation, config.images)
+        every = max(1, len(held_out) // VALIDATION_IMAGES)
+        held_out_images = torch.stack([held_out[index][0] for index in range(0, len(held_out), every)])
+        seed_globally(config.seed, "darkener")
+        darkener = runtime.place(build_darkener(config))
+        loader = build_loader(config, runtime, DayImages(training, config.images))
+
+        with Run("classification", config, runtime, training.fingerprint()) as run:
+            recipe = DarkenerTraining(config.exposure, config.loss, config.optim)
+            train_darkener(darkener, encoder, loader, held_out_images, recipe, run, runtime)
+            best = run.directory / "best.pt"
+            if runtime.is_main:
+                save_darkener(darkener, best, to_plain(config))
+                sheet = contact_sheet(darkener, held_out_images[:: max(1, len(held_out_images) // 8)][:8], runtime)
+                save_picture(sheet, run.directory / "pictures" / "darkened.png")
+                draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
+            means = obedience(darkener, held_out_images, runtime)
+            log.info("on %d held-out day images:\n%s", len(held_out_images), obedience_table(means))
+            log.info("darkener: %s", best)
+            return best
+
+
+if __name__ == "__main__":
+    run_script(Config, main, __doc__)

@@ -1,0 +1,129 @@
+"""Train a daytime classifier: the model that the other scripts take into the night.
+
+    python classification/train_day.py --name day --data scenes --images.size 64
+
+Gives runs/classification/day/best.pt, the checkpoint for train_darkener.py and train.py. Skip it when you have one.
+The authors supply daytime checkpoints without their training script, so these defaults are ours: Adam, cosine decay.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from class_accuracy import measure
+from class_folders import DEFAULT_DATA, ImageConfig, TrainingViews, Views, open_split
+from classifier import ClassifierSettings, Normalization, ResNetName, build_classifier, save_classifier
+from photometric_jitter import jitter
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from minmax.runtime.batches import EpochBatches
+from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
+from minmax.runtime.devices import Runtime, open_runtime
+from minmax.runtime.report import draw_curves
+from minmax.runtime.run import Run
+from minmax.runtime.seeding import seed_globally
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimisation."""
+
+    epochs: int = 90
+    """Passes over the training images."""
+    batch_size: int = 32
+    """Images per step and process."""
+    lr: float = 1e-3
+    """Learning rate of Adam at the start; it falls to 0 along a cosine."""
+    weight_decay: float = 1e-5
+    """Weight decay of Adam."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(self.epochs >= 1, "--optim.epochs", self.epochs, "1 or more")
+        require(self.batch_size >= 2, "--optim.batch-size", self.batch_size, "2 or more")
+        require(self.lr > 0, "--optim.lr", self.lr, "more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(CommonFlags):
+    """Train a daytime classifier."""
+
+    name: str = "day"
+    """Name of the run; its folder is RUNS/classification/NAME and must not exist yet."""
+    data: str = str(DEFAULT_DATA)
+    """Folder with train/ and val/ in class folders, or `scenes` for the built-in data."""
+    model: ResNetName = "resnet18"
+    """Architecture."""
+    pretrained: bool = False
+    """Start from torchvision's ImageNet weights."""
+    normalization: Normalization = "imagenet"
+    """Statistics by which the network's first layer normalises its input."""
+    jitter: float = 0.3
+    """Strength of the random brightness, contrast, saturation and hue."""
+    images: ImageConfig = field(default_factory=ImageConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+
+def build_loader(config: Config, runtime: Runtime, dataset: TrainingViews) -> DataLoader[Views]:
+    """Batches of views, this process's share."""
+    batches = EpochBatches(len(dataset), config.optim.batch_size, config.seed, runtime.rank, runtime.world_size)
+    return DataLoader(dataset, batch_sampler=batches, num_workers=config.workers, pin_memory=True)
+
+
+def step(network: nn.Module, views: Views, config: Config, runtime: Runtime, generator: torch.Generator) -> Tensor:
+    """Cross-entropy of one batch."""
+    images = jitter(runtime.to_device(views.day), config.jitter, generator)
+    with runtime.autocast():
+        logits = network(images)
+    return F.cross_entropy(logits.float(), views.label.to(logits.device))
+
+
+def main(config: Config) -> Path:
+    """Train, and return the checkpoint of the best epoch on day validation images."""
+    if config.quick:
+        config = replaced(config, images={"size": 32}, optim={"epochs": 2, "batch_size": 16}, workers=0)
+    with open_runtime(config.device, config.precision, config.threads) as runtime:
+        training = open_split(config.data, "train", config.images, quick=config.quick)
+        validation = open_split(config.data, "val", config.images, training.classes, config.quick)
+        seed_globally(config.seed, "network")
+        settings = ClassifierSettings(config.model, training.classes, config.normalization)
+        network = runtime.place(build_classifier(settings, config.pretrained))
+        loader = build_loader(config, runtime, TrainingViews(training, config.images.size, config.seed))
+
+        optimizer = torch.optim.Adam(network.parameters(), config.optim.lr, weight_decay=config.optim.weight_decay)
+        steps = config.optim.epochs * len(loader)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        parallel = runtime.parallel(network)
+
+        with Run("classification", config, runtime, training.fingerprint()) as run:
+            run.restore(network=network, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
+            for epoch in run.epochs(config.optim.epochs):
+                network.train()
+                for views in run.batches(loader, epoch):
+                    loss = step(parallel, views, config, runtime, run.generator("jitter"))
+                    numbers = run.read_losses({"loss": loss})
+                    optimizer.zero_grad(set_to_none=True)
+                    runtime.scaler.scale(loss).backward()
+                    runtime.scaler.step(optimizer)
+                    runtime.scaler.update()
+                    schedule.step()
+                    run.record("train", numbers)
+                accuracy = measure(network, validation, config.images, runtime)
+                run.record("validation", {"day": accuracy.balanced})
+                log.info("epoch %d: balanced accuracy by day %.1f %%", epoch + 1, 100 * accuracy.balanced)
+                if run.finish_epoch(accuracy.balanced) and runtime.is_main:
+                    save_classifier(network, settings, run.directory / "best.pt", to_plain(config))
+                run.save()
+            if runtime.is_main:
+                draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
+            log.info("best epoch %d: %s", run.progress.best_epoch, run.directory / "best.pt")
+            return run.directory / "best.pt"
+
+
+if __name__ == "__main__":
+    run_script(Config, main, __doc__)
