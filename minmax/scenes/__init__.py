@@ -1,0 +1,83 @@
+"""Built-in street scenes by day and by night, so that a fresh machine shows the method without a download."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from minmax.scenes.night import HELD_OUT_NIGHT, NightSettings, render_night
+from minmax.scenes.world import CLASSES, GENERATOR_VERSION, Camera, Scene, build_scene, render_day
+
+__all__ = [
+    "CLASSES",
+    "GENERATOR_VERSION",
+    "HELD_OUT_NIGHT",
+    "Camera",
+    "NightSettings",
+    "Scene",
+    "build_scene",
+    "render_day",
+    "render_labelled",
+    "render_night",
+]
+
+Domain = Literal["day", "night"]
+
+
+def _label(index: int, seed: int) -> int:
+    """Class of image `index`: every run of eight images is a permutation of the classes, whatever their count."""
+    block, place = divmod(index, len(CLASSES))
+    return int(np.random.default_rng((seed, block)).permutation(len(CLASSES))[place])
+
+
+def _render_one(domain: Domain, index: int, size: int, seed: int, settings: NightSettings | None) -> NDArray[np.uint8]:
+    # Scene and light have streams of their own, so that a scene is the same by day and by night.
+    scene_seed, light_seed = np.random.SeedSequence((seed, index)).spawn(2)
+    place_seed, object_seed = (int(word) for word in scene_seed.generate_state(2))
+    rng = np.random.default_rng(scene_seed)
+    camera = Camera(rng.uniform(-0.4, 0.4), rng.uniform(1.1, 1.8), rng.uniform(0.9, 1.1), rng.uniform(0.42, 0.52))
+    scene = build_scene(place_seed, _label(index, seed), object_seed, camera, size)
+    light = np.random.default_rng(light_seed)
+    return render_day(scene, light) if domain == "day" else render_night(scene, light, settings)
+
+
+def _cache_name(domain: Domain, count: int, size: int, seed: int, settings: NightSettings | None) -> str:
+    digest = f"-{hashlib.sha256(repr(settings).encode()).hexdigest()[:10]}" if settings else ""
+    return f"scenes-v{GENERATOR_VERSION}-{domain}-{count}x{size}-seed{seed}{digest}.npz"
+
+
+def render_labelled(
+    domain: Domain,
+    count: int,
+    size: int,
+    seed: int,
+    settings: NightSettings | None = None,
+    cache_dir: Path | None = None,
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Render balanced labelled scenes: images uint8 (N, H, W, 3) in sRGB and labels int64 (N,), indices of CLASSES.
+
+    Image i depends on the seed and on i alone, and day and night of one seed show the same scenes. `settings` are
+    those of the night (by default `NightSettings()`). With a `cache_dir` the result is kept there and found again.
+    """
+    path = cache_dir / _cache_name(domain, count, size, seed, settings) if cache_dir else None
+    if path and path.exists():
+        with np.load(path, allow_pickle=False) as stored:
+            return stored["images"], stored["labels"]
+    images = np.empty((count, size, size, 3), np.uint8)
+    for i in tqdm(range(count), desc=f"{domain} scenes", leave=False, disable=None):
+        images[i] = _render_one(domain, i, size, seed, settings)
+    labels = np.array([_label(i, seed) for i in range(count)], np.int64)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Written aside and renamed, so that a reader never meets half a file.
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        with temporary.open("wb") as stream:
+            np.savez(stream, images=images, labels=labels)
+        temporary.replace(path)
+    return images, labels
