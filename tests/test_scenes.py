@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from minmax.scenes import CLASSES, HELD_OUT_NIGHT, Camera, NightSettings, build_scene, render_labelled, render_night
 from minmax.scenes.night import lamp_light
-from minmax.scenes.world import BACKGROUND, CLASS_LABELS, FAR, MAIN_OBJECT, POLE, Lamp, Scene, render_day
+from minmax.scenes.objects import CLASS_LABELS
+from minmax.scenes.sprites import BACKGROUND, FAR, MAIN_OBJECT, POLE, Lamp
+from minmax.scenes.world import Scene, render_day
 
 Domain = Literal["day", "night"]
 
@@ -130,8 +132,16 @@ def test_cache_returns_what_was_rendered_and_tells_settings_apart(tmp_path: Path
         np.testing.assert_array_equal(rendered[i], loaded[i])
         assert rendered[i].dtype == loaded[i].dtype
     assert len(list(tmp_path.iterdir())) == 1
+    render_labelled("night", 4, 32, 0, settings=NightSettings(), cache_dir=tmp_path)  # what None stands for
+    assert len(list(tmp_path.iterdir())) == 1
 
     brighter = NightSettings(ambient=(0.1, 0.2))
     changed = render_labelled("night", 4, 32, 0, settings=brighter, cache_dir=tmp_path)[0]
     assert not np.array_equal(changed, rendered[0])
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_days_of_any_settings_share_one_cache_file(tmp_path: Path) -> None:
+    for settings in (None, NightSettings(), HELD_OUT_NIGHT):
+        render_labelled("day", 2, 16, 0, settings=settings, cache_dir=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from minmax.scenes.night import HELD_OUT_NIGHT, NightSettings, render_night
-from minmax.scenes.world import CLASSES, GENERATOR_VERSION, Camera, Scene, build_scene, render_day
+from minmax.scenes.objects import CLASSES
+from minmax.scenes.sprites import Camera
+from minmax.scenes.world import GENERATOR_VERSION, Scene, build_scene, render_day
 
 __all__ = [
     "CLASSES",
@@ -48,7 +50,9 @@ def _render_one(domain: Domain, index: int, size: int, seed: int, settings: Nigh
 
 
 def _cache_name(domain: Domain, count: int, size: int, seed: int, settings: NightSettings | None) -> str:
-    digest = f"-{hashlib.sha256(repr(settings).encode()).hexdigest()[:10]}" if settings else ""
+    # Only the night depends on settings; the defaults are spelt out, so that a change of them is told apart as well.
+    described = repr(settings or NightSettings()).encode()
+    digest = f"-{hashlib.sha256(described).hexdigest()[:10]}" if domain == "night" else ""
     return f"scenes-v{GENERATOR_VERSION}-{domain}-{count}x{size}-seed{seed}{digest}.npz"
 
 
@@ -62,8 +66,11 @@ def render_labelled(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Render balanced labelled scenes: images uint8 (N, H, W, 3) in sRGB and labels int64 (N,), indices of CLASSES.
 
-    Image i depends on the seed and on i alone, and day and night of one seed show the same scenes. `settings` are
-    those of the night (by default `NightSettings()`). With a `cache_dir` the result is kept there and found again.
+    Image i depends on the seed and on i alone, and day and night of one seed show the same scenes. With a
+    `cache_dir` the result is kept there and found again.
+
+    `settings` are the ranges that each night picture draws its lamps and its camera from: None is the same as
+    `NightSettings()`, also in the cache, and `HELD_OUT_NIGHT` stands for other lamps and cameras. Days ignore them.
     """
     path = cache_dir / _cache_name(domain, count, size, seed, settings) if cache_dir else None
     if path and path.exists():
