@@ -69,6 +69,19 @@ def scale_loss(scale_map: Tensor) -> Tensor:
     return (1.0 - scale_map).mean()
 
 
+def channel_loss(curve_map: Tensor, scale_map: Tensor) -> Tensor:
+    """How differently the three colour channels are bent: 0 when grey stays grey at every pixel.
+
+    Args:
+        curve_map: `(N, 3, H, W)`.
+        scale_map: `(N, 3, H, W)` in (0, 1]; its differences count in the logarithm and many times over, because eight
+            rounds of squaring multiply them by up to 256.
+
+    Ours: `colour_loss` holds only the mean colour of an image, so that a cyan sky may make up for a brown street.
+    """
+    return (curve_map.var(dim=1) + (20.0 * scale_map.log()).var(dim=1)).mean()
+
+
 @dataclass(frozen=True)
 class DarkeningLoss:
     """The darkener's loss: named, weighted terms. The defaults are the paper's for classification."""
@@ -87,6 +100,8 @@ class DarkeningLoss:
     """Differences of the curve map beyond twice this value count as true edges and are free."""
     scale: float = 5.0
     """Weight of a scale map near 1."""
+    channel: float = 0.0
+    """Weight of bending the three channels alike, so that grey stays grey; 0 in the paper."""
     similarity: float = 0.1
     """Weight of the similarity that the frozen daytime model sees between day and darkened image."""
 
@@ -106,6 +121,8 @@ class DarkeningLoss:
             * total_variation_loss(darkening.curve_map, self.total_variation_midpoint),
             "scale": self.scale * scale_loss(darkening.scale_map),
         }
+        if self.channel:
+            terms["channel"] = self.channel * channel_loss(darkening.curve_map, darkening.scale_map)
         if dark_features:
             terms["similarity"] = self.similarity * feature_similarity(dark_features, day_features)
         return terms

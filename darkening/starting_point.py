@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
 
 from darkening.curve_estimator import Darkener, DarkenerSettings, DepthwiseSeparable, load_darkener
 from darkening.losses import DarkeningLoss
@@ -28,7 +29,7 @@ from minmax.runtime.config import CommonFlags, replaced, run_script
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.run import Run
-from minmax.runtime.seeding import seed_globally
+from minmax.runtime.seeding import derive_seed, seed_globally
 from minmax.scenes import render_labelled
 
 log = logging.getLogger(__name__)
@@ -93,22 +94,29 @@ def _zero_bias(layer: nn.Conv2d, share: slice = slice(None)) -> None:
     layer.bias[share] = 0.0
 
 
-class SceneImages(Dataset[Tensor]):
-    """Day scenes, indexed by (epoch, image)."""
+class VariedScenes(Dataset[Tensor]):
+    """Crops of day scenes in many exposures and white balances, indexed by (epoch, image).
+
+    Users' photos hold what scenes lack: burnt-out skies, walls that fill the frame, dim corners.
+    """
 
     def __init__(self, count: int, size: int, seed: int, cache: Path) -> None:
-        images, _ = render_labelled("day", count, size, seed, cache_dir=cache)
-        self.images = torch.from_numpy(images).permute(0, 3, 1, 2)
+        self.seed = seed
+        self.images = torch.from_numpy(render_labelled("day", count, 2 * size, seed, cache_dir=cache)[0])
+        self.crop = v2.RandomResizedCrop(size, scale=(0.04, 1.0), antialias=True)
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.images)
 
     def __getitem__(self, position: tuple[int, int]) -> Tensor:
-        """Image `position[1]`, `(3, H, W)` in [0, 1], dimmed at random: users' day images are of many brightnesses."""
-        epoch, index = position
-        generator = torch.Generator().manual_seed(epoch * len(self) + index)
-        return (self.images[index] / 255.0) ** float(torch.empty(1).uniform_(0.6, 1.8, generator=generator))
+        """Image `position[1]` as `(3, H, W)` in [0, 1]."""
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.manual_seed(derive_seed(self.seed, *position))
+            image = self.crop(self.images[position[1]].permute(2, 0, 1)) / 255.0
+            gain = torch.empty(1).uniform_(-1.2, 1.2).exp() * torch.empty(3, 1, 1).uniform_(0.9, 1.1)
+        varied: Tensor = (image * gain).clamp(0.0, 1.0)
+        return varied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,15 +127,17 @@ class Config(CommonFlags):
     """Name of the run; its folder is RUNS/darkening/NAME and must not exist yet."""
     count: int = 2048
     """Day scenes to train on."""
-    size: int = 48
-    """Their height and width in pixels."""
+    size: int = 32
+    """Height and width of the crops in pixels; the scenes are twice as large."""
     exposure: tuple[float, float] = (0.0, 0.5)
     """Range of requested exposures."""
     loss: DarkeningLoss = field(
-        default_factory=lambda: DarkeningLoss(exposure=1.0, exposure_patch=0, exposure_space="log", similarity=0.0)
+        default_factory=lambda: DarkeningLoss(
+            exposure=4.0, exposure_patch=0, exposure_space="log", scale=1.0, channel=5.0, similarity=0.0
+        )
     )
     optim: DarkenerOptim = field(
-        default_factory=lambda: DarkenerOptim(epochs=20, lr=2e-3, clip=1.0, milestones=(12, 17), warmup_steps=100)
+        default_factory=lambda: DarkenerOptim(epochs=40, lr=2e-3, clip=1.0, milestones=(28, 36), warmup_steps=100)
     )
 
 
@@ -137,9 +147,9 @@ def main(config: Config) -> Path:
         config = replaced(config, count=64, size=32, optim={"epochs": 1})
     with open_runtime(config.device, config.precision, config.threads) as runtime:
         cache = config.runs / "scenes"
-        training = SceneImages(config.count, config.size, TRAINING_SEED, cache)
-        held_out = render_labelled("day", 256, config.size, VALIDATION_SEED, cache_dir=cache)[0]
-        validation = torch.from_numpy(held_out).permute(0, 3, 1, 2) / 255.0
+        training = VariedScenes(config.count, config.size, TRAINING_SEED, cache)
+        held_out = VariedScenes(256, config.size, VALIDATION_SEED, cache)
+        validation = torch.stack([held_out[0, index] for index in range(len(held_out))])
         batches = EpochBatches(len(training), config.optim.batch_size, config.seed, runtime.rank, runtime.world_size)
         loader: DataLoader[Tensor] = DataLoader(training, batch_sampler=batches)
         seed_globally(config.seed, "darkener")

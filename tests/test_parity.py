@@ -171,7 +171,13 @@ def test_parity_of_the_classification_darkener_loss_with_gradients_and_one_step(
     darkening: Darkening = darkener(images, exposure)
     assert_summary(darkening.image, expected["darkened"])
     terms = DarkeningLoss()(darkening, exposure, encoder(darkening.image), encoder(images))
-    released_names = {"exp": "exposure", "color": "colour", "tv": "total_variation", "down": "scale", "sim": "similarity"}
+    released_names = {
+        "exp": "exposure",
+        "color": "colour",
+        "tv": "total_variation",
+        "down": "scale",
+        "sim": "similarity",
+    }
     for theirs, ours in released_names.items():
         assert terms[ours].item() == pytest.approx(expected["weighted_terms"][theirs], rel=TOLERANCE)
     total = torch.stack(list(terms.values())).sum()

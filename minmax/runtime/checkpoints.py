@@ -50,7 +50,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Weights only load failed" in str(error) and "Unsupported" in str(error):
+        if "unsupported" in str(error).lower():
             raise UsageError(
                 f"refused {path}: it holds Python objects that could run code when loaded, not only tensors and plain "
                 "values; save its state_dict() instead"

@@ -148,7 +148,7 @@ def run_script(config_class: type[ConfigT], main: Callable[[ConfigT], object], d
 
 
 def _fail(error: Exception, code: int) -> int:
-    logging.getLogger("minmax").error("error: %s", error)
+    sys.stderr.write(f"error: {error}\n")
     return code
 
 

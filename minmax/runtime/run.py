@@ -85,6 +85,8 @@ class Run:
             _write_environment(self.directory / "environment.jsonl", data_fingerprint)
 
     def _open_folder(self, config: CommonFlags) -> None:
+        if not self.runtime.is_main:
+            return  # the main process has the folder, perhaps already made, to itself
         exists = self.directory.exists()
         if exists and not config.resume:
             raise UsageError(f"the run {self.directory} exists; choose another --name, or continue it with --resume")
@@ -95,7 +97,7 @@ class Run:
             changed = _differences({k: v for k, v in before.items() if k not in FREE_FLAGS}, now)
             if changed:
                 raise UsageError(f"--resume: {self.directory} was started with other flags: {'; '.join(changed)}")
-        elif self.runtime.is_main:
+        else:
             try:
                 (self.directory / "pictures").mkdir(parents=True)
                 write_yaml(config, self.directory / "config.yaml")
