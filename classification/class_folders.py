@@ -157,7 +157,7 @@ def open_split(
         if classes is not None and classes != images.classes:
             raise UsageError(f"the network knows {_listed(classes)}, the scenes show {_listed(images.classes)}")
         return images
-    root = Path(data).expanduser()
+    root = Path(data)
     found, files, labels = _scan(root, split, classes)
     images = FolderImages(root, split, found, files, labels)
     bad = _unreadable(images)
@@ -177,7 +177,7 @@ def open_split(
 
 def has_split(data: str, split: Split) -> bool:
     """Whether a data set has a split."""
-    return data == SCENES or (Path(data).expanduser() / split).is_dir()
+    return data == SCENES or (Path(data) / split).is_dir()
 
 
 def _scan(root: Path, split: Split, classes: tuple[str, ...] | None) -> tuple[tuple[str, ...], list[Path], list[int]]:

@@ -95,8 +95,11 @@ def load_classifier(path: Path) -> tuple[TaskNetwork, ClassifierSettings]:
             f"{path} is not a classifier checkpoint of this project: found {found}; expected the best.pt or "
             "last-epoch.pt of a classification run"
         )
-    stored = payload["settings"]
-    settings = ClassifierSettings(stored["model"], tuple(stored["classes"]), stored["normalization"])
+    try:
+        stored, state = payload["settings"], payload["network"]
+        settings = ClassifierSettings(stored["model"], tuple(stored["classes"]), stored["normalization"])
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{path} is not a classifier checkpoint of this version: it lacks {error}") from error
     network = build_classifier(settings)
-    load_strictly(network, payload["network"], path)
+    load_strictly(network, state, path)
     return network, settings

@@ -99,7 +99,9 @@ class Config(CommonFlags):
 def build_loader(config: Config, runtime: Runtime, dataset: TrainingViews) -> DataLoader[Views]:
     """Batches of views, this process's share."""
     batches = EpochBatches(len(dataset), config.optim.batch_size, config.seed, runtime.rank, runtime.world_size)
-    return DataLoader(dataset, batch_sampler=batches, num_workers=config.workers, pin_memory=True)
+    return DataLoader(
+        dataset, batch_sampler=batches, num_workers=config.workers, pin_memory=runtime.device.type == "cuda"
+    )
 
 
 def build_views(

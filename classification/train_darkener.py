@@ -17,10 +17,10 @@ from class_folders import DEFAULT_DATA, DayImages, ImageConfig, WholeImages, ope
 from classifier import load_classifier
 from torch.utils.data import DataLoader
 
-from darkening.curve_estimator import Darkener, DarkenerSettings, load_darkener, save_darkener
+from darkening.curve_estimator import Darkener, DarkenerSettings, save_darkener
 from darkening.losses import DarkeningLoss
 from darkening.preview import contact_sheet
-from darkening.starting_point import load_starting_point
+from darkening.starting_point import STARTING_POINT_NAME, load_darkener_or_starting_point
 from darkening.training import DarkenerOptim, DarkenerTraining, obedience, obedience_table, train_darkener
 from minmax.runtime.batches import EpochBatches
 from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
@@ -45,7 +45,7 @@ class Config(CommonFlags):
     """Folder with train/ and val/ in class folders, or `scenes` for the built-in data."""
     checkpoint: Path
     """The daytime classifier, a best.pt of train_day.py."""
-    init: str = "starting-point"
+    init: str = STARTING_POINT_NAME
     """starting-point (ships with the package), scratch, or the path of a darkener to continue from."""
     features: Literal["normalised", "unnormalised"] = "normalised"
     """What the frozen classifier is fed: images normalised as it was trained, or raw as in the authors' code."""
@@ -61,7 +61,7 @@ def build_darkener(config: Config) -> Darkener:
     """The darkener to start from."""
     if config.init == "scratch":
         return Darkener(config.darkener)
-    darkener = load_starting_point() if config.init == "starting-point" else load_darkener(Path(config.init))
+    darkener = load_darkener_or_starting_point(config.init)
     if config.darkener not in (DarkenerSettings(), darkener.settings):
         raise UsageError(
             f"--init {config.init}: it was made with {asdict(darkener.settings)}; other --darkener flags need "
@@ -73,7 +73,9 @@ def build_darkener(config: Config) -> Darkener:
 def build_loader(config: Config, runtime: Runtime, dataset: DayImages) -> DataLoader[torch.Tensor]:
     """Batches of day images, this process's share."""
     batches = EpochBatches(len(dataset), config.optim.batch_size, config.seed, runtime.rank, runtime.world_size)
-    return DataLoader(dataset, batch_sampler=batches, num_workers=config.workers, pin_memory=True)
+    return DataLoader(
+        dataset, batch_sampler=batches, num_workers=config.workers, pin_memory=runtime.device.type == "cuda"
+    )
 
 
 def main(config: Config) -> Path:

@@ -17,8 +17,15 @@ from tqdm import tqdm
 
 from darkening.heuristics import HEURISTICS
 from darkening.night_view import NightConfig, NightView, day_view, learned_night
-from darkening.pictures import DECODING_ERRORS, decode_picture, find_pictures, first_lines, write_picture
-from darkening.starting_point import load_darkener_or_starting_point
+from darkening.pictures import (
+    DECODING_ERRORS,
+    PICTURE_SUFFIXES,
+    decode_picture,
+    find_pictures,
+    first_lines,
+    write_picture,
+)
+from darkening.starting_point import STARTING_POINT_NAME, load_darkener_or_starting_point
 from minmax.runtime.config import require, run_script
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import RunError, UsageError
@@ -36,7 +43,7 @@ class Config:
     """An image, or a folder of images with any folders below it."""
     output: Path
     """The darkened image, or the folder for the darkened images; made when missing."""
-    darkener: str = "starting-point"
+    darkener: str = STARTING_POINT_NAME
     """A darkener checkpoint, or `starting-point` for the one that ships with the package."""
     night: NightConfig = field(default_factory=NightConfig)
     seed: int = 0
@@ -51,6 +58,8 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         require(self.workers >= 0, "--workers", self.workers, "0 or more")
+        used = self.night.source == "learned" or self.darkener == STARTING_POINT_NAME
+        require(used, "--darkener", self.darkener, f"nothing with --night.source {self.night.source}")
 
 
 class PictureFiles(Dataset[tuple[Path, torch.Tensor | str]]):
@@ -107,6 +116,8 @@ def _targets(config: Config, files: list[Path]) -> dict[Path, Path]:
     if config.input.is_file():
         inside = config.output.is_dir() or not config.output.suffix
         target = config.output / config.input.name if inside else config.output
+        if target.suffix.lower() not in PICTURE_SUFFIXES:
+            raise UsageError(f"--output {config.output}: expected a folder or a picture such as .png")
         if target.resolve() == config.input.resolve():
             raise UsageError(f"--output {config.output}: would overwrite the input")
         return {config.input: target}

@@ -173,8 +173,11 @@ def load_darkener(path: Path) -> Darkener:
     """
     payload = load_checkpoint(path)
     if payload.get("format") == CHECKPOINT_FORMAT:
-        darkener = Darkener(DarkenerSettings(**payload["settings"]))
-        load_strictly(darkener, payload["darkener"], path)
+        try:
+            darkener, state = Darkener(DarkenerSettings(**payload["settings"])), payload["darkener"]
+        except (KeyError, TypeError, UsageError) as error:
+            raise UsageError(f"{path} is not a darkener checkpoint of this version: {error}") from error
+        load_strictly(darkener, state, path)
         return darkener
     if "e_conv0.depth_conv.weight" in payload:
         return darkener_from_released(payload, path)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from minmax.runtime.checkpoints import write_atomically
@@ -40,7 +40,7 @@ def find_pictures(source: Path) -> list[Path]:
 def decode_picture(file: Path) -> Tensor:
     """Decode a file to uint8 RGB `(3, H, W)`; one of DECODING_ERRORS when it is broken."""
     with Image.open(file) as image:
-        pixels = np.array(image.convert("RGB"))
+        pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

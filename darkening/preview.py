@@ -13,7 +13,7 @@ from torch import Tensor
 
 from darkening.curve_estimator import Darkener
 from darkening.pictures import find_pictures, read_picture
-from darkening.starting_point import load_darkener_or_starting_point
+from darkening.starting_point import STARTING_POINT_NAME, load_darkener_or_starting_point
 from minmax.runtime.config import require, run_script
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.report import picture_grid, save_picture
@@ -50,7 +50,7 @@ class Config:
     """An image, or a folder of images."""
     output: Path
     """The contact sheet, a .png file."""
-    darkener: str = "starting-point"
+    darkener: str = STARTING_POINT_NAME
     """A darkener checkpoint, or `starting-point` for the one that ships with the package."""
     exposures: tuple[float, ...] = SHOWN_EXPOSURES
     """Requested mean intensities, one row each."""
@@ -75,7 +75,8 @@ def main(config: Config) -> None:
     with open_runtime(config.device) as runtime:
         darkener = runtime.place(freeze(load_darkener_or_starting_point(config.darkener)))
         files = find_pictures(config.input)
-        chosen = files[:: max(1, len(files) // config.count)][: config.count]
+        count = min(config.count, len(files))
+        chosen = [files[i * len(files) // count] for i in range(count)]
         images = torch.cat([_square(read_picture(file), config.size) for file in chosen])
         save_picture(contact_sheet(darkener, images, runtime, config.exposures), config.output)
         log.info("%s: %d images", config.output, len(chosen))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
@@ -34,6 +34,7 @@ from minmax.scenes import render_labelled
 
 log = logging.getLogger(__name__)
 
+STARTING_POINT_NAME = "starting-point"
 STARTING_POINT = Path(__file__).with_name("starting_point.safetensors")
 TRAINING_SEED, VALIDATION_SEED = 11, 12  # other scenes than those of any task
 
@@ -48,7 +49,7 @@ def load_starting_point(path: Path = STARTING_POINT) -> Darkener:
         with safe_open(path, framework="pt") as file:
             settings = DarkenerSettings(**json.loads(file.metadata()["settings"]))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    except (OSError, SafetensorError, KeyError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"cannot read the starting point {path}: {error}; install the package again") from error
     darkener = Darkener(settings)
     load_strictly(darkener, state, path)
@@ -57,14 +58,14 @@ def load_starting_point(path: Path = STARTING_POINT) -> Darkener:
 
 def load_darkener_or_starting_point(name: str) -> Darkener:
     """The darkener at a path, or the shipped one for `starting-point`."""
-    return load_starting_point() if name == "starting-point" else load_darkener(Path(name))
+    return load_starting_point() if name == STARTING_POINT_NAME else load_darkener(Path(name))
 
 
 def export(darkener: Darkener, path: Path) -> None:
     """Write weights and settings as safetensors."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in darkener.state_dict().items()}
     metadata = {"settings": json.dumps(asdict(darkener.settings))}
-    write_atomically(path, lambda temporary: save_file(state, temporary, metadata))
+    write_atomically(path, lambda temporary: temporary.write_bytes(save(state, metadata)))
 
 
 @torch.no_grad()
@@ -123,7 +124,7 @@ class VariedScenes(Dataset[Tensor]):
 class Config(CommonFlags):
     """Train the starting point of all darkeners on built-in scenes."""
 
-    name: str = "starting-point"
+    name: str = STARTING_POINT_NAME
     """Name of the run; its folder is RUNS/darkening/NAME and must not exist yet."""
     count: int = 2048
     """Day scenes to train on."""
@@ -137,7 +138,7 @@ class Config(CommonFlags):
         )
     )
     optim: DarkenerOptim = field(
-        default_factory=lambda: DarkenerOptim(epochs=40, lr=2e-3, clip=1.0, milestones=(28, 36), warmup_steps=100)
+        default_factory=lambda: DarkenerOptim(epochs=24, lr=2e-3, clip=1.0, milestones=(16, 21), warmup_steps=100)
     )
 
 

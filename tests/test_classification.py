@@ -340,7 +340,7 @@ def test_bad_checkpoints_are_refused(make, message, data, tmp_path, monkeypatch)
         (["--nigth.exposure", "0", "0.1"], "nigth"),
         (["--night.source", "learned"], "needs --darkener"),
         (["--night.source", "gamma", "--darkener", "some.pt"], "is not used with"),
-        (["--data", "nowhere"], "no data at nowhere"),
+        (["--data", "nowhere"], "no data at "),
         (["--name", "a/b"], "expected a plain folder name"),
         (["--device", "tpu"], "--device tpu: expected"),
         (["--optim.lr", "0"], "--optim.lr 0.0: expected more than 0"),

@@ -34,6 +34,8 @@ class CommonFlags:
 
     name: str
     """Name of the run; its folder is RUNS/TASK/NAME and must not exist yet."""
+    data: str = "scenes"
+    """Folder of the data set, or `scenes` for the built-in data."""
     seed: int = 0
     """Seed of everything random."""
     device: str = "auto"
@@ -56,7 +58,12 @@ class CommonFlags:
     """Write a checkpoint at least this often; one is also written after every epoch and on SIGTERM or Ctrl-C."""
 
     def __post_init__(self) -> None:
-        """Refuse values that no script can work with."""
+        """Refuse values that no script can work with, and make paths absolute: a run can be replayed from anywhere."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Path) or (field.name == "data" and value != "scenes"):
+                absolute = Path(value).expanduser().absolute()
+                object.__setattr__(self, field.name, str(absolute) if field.name == "data" else absolute)
         if not self.name or Path(self.name).name != self.name or self.name.startswith("."):
             raise UsageError(f"--name {self.name!r}: expected a plain folder name")
         require(self.workers >= 0, "--workers", self.workers, "0 or more")
@@ -81,6 +88,19 @@ _converter.register_unstructure_hook(Path, str)
 _converter.register_structure_hook(Path, lambda value, _: Path(value))
 
 
+def _only(*kinds: type) -> Callable[[Any, Any], Any]:
+    def structure(value: Any, _: Any) -> Any:
+        if type(value) not in kinds:
+            raise ValueError(f"{value!r} is not {kinds[0].__name__}")
+        return value
+
+    return structure
+
+
+_converter.register_structure_hook(int, _only(int))
+_converter.register_structure_hook(bool, _only(bool))
+
+
 def to_plain(config: DataclassInstance) -> dict[str, Any]:
     """A config as nested dicts of numbers, words and lists: what YAML, JSON and checkpoints hold."""
     plain = _converter.unstructure(config)
@@ -94,6 +114,8 @@ def from_plain(config_class: type[ConfigT], plain: Any, source: Path | str) -> C
     Raises:
         UsageError: names the source and the first thing that does not fit.
     """
+    if not isinstance(plain, dict):
+        raise UsageError(f"{source} does not fit {config_class.__module__}'s flags: expected names and values")
     try:
         return _converter.structure(plain, config_class)
     except cattrs.BaseValidationError as error:

@@ -1,0 +1,307 @@
+"""Darkening of files and the contact sheet: formats, resuming, broken files, full disks, refusals."""
+
+import errno
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from darkening import apply, preview
+from darkening.curve_estimator import Darkener, DarkenerSettings, save_darkener
+from darkening.night_view import NightConfig
+from darkening.pictures import PICTURE_SUFFIXES, read_picture, write_picture
+from minmax.runtime.config import run_script
+from minmax.runtime.errors import RunError, UsageError
+
+NAMES = ("a.png", "b.jpg", "trip/c.png", "trip/d.jpg", "trip/deep er/e.png")
+DAY, GAMMA = NightConfig(source="day"), NightConfig(source="gamma")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("darkener") / "untrained.pt"
+    save_darkener(Darkener(DarkenerSettings(width=8)), file)
+    return str(file)
+
+
+def paint(file, seed=0, height=20, width=24):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed))
+    write_picture(image, file)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    for seed, name in enumerate(NAMES):
+        paint(folder / name, seed)
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+def files_below(folder):
+    return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+
+
+def contents(folder):
+    return {name: path.read_bytes() for name, path in files_below(folder).items()}
+
+
+def darken(source, output, night=GAMMA, **flags):
+    apply.main(apply.Config(input=source, output=output, night=night, workers=0, device="cpu", **flags))
+    return contents(output) if output.is_dir() else output.read_bytes()
+
+
+def test_a_folder_is_darkened_with_its_tree(photos, tmp_path, checkpoint):
+    before = contents(photos)
+    found = darken(photos, tmp_path / "dark", NightConfig(), darkener=checkpoint)
+    assert set(found) == set(NAMES)
+    for name in NAMES:
+        assert read_picture(tmp_path / "dark" / name).shape == (1, 3, 20, 24)
+    assert contents(photos) == before
+
+
+def test_hand_made_nights_reach_the_exposure_on_disk(photos, tmp_path):
+    darken(photos, tmp_path / "dark", NightConfig(source="gamma", exposure=(0.1, 0.1), noise=0.0))
+    for name in NAMES:
+        assert float(read_picture(tmp_path / "dark" / name).mean()) == pytest.approx(0.1, abs=0.015)
+
+
+@pytest.mark.parametrize("suffix", [*sorted(PICTURE_SUFFIXES), ".JPG", ".Png"])
+def test_every_format_is_read_and_written(suffix, tmp_path):
+    paint(tmp_path / "in" / f"x{suffix}")
+    darken(tmp_path / "in", tmp_path / "out", DAY)
+    source, target = tmp_path / "in" / f"x{suffix}", tmp_path / "out" / f"x{suffix}"
+    with Image.open(source) as before, Image.open(target) as after:
+        assert (after.format, after.mode, after.size) == (before.format, "RGB", (24, 20))
+    tolerance = 0.2 if suffix.lower() in (".jpg", ".jpeg", ".webp") else 0.0
+    assert (read_picture(target) - read_picture(source)).abs().mean() <= tolerance
+
+
+def test_intensities_are_rounded_and_clamped_not_wrapped_around(tmp_path):
+    codes = torch.tensor([-51.0, 0.4, 0.6, 99.5001, 254.6, 306.0])
+    write_picture((codes / 255).expand(3, 2, 6), tmp_path / "x.png")
+    assert (read_picture(tmp_path / "x.png")[0, 0, 0] * 255).round().tolist() == [0, 0, 1, 100, 255, 255]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK"])
+def test_pictures_of_every_mode_are_read_as_rgb(mode, tmp_path):
+    file = tmp_path / "in" / ("x.tif" if mode == "CMYK" else "x.png")
+    file.parent.mkdir()
+    Image.fromarray(np.full((8, 9, 3), 255, np.uint8)).convert(mode).save(file)
+    darken(file, tmp_path / "out" / file.name, DAY)
+    assert torch.equal(read_picture(tmp_path / "out" / file.name), torch.ones(1, 3, 8, 9))
+
+
+def test_a_photo_stays_upright(tmp_path):
+    sideways = Image.Exif()
+    sideways[0x0112] = 6  # the camera was turned: viewers rotate by 90 degrees
+    file = tmp_path / "phone.jpg"
+    Image.fromarray(np.zeros((20, 40, 3), np.uint8)).save(file, exif=sideways)
+    darken(file, tmp_path / "dark.png", DAY)
+    with Image.open(tmp_path / "dark.png") as dark:
+        assert dark.size == (20, 40) or dark.getexif().get(0x0112) == 6
+
+
+def test_a_single_file_goes_to_a_file_or_into_a_folder(photos, tmp_path):
+    darken(photos / "a.png", tmp_path / "one.png")
+    darken(photos / "a.png", tmp_path / "folder")
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "folder" / "a.png").read_bytes()
+
+
+def test_finished_files_are_skipped(photos, tmp_path):
+    output = tmp_path / "dark"
+    first = darken(photos, output)
+    times = {name: path.stat().st_mtime_ns for name, path in files_below(output).items()}
+    (output / "a.png").write_bytes(b"mine")  # a file that is there is never touched
+    times["a.png"] = (output / "a.png").stat().st_mtime_ns
+    assert darken(photos, output) == first | {"a.png": b"mine"}
+    assert {name: path.stat().st_mtime_ns for name, path in files_below(output).items()} == times
+
+
+@pytest.mark.parametrize("source", ["learned", "camera"])
+def test_an_interrupted_and_continued_run_equals_an_uninterrupted_one(
+    source, photos, tmp_path, checkpoint, monkeypatch
+):
+    night = NightConfig(source=source)
+    whole = darken(photos, tmp_path / "whole", night, darkener=checkpoint)
+    written = []
+
+    def write_three(image, file):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(file)
+        write_picture(image, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(apply, "write_picture", write_three)
+        with pytest.raises(KeyboardInterrupt):
+            darken(photos, tmp_path / "parts", night, darkener=checkpoint)
+    assert len(contents(tmp_path / "parts")) == 3
+    (tmp_path / "parts" / "a.png").unlink()
+    assert darken(photos, tmp_path / "parts", night, darkener=checkpoint) == whole
+
+
+def test_the_seed_decides_and_each_file_has_its_own_draws(tmp_path):
+    for name in ("x.png", "y.png"):
+        paint(tmp_path / "in" / name, seed=1)
+    first, again = darken(tmp_path / "in", tmp_path / "1"), darken(tmp_path / "in", tmp_path / "2")
+    other = darken(tmp_path / "in", tmp_path / "3", seed=1)
+    assert first == again
+    assert all(first[name] != other[name] for name in first)
+    assert first["x.png"] != first["y.png"]
+
+
+def break_files(folder):
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("not a picture")
+    cut = (folder / "a.png").read_bytes()
+    (folder / "trip" / "cut.png").write_bytes(cut[: len(cut) // 2])
+    return ("empty.png", "text.jpg", "trip/cut.png")
+
+
+def test_broken_files_are_listed_and_all_others_are_done(photos, tmp_path):
+    broken = break_files(photos)
+    with pytest.raises(RunError, match="3 of 8 files cannot be read") as caught:
+        darken(photos, tmp_path / "dark")
+    assert all(str(photos / name) in str(caught.value) for name in broken)
+    assert "--skip-corrupt" in str(caught.value)
+    assert set(contents(tmp_path / "dark")) == set(NAMES)
+
+
+def test_broken_files_are_left_out_when_asked(photos, tmp_path, caplog):
+    broken = break_files(photos)
+    assert set(darken(photos, tmp_path / "dark", skip_corrupt=True)) == set(NAMES)
+    assert all(str(photos / name) in caplog.text for name in broken)
+
+
+def test_a_decompression_bomb_is_a_broken_file(photos, tmp_path, monkeypatch):
+    paint(photos / "bomb.png", height=40, width=40)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(RunError, match=r"1 of 6 files .*\n.*bomb\.png"):
+        darken(photos, tmp_path / "dark")
+
+
+def test_a_full_disk_leaves_no_half_written_and_no_temporary_file(photos, tmp_path, monkeypatch):
+    save, output = Image.Image.save, tmp_path / "dark"
+
+    def save_two_and_a_half(picture, file, **options):
+        if len(files_below(output)) < 2:
+            return save(picture, file, **options)
+        file.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", save_two_and_a_half)
+        with pytest.raises(RunError, match=f"could not write {output}.*No space left on device"):
+            darken(photos, output)
+    assert set(contents(output)) == {"a.png", "b.jpg"}
+    assert darken(photos, output) == darken(photos, tmp_path / "whole")
+
+
+REFUSED = {
+    # input, output, message; both paths below the folder that holds photos/
+    "inside": ("photos", "photos/trip/dark", "lies inside it"),
+    "same": ("photos", "photos", "is the input"),
+    "same file": ("photos/a.png", "photos/a.png", "would overwrite the input"),
+    "the file's own folder": ("photos/a.png", "photos", "would overwrite the input"),
+    "missing": ("nothing", "dark", "no file or folder"),
+    "no pictures": ("empty", "dark", "no pictures below"),
+    "not a picture": ("photos/notes.txt", "dark", "is not a picture"),
+    "output is a file": ("photos", "taken", "is a file; expected a folder"),
+    "unknown format": ("photos/a.png", "dark.xyz", "dark.xyz"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_inputs_and_outputs_that_cannot_work_are_refused_before_anything_is_written(case, photos, tmp_path):
+    source, output, message = REFUSED[case]
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "taken").touch()
+    before = contents(tmp_path)
+    with pytest.raises(UsageError, match=message):
+        darken(tmp_path / source, tmp_path / output)
+    assert contents(tmp_path) == before
+
+
+def test_a_missing_darkener_is_refused(photos, tmp_path):
+    with pytest.raises(UsageError, match="no checkpoint at nowhere.pt"):
+        darken(photos, tmp_path / "dark", NightConfig(), darkener="nowhere.pt")
+    assert not (tmp_path / "dark").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--night.exposure", "0.3", "0.1"], "error: --night.exposure 0.3 0.1: expected two numbers"),
+        (["--workers", "-1"], "error: --workers -1: expected 0 or more"),
+    ],
+)
+def test_a_bad_flag_ends_the_command_with_one_line(flags, message, photos, tmp_path, monkeypatch, capsys):
+    arguments = ["--input", str(photos), "--output", str(tmp_path / "dark"), *flags]
+    monkeypatch.setattr(sys, "argv", ["apply", *arguments])
+    monkeypatch.setattr("logging.root.handlers", [])
+    with pytest.raises(SystemExit) as caught:
+        run_script(apply.Config, apply.main, None)
+    lines = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2 and len(lines) == 1 and lines[0].startswith(message)
+
+
+def test_the_contact_sheet_has_a_row_per_exposure_and_a_column_per_image(photos, tmp_path, checkpoint):
+    sheet = tmp_path / "sheets" / "sheet.png"
+    preview.main(
+        preview.Config(
+            input=photos, output=sheet, darkener=checkpoint, exposures=(0.3, 0.1), count=3, size=32, device="cpu"
+        )
+    )
+    with Image.open(sheet) as found:
+        margin = found.width - (3 * 34 - 2)
+        assert found.height == 3 * 34 - 2 and margin > 0
+        pixels = np.asarray(found.convert("RGB"))
+    day = pixels[:32, margin : margin + 32]
+    expected = preview._square(read_picture(photos / "a.png"), 32)[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(day / 255, expected, atol=0.003)
+    assert set(contents(sheet.parent)) == {"sheet.png"}
+
+
+@pytest.mark.parametrize(("there", "count"), [(5, 3), (15, 8), (7, 7), (3, 8), (16, 4)])
+def test_the_contact_sheet_spreads_over_the_folder(there, count, tmp_path, checkpoint, monkeypatch):
+    for i in range(there):
+        paint(tmp_path / "in" / f"{i:02}.png", height=8, width=8)
+    chosen = []
+    monkeypatch.setattr(preview, "read_picture", lambda file: chosen.append(int(file.stem)) or read_picture(file))
+    preview.main(
+        preview.Config(input=tmp_path / "in", output=tmp_path / "s.png", darkener=checkpoint, count=count, size=8)
+    )
+    assert len(chosen) == min(there, count)
+    gaps = np.diff(chosen)
+    assert gaps.min() >= 1 and gaps.max() - gaps.min() <= 1
+    assert chosen[0] + (there - 1 - chosen[-1]) <= gaps.max()  # and neither end is left out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"exposures": ()}, "--exposures"),
+        ({"exposures": (0.1, 1.5)}, "--exposures"),
+        ({"count": 0}, "--count 0"),
+        ({"size": 4}, "--size 4"),
+        ({"output": Path("sheet.jpg")}, "--output sheet.jpg: expected a .png file"),
+    ],
+)
+def test_the_contact_sheet_refuses_values_out_of_range(flags, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        preview.Config(**({"input": tmp_path, "output": tmp_path / "sheet.png"} | flags))
+
+
+def test_the_contact_sheet_names_a_broken_picture(tmp_path, checkpoint):
+    (tmp_path / "broken.png").write_bytes(b"")
+    config = preview.Config(input=tmp_path, output=tmp_path / "s.png", darkener=checkpoint, device="cpu")
+    with pytest.raises(RunError, match="cannot read .*broken.png"):
+        preview.main(config)
+    with pytest.raises(UsageError, match="no file or folder"):
+        preview.main(preview.Config(input=tmp_path / "nothing", output=tmp_path / "s.png", darkener=checkpoint))

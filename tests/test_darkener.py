@@ -1,0 +1,274 @@
+"""The darkener: its network, the ways to ask for an exposure, its checkpoints, and the one that ships."""
+
+import math
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from darkening.curve_estimator import (
+    CHECKPOINT_FORMAT,
+    Darkener,
+    DarkenerSettings,
+    DepthwiseSeparable,
+    encode_exposure,
+    load_darkener,
+    save_darkener,
+)
+from darkening.starting_point import export, load_starting_point, open_exposure_path
+from minmax.runtime.errors import UsageError
+from minmax.scenes import render_labelled
+
+
+class RunsCode:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def images_of(count=2, side=12, seed=0, dtype=torch.float32):
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def darkener_of(**settings):
+    torch.manual_seed(3)
+    return Darkener(DarkenerSettings(width=8, **settings)).double()
+
+
+def test_parts_give_the_value_and_the_gradients_of_their_concatenation():
+    torch.manual_seed(0)
+    unit = DepthwiseSeparable(7, 5).double()
+    parts = [torch.randn(2, width, 6, 7, dtype=torch.float64, requires_grad=True) for width in (3, 1, 3)]
+    found, gradients = [], []
+    for arguments in (parts, [torch.cat(parts, dim=1)]):
+        output = unit(*arguments)
+        found.append(output)
+        weighted = (output * torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view_as(output)).sum()
+        gradients.append(torch.autograd.grad(weighted, [*parts, *unit.parameters()]))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-12)
+    for apart, together in zip(*gradients, strict=True):
+        torch.testing.assert_close(apart, together, rtol=0, atol=1e-12)
+
+
+def test_scalar_column_and_map_of_one_exposure_agree():
+    darkener, images = darkener_of(), images_of(dtype=torch.float64)
+    by_map = darkener(images, torch.full((2, 1, 12, 12), 0.2))
+    for exposure in (torch.tensor(0.2), torch.full((2, 1, 1, 1), 0.2)):
+        for found, expected in zip(darkener(images, exposure), by_map, strict=True):
+            torch.testing.assert_close(found, expected)
+
+
+def test_each_image_follows_its_own_exposure():
+    darkener, images = darkener_of(), images_of(dtype=torch.float64)
+    both = darkener(images, torch.tensor([0.05, 0.4]).view(2, 1, 1, 1)).image
+    for i, exposure in enumerate((0.05, 0.4)):
+        torch.testing.assert_close(both[i : i + 1], darkener(images[i : i + 1], torch.tensor(exposure)).image)
+    assert not torch.allclose(both[1:], darkener(images[1:], torch.tensor(0.05)).image)
+
+
+def test_exposure_code_by_hand():
+    exposure = torch.full((1, 1, 2, 2), 0.1, dtype=torch.float64)
+    assert torch.equal(encode_exposure(exposure, 1), exposure)
+    # t = 10^-1; sin and cos of pi t, then of 2 pi t.
+    waves = [wave(factor * math.pi * 0.1) for factor in (1, 2) for wave in (math.sin, math.cos)]
+    expected = torch.tensor(waves, dtype=torch.float64).view(1, 4, 1, 1).expand(1, 4, 2, 2)
+    torch.testing.assert_close(encode_exposure(exposure, 4), expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"exposure_channels": 4}, {"curve": "reciprocal"}, {"curve_rounds": 2}])
+def test_maps_have_their_ranges_whatever_the_settings(settings):
+    found = darkener_of(min_scale=0.9, **settings)(images_of(dtype=torch.float64), torch.tensor(0.2))
+    assert {tuple(tensor.shape) for tensor in found} == {(2, 3, 12, 12)}
+    assert found.curve_map.abs().max() <= 1
+    assert found.scale_map.min() >= 0.9 and found.scale_map.max() <= 1
+
+
+def brightening_darkener():
+    darkener = darkener_of()
+    last = darkener.estimator.units[-1].pointwise
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias[:3], last.bias[3:] = -10.0, -20.0  # curve map -1, scale 0.95
+    return darkener
+
+
+def test_darken_clamps_is_outside_the_graph_and_keeps_its_input():
+    darkener, images = brightening_darkener(), images_of(dtype=torch.float64)
+    kept = images.clone()
+    unclamped = darkener(images, torch.tensor(0.2)).image
+    assert unclamped.max() > 1.04 and unclamped.requires_grad
+    darkened = darkener.darken(images, torch.tensor(0.2))
+    assert not darkened.requires_grad and darkened.grad_fn is None
+    torch.testing.assert_close(darkened, unclamped.detach().clamp(0, 1))
+    assert torch.equal(images, kept)
+
+
+def test_gradients_reach_every_weight():
+    darkener = darkener_of()
+    darkener(images_of(dtype=torch.float64), torch.tensor(0.2)).image.sum().backward()
+    silent = [name for name, weight in darkener.named_parameters() if not weight.grad.abs().sum() > 0]
+    assert not silent
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"exposure_channels": 3}, "exposure channels 3"),
+        ({"exposure_channels": 0}, "exposure channels 0"),
+        ({"curve": "cubic"}, "curve 'cubic': expected one of quadratic, reciprocal"),
+        ({"curve_rounds": 0}, "curve rounds"),
+        ({"width": 0}, "width"),
+        ({"min_scale": 0.0}, "least scale"),
+        ({"min_scale": 1.1}, "least scale"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(UsageError, match=message):
+        DarkenerSettings(**settings)
+
+
+SETTINGS = DarkenerSettings("reciprocal", curve_rounds=5, min_scale=0.8712345, exposure_channels=4, width=6)
+
+
+def assert_same_darkener(found, expected):
+    assert found.settings == expected.settings
+    with torch.no_grad():
+        for a, b in zip(found(images_of(), torch.tensor(0.2)), expected(images_of(), torch.tensor(0.2)), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_saved_darkener_comes_back_with_all_its_settings(tmp_path):
+    darkener = Darkener(SETTINGS)
+    save_darkener(darkener, tmp_path / "darkener.pt", {"seed": 1})
+    assert_same_darkener(load_darkener(tmp_path / "darkener.pt"), darkener)
+
+
+def test_an_exported_darkener_comes_back_with_all_its_settings(tmp_path):
+    darkener = Darkener(SETTINGS)
+    export(darkener, tmp_path / "darkener.safetensors")
+    assert_same_darkener(load_starting_point(tmp_path / "darkener.safetensors"), darkener)
+
+
+def released_names(darkener):
+    renamed = {
+        name.replace("estimator.units.", "e_conv")
+        .replace("depthwise", "depth_conv")
+        .replace("pointwise", "point_conv"): t
+        for name, t in darkener.state_dict().items()
+    }
+    settings = darkener.settings
+    numbers = {
+        "down_scale": settings.min_scale,
+        "curve_round": settings.curve_rounds,
+        "encode_dim": settings.exposure_channels,
+    }
+    return renamed | {name: torch.tensor(value) for name, value in numbers.items()}
+
+
+def test_a_darkener_under_the_authors_names_is_understood(tmp_path):
+    darkener = Darkener(DarkenerSettings(curve_rounds=5, min_scale=0.75, exposure_channels=4, width=6))
+    torch.save(released_names(darkener), tmp_path / "Epoch15.pth")
+    assert_same_darkener(load_darkener(tmp_path / "Epoch15.pth"), darkener)
+
+
+def without(mapping, name):
+    return {key: value for key, value in mapping.items() if key != name}
+
+
+def own_payload(settings=None, **changes):
+    state = Darkener(DarkenerSettings(width=4)).state_dict()
+    settings = {"width": 4} if settings is None else settings
+    return {"format": CHECKPOINT_FORMAT, "settings": settings, "darkener": state} | changes
+
+
+FIRST = "estimator.units.0.depthwise.weight"
+UNFIT_CHECKPOINTS = {
+    "another network": (lambda: {"conv1.weight": torch.zeros(1)}, "not a darkener checkpoint: found .*conv1.weight"),
+    "a classifier of ours": (lambda: {"format": "similarity-minmax/classifier"}, "found similarity-minmax/classifier"),
+    "a list": (lambda: [torch.zeros(1)], "holds a list"),
+    "wrong shapes": (lambda: own_payload({"width": 8}), r"of another shape \(estimator"),
+    "impossible settings": (lambda: own_payload({"width": 0}), "width"),
+    "unknown settings": (lambda: own_payload({"width": 4, "depth": 9}), "depth"),
+    "no settings": (lambda: without(own_payload(), "settings"), "settings"),
+    "no weights": (lambda: without(own_payload(), "darkener"), "darkener"),
+    "a missing tensor": (
+        lambda: own_payload(darkener=without(own_payload()["darkener"], FIRST)),
+        rf"1 missing \({FIRST}\)",
+    ),
+    "a surplus tensor": (
+        lambda: own_payload(darkener=own_payload()["darkener"] | {"more": torch.zeros(1)}),
+        r"1 unexpected \(more\)",
+    ),
+    "released without its rounds": (
+        lambda: without(released_names(Darkener(DarkenerSettings(width=4))), "curve_round"),
+        "lacks 'curve_round'",
+    ),
+    "released with a surplus tensor": (
+        lambda: released_names(Darkener(DarkenerSettings(width=4))) | {"e_conv9.x": torch.zeros(1)},
+        "unexpected",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT_CHECKPOINTS)
+def test_a_checkpoint_that_does_not_fit_is_refused_by_name(case, tmp_path):
+    payload, message = UNFIT_CHECKPOINTS[case]
+    file = tmp_path / "unfit.pt"
+    torch.save(payload(), file)
+    with pytest.raises(UsageError, match=message) as caught:
+        load_darkener(file)
+    assert str(file) in str(caught.value)
+
+
+def test_a_missing_and_a_truncated_checkpoint_are_refused(tmp_path):
+    whole, cut = tmp_path / "whole.pt", tmp_path / "cut.pt"
+    with pytest.raises(UsageError, match=f"no checkpoint at {whole}"):
+        load_darkener(whole)
+    save_darkener(Darkener(DarkenerSettings(width=4)), whole)
+    cut.write_bytes(whole.read_bytes()[:-200])
+    with pytest.raises(UsageError, match=f"{cut} is not a readable checkpoint"):
+        load_darkener(cut)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda payload, file: file.write_bytes(pickle.dumps(payload, 2))])
+def test_code_in_a_checkpoint_is_refused_and_does_not_run(save, tmp_path):
+    file, ran = tmp_path / "code.pt", tmp_path / "ran"
+    save(own_payload() | {"config": RunsCode(ran)}, file)
+    with pytest.raises(UsageError, match="could run code"):
+        load_darkener(file)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no tensors here", bytes(100)])
+def test_a_broken_starting_point_is_refused(content, tmp_path):
+    file = tmp_path / "starting_point.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match="cannot read the starting point"):
+        load_starting_point(file)
+
+
+def test_safetensors_without_settings_are_no_starting_point(tmp_path):
+    file = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(1)}, file)
+    with pytest.raises(UsageError, match="cannot read the starting point"):
+        load_starting_point(file)
+
+
+def test_a_fresh_darkener_with_an_open_path_listens_to_the_exposure():
+    torch.manual_seed(0)
+    darkener = Darkener()
+    open_exposure_path(darkener)
+    raw = [darkener(images_of(), torch.tensor(exposure)).curve_map for exposure in (0.0, 0.5)]
+    assert (raw[0] - raw[1]).abs().mean() > 1e-3
+    assert raw[0].abs().max() < 0.9  # away from the flat ends of tanh
+
+
+def test_the_starting_point_obeys_the_requested_exposure():
+    images = torch.from_numpy(render_labelled("day", 64, 64, seed=77)[0]).permute(0, 3, 1, 2) / 255.0
+    darkener = load_starting_point().eval()
+    means = {asked: float(darkener.darken(images, torch.tensor(asked)).mean()) for asked in (0.05, 0.1, 0.2, 0.3, 0.4)}
+    assert means == pytest.approx({asked: asked for asked in means}, abs=0.05)

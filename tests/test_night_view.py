@@ -1,0 +1,156 @@
+"""Night views: what is drawn per image and per clip, from which generator, and what the flags refuse."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from darkening.curve_estimator import Darkener, DarkenerSettings, save_darkener
+from darkening.heuristics import HEURISTICS
+from darkening.night_view import NightConfig, NightView, build_night_view, day_view, selection_heuristic
+from minmax.runtime.devices import Runtime
+from minmax.runtime.errors import UsageError
+
+CPU = Runtime(torch.device("cpu"))
+
+
+def generator_of(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def show_exposure(images, exposure, generator):
+    return exposure.expand_as(images)
+
+
+def test_each_image_has_one_exposure():
+    shown = NightView(show_exposure, (0.0, 0.5), noise=0)(torch.zeros(6, 3, 4, 5), generator_of())
+    assert torch.equal(shown, shown[:, :1, :1, :1].expand_as(shown))
+    assert len(shown[:, 0, 0, 0].unique()) == 6
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_each_clip_has_one_exposure_and_one_noise_for_all_frames(noise):
+    shown = NightView(show_exposure, (0.0, 0.5), noise)(torch.zeros(4, 3, 5, 8, 9), generator_of())
+    assert shown.shape == (4, 3, 5, 8, 9)
+    assert torch.equal(shown, shown[:, :, :1].expand_as(shown))
+    assert len(shown[:, 0, 0, 0, 0].unique()) == 4
+
+
+def test_frames_keep_their_places_in_a_clip():
+    clip = torch.rand(2, 3, 4, 5, 6, generator=generator_of())
+    assert torch.equal(NightView(day_view, (0.0, 0.2))(clip, generator_of()), clip)
+    halved = NightView(lambda images, exposure, generator: images / 2, (0.0, 0.2))(clip, generator_of())
+    assert torch.equal(halved, clip / 2)
+
+
+def test_a_clip_is_darkened_as_its_frames_would_be():
+    clip = torch.rand(2, 3, 4, 8, 8, generator=generator_of())
+    view = NightView(HEURISTICS["gamma"], (0.05, 0.3))
+    frames = [view(clip[:, :, t], generator_of(1)) for t in range(4)]
+    torch.testing.assert_close(view(clip, generator_of(1)), torch.stack(frames, dim=2))
+
+
+def test_equal_generators_give_equal_views():
+    images, view = torch.rand(3, 3, 16, 16, generator=generator_of()), NightView(HEURISTICS["camera"], (0.0, 0.2))
+    torch.manual_seed(1)
+    first = view(images, generator_of(5))
+    torch.manual_seed(2)  # the global generator is not used
+    assert torch.equal(first, view(images, generator_of(5)))
+    assert not torch.equal(first, view(images, generator_of(6)))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.2), (0.1, 0.4), (0.3, 0.3)])
+def test_exposures_fill_their_range_evenly(low, high):
+    drawn = NightView(day_view, (low, high), noise=0).exposure_map(4000, 1, 1, generator_of()).flatten()
+    assert low <= drawn.min() and drawn.max() <= high + 1e-6
+    assert float(drawn.mean()) == pytest.approx((low + high) / 2, abs=0.02 * (high - low) + 1e-6)
+    assert float(drawn.std()) == pytest.approx((high - low) / 12**0.5, rel=0.03, abs=1e-6)
+
+
+def test_noise_is_drawn_per_pixel_and_per_cell():
+    noise = NightView(day_view, (0.0, 0.0), noise=0.1, cell=16).exposure_map(8, 256, 256, generator_of())
+    assert float(noise.mean()) == pytest.approx(0.0, abs=0.005)
+    # Neighbours share nearly all of the smooth cell noise, so what differs is the pixels' own.
+    assert float(noise.diff(dim=3).std()) == pytest.approx(0.1 * 2**0.5, rel=0.03)
+    # The mean of a cell has nearly nothing of the pixels' noise; bilinear interpolation leaves about 0.6 of the cells'.
+    assert 0.05 < float(F.avg_pool2d(noise, 16).std()) < 0.08
+
+
+def test_the_cell_size_is_obeyed():
+    coarse = NightView(day_view, (0.0, 0.0), noise=0.1, cell=64).exposure_map(8, 256, 256, generator_of())
+    assert float(F.avg_pool2d(coarse, 64).std()) > 0.04
+    fine = NightView(day_view, (0.0, 0.0), noise=0.1, cell=8).exposure_map(8, 256, 256, generator_of())
+    assert float(F.avg_pool2d(fine, 64).std()) < 0.02
+
+
+@pytest.mark.parametrize("side", [1, 7, 15, 17])
+def test_images_smaller_than_a_cell_have_noise_too(side):
+    found = NightView(day_view, (0.0, 0.2)).exposure_map(2, side, side, generator_of())
+    assert found.shape == (2, 1, side, side) and torch.isfinite(found).all()
+
+
+def test_a_night_leaves_the_day_images_alone():
+    images = torch.rand(2, 3, 8, 8, generator=generator_of())
+    kept = images.clone()
+    for night in (day_view, *HEURISTICS.values()):
+        NightView(night, (0.0, 0.2))(images, generator_of())
+        assert torch.equal(images, kept)
+    assert torch.equal(NightView(day_view, (0.0, 0.2))(images, generator_of()), kept)
+
+
+RANGE = "expected two numbers, 0.0 <= LOW <= HIGH <= 1.0"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"exposure": (0.3, 0.1)}, f"--night.exposure 0.3 0.1: {RANGE}"),
+        ({"exposure": (-0.1, 0.2)}, f"--night.exposure -0.1 0.2: {RANGE}"),
+        ({"exposure": (0.1, 1.2)}, f"--night.exposure 0.1 1.2: {RANGE}"),
+        ({"exposure": (float("nan"), 0.2)}, f"--night.exposure nan 0.2: {RANGE}"),
+        ({"noise": -0.1}, "--night.noise -0.1: expected 0 or more"),
+        ({"noise": float("nan")}, "--night.noise nan: expected 0 or more"),
+        ({"cell": 0}, "--night.cell 0: expected 1 or more"),
+    ],
+)
+def test_values_out_of_range_are_refused_with_one_message(flags, message):
+    with pytest.raises(UsageError) as caught:
+        NightConfig(**flags)
+    assert str(caught.value) == message
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.manual_seed(0)
+    save_darkener(Darkener(DarkenerSettings(width=4)), tmp_path / "darkener.pt")
+    return tmp_path / "darkener.pt"
+
+
+def test_learned_nights_need_a_darkener_and_others_refuse_one():
+    with pytest.raises(UsageError, match="--night.source learned needs --darkener PATH"):
+        build_night_view(NightConfig(source="learned"), None, CPU)
+    for source in ("gamma", "brightness", "camera", "day"):
+        with pytest.raises(UsageError, match=f"--darkener x.pt is not used with --night.source {source}"):
+            build_night_view(NightConfig(source=source), Path("x.pt"), CPU)
+
+
+def test_the_learned_view_is_the_darkener_of_the_checkpoint(checkpoint):
+    torch.manual_seed(0)
+    darkener = Darkener(DarkenerSettings(width=4))
+    images = torch.rand(2, 3, 8, 8, generator=generator_of())
+    view = build_night_view(NightConfig(exposure=(0.1, 0.1), noise=0.0), checkpoint, CPU)
+    torch.testing.assert_close(view(images, generator_of()), darkener.darken(images, torch.tensor(0.1)))
+
+
+def test_the_other_views_are_the_heuristics_with_the_configured_draws():
+    config = NightConfig(source="gamma", exposure=(0.1, 0.3), noise=0.5, cell=7)
+    view = build_night_view(config, None, CPU)
+    assert (view.night, view.exposure, view.noise, view.cell) == (HEURISTICS["gamma"], (0.1, 0.3), 0.5, 7)
+    assert build_night_view(NightConfig(source="day"), None, CPU).night is day_view
+
+
+@pytest.mark.parametrize("source", ["learned", "gamma", "brightness", "camera", "day"])
+def test_checkpoints_are_chosen_by_a_night_that_training_did_not_use(source):
+    chosen = selection_heuristic(source)
+    assert chosen in HEURISTICS and chosen != source
