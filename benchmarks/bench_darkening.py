@@ -105,7 +105,9 @@ def main():
 
     def plain_step():
         darkening = straightforward(darkener, day, exposure)
-        torch.stack(list(loss(darkening, exposure, encoder(darkening.image), encoder(day)).values())).sum().backward()
+        torch.stack(
+            list(loss(day, darkening, exposure, encoder(darkening.image), encoder(day)).values())
+        ).sum().backward()
 
     frozen = freeze(LayeredEncoder(InputNormalization.imagenet(), layers, ["layer4"]))
 
@@ -113,7 +115,9 @@ def main():
         darkening = fast(day_last, exposure)
         with torch.no_grad():
             features = frozen(day_last)
-        torch.stack(list(loss(darkening, exposure, frozen(darkening.image), features).values())).sum().backward()
+        torch.stack(
+            list(loss(day_last, darkening, exposure, frozen(darkening.image), features).values())
+        ).sum().backward()
 
     def plain_with_gradients():
         encoder.requires_grad_(True)

@@ -21,6 +21,7 @@ from photometric_jitter import jitter
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from darkening.curve_estimator import load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view
 from minmax.byol import BatchNormDomains, MomentumPair, byol_loss
 from minmax.runtime.batches import EpochBatches
@@ -135,7 +136,8 @@ def main(config: Config) -> Path:
         )
     with open_runtime(config.device, config.precision, config.threads) as runtime:
         network, settings = load_classifier(config.checkpoint)
-        night_view = build_night_view(config.night, config.darkener, runtime)
+        darkener = load_darkener(config.darkener) if config.darkener else None
+        night_view = build_night_view(config.night, darkener, runtime)
         training = open_split(config.data, "train", config.images, settings.classes, config.quick)
         validation = open_split(config.data, "val", config.images, settings.classes, config.quick)
         seed_globally(config.seed, "heads")

@@ -15,8 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from darkening.heuristics import HEURISTICS
-from darkening.night_view import NightConfig, NightView, day_view, learned_night
+from darkening.night_view import NightConfig, build_night_view
 from darkening.pictures import (
     DECODING_ERRORS,
     PICTURE_SUFFIXES,
@@ -30,7 +29,6 @@ from minmax.runtime.config import require, run_script
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.seeding import generator_for
-from minmax.task_network import freeze
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +56,6 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         require(self.workers >= 0, "--workers", self.workers, "0 or more")
-        used = self.night.source == "learned" or self.darkener == STARTING_POINT_NAME
-        require(used, "--darkener", self.darkener, f"nothing with --night.source {self.night.source}")
 
 
 class PictureFiles(Dataset[tuple[Path, torch.Tensor | str]]):
@@ -90,11 +86,10 @@ def main(config: Config) -> None:
         log.info("%d of %d files are done already", len(files) - len(left), len(files))
     bad: list[str] = []
     with open_runtime(config.device) as runtime:
-        if config.night.source == "learned":
-            night = learned_night(runtime.place(freeze(load_darkener_or_starting_point(config.darkener))))
-        else:
-            night = day_view if config.night.source == "day" else HEURISTICS[config.night.source]
-        view = NightView(night, config.night.exposure, config.night.noise, config.night.cell)
+        # The starting point is the default of --darkener, not a wish: hand-made nights do without.
+        wanted = config.night.source == "learned" or config.darkener != STARTING_POINT_NAME
+        darkener = load_darkener_or_starting_point(config.darkener) if wanted else None
+        view = build_night_view(config.night, darkener, runtime)
         loader = DataLoader(PictureFiles(left), batch_size=None, num_workers=min(config.workers, len(left)))
         for file, pixels in tqdm(loader, desc="darkening", unit="image", disable=None):
             if isinstance(pixels, str):

@@ -14,6 +14,7 @@ from darkening.curve_estimator import Darkening
 from minmax.similarity import feature_similarity
 
 ExposureSpace = Literal["linear", "log"]
+_CHROMA_OFFSET = 0.02
 _LOG_OFFSET = 0.02  # intensities well below this are black to an 8-bit picture
 
 
@@ -69,17 +70,21 @@ def scale_loss(scale_map: Tensor) -> Tensor:
     return (1.0 - scale_map).mean()
 
 
-def channel_loss(curve_map: Tensor, scale_map: Tensor) -> Tensor:
-    """How differently the three colour channels are bent: 0 when grey stays grey at every pixel.
+def chroma_loss(darkened: Tensor, day: Tensor) -> Tensor:
+    """How far each pixel's colour, whatever its brightness, has moved from that of the day image.
 
     Args:
-        curve_map: `(N, 3, H, W)`.
-        scale_map: `(N, 3, H, W)` in (0, 1]; its differences count in the logarithm and many times over, because eight
-            rounds of squaring multiply them by up to 256.
+        darkened: `(N, 3, H, W)` in [0, 1].
+        day: the images that were darkened, of the same shape.
 
-    Ours: `colour_loss` holds only the mean colour of an image, so that a cyan sky may make up for a brown street.
+    Ours: `colour_loss` holds only the mean of an image, so that a cyan sky may make up for a brown street.
     """
-    return (curve_map.var(dim=1) + (20.0 * scale_map.log()).var(dim=1)).mean()
+    return (_chroma(darkened) - _chroma(day)).square().mean()
+
+
+def _chroma(images: Tensor) -> Tensor:
+    """Channels over their mean; nearly black pixels count as grey, as their colour is noise."""
+    return (images + _CHROMA_OFFSET) / (images.mean(dim=1, keepdim=True) + _CHROMA_OFFSET)
 
 
 @dataclass(frozen=True)
@@ -100,19 +105,23 @@ class DarkeningLoss:
     """Differences of the curve map beyond twice this value count as true edges and are free."""
     scale: float = 5.0
     """Weight of a scale map near 1."""
-    channel: float = 0.0
-    """Weight of bending the three channels alike, so that grey stays grey; 0 in the paper."""
+    chroma: float = 0.0
+    """Weight of keeping each pixel's colour; not in the paper."""
     similarity: float = 0.1
     """Weight of the similarity that the frozen daytime model sees between day and darkened image."""
 
     def __call__(
         self,
+        day: Tensor,
         darkening: Darkening,
         exposure: Tensor,
         dark_features: Sequence[Tensor] = (),
         day_features: Sequence[Tensor] = (),
     ) -> dict[str, Tensor]:
-        """The weighted terms by name; `similarity` only where features are given."""
+        """The weighted terms by name: of `day` images, what the darkener made of them, and the features of both.
+
+        `chroma` is there only when it has a weight, `similarity` only when features are given.
+        """
         image = darkening.image
         terms = {
             "exposure": self.exposure * exposure_loss(image, exposure, self.exposure_patch, self.exposure_space),
@@ -121,8 +130,8 @@ class DarkeningLoss:
             * total_variation_loss(darkening.curve_map, self.total_variation_midpoint),
             "scale": self.scale * scale_loss(darkening.scale_map),
         }
-        if self.channel:
-            terms["channel"] = self.channel * channel_loss(darkening.curve_map, darkening.scale_map)
+        if self.chroma:
+            terms["chroma"] = self.chroma * chroma_loss(image, day)
         if dark_features:
             terms["similarity"] = self.similarity * feature_similarity(dark_features, day_features)
         return terms

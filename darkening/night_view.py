@@ -4,14 +4,13 @@ Source: Luo et al., ICCV 2023; exposure range and noise as the authors use them 
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from darkening.curve_estimator import Darkener, load_darkener
+from darkening.curve_estimator import Darkener
 from darkening.heuristics import HEURISTICS, HeuristicName, Night
 from minmax.runtime.config import require, require_range
 from minmax.runtime.devices import Runtime
@@ -93,27 +92,26 @@ class NightView:
         return exposure + coarse + fine
 
 
-def build_night_view(config: NightConfig, darkener: Path | None, runtime: Runtime) -> NightView:
-    """The night views that the flags ask for.
+def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Runtime) -> NightView:
+    """The night views that the flags ask for; `darkener` is needed by, and allowed for, learned nights only.
 
     Raises:
         UsageError: when the source is the darkener and none is given, or the other way round.
     """
-    if config.source == "learned":
-        if darkener is None:
-            raise UsageError(
-                "--night.source learned needs --darkener PATH (train_darkener.py writes best.pt into its run); "
-                "or choose --night.source gamma"
-            )
-        return NightView(learned_night(runtime.place(freeze(load_darkener(darkener)))), *_draws(config))
+    if (config.source == "learned") != (darkener is not None):
+        advice = (
+            "needs --darkener PATH (train_darkener.py writes best.pt into its run); or choose --night.source gamma"
+            if darkener is None
+            else "does not use --darkener; drop one of the two flags"
+        )
+        raise UsageError(f"--night.source {config.source}: {advice}")
     if darkener is not None:
-        raise UsageError(f"--darkener {darkener} is not used with --night.source {config.source}; drop one of them")
-    return NightView(day_view if config.source == "day" else HEURISTICS[config.source], *_draws(config))
-
-
-def _draws(config: NightConfig) -> tuple[tuple[float, float], float, int]:
-    # Heuristics look at the mean of the exposure map only, so the noise does not change what they do.
-    return config.exposure, config.noise, config.cell
+        night = learned_night(runtime.place(freeze(darkener)))
+    elif config.source == "day":
+        night = day_view
+    else:
+        night = HEURISTICS[config.source]  # type: ignore[index]
+    return NightView(night, config.exposure, config.noise, config.cell)
 
 
 def selection_heuristic(source: NightSource) -> HeuristicName:

@@ -102,11 +102,11 @@ def train_darkener(
             exposure = drawn.to(images)
             darkening = parallel(images, exposure)
             if encoder is None:
-                losses = config.loss(darkening, exposure)
+                losses = config.loss(images, darkening, exposure)
             else:
                 with torch.no_grad():
                     day_features = encoder(images)
-                losses = config.loss(darkening, exposure, encoder(darkening.image), day_features)
+                losses = config.loss(images, darkening, exposure, encoder(darkening.image), day_features)
             numbers = run.read_losses(losses)
             optimizer.zero_grad(set_to_none=True)
             torch.stack(list(losses.values())).sum().backward()

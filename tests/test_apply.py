@@ -128,7 +128,8 @@ def test_an_interrupted_and_continued_run_equals_an_uninterrupted_one(
     source, photos, tmp_path, checkpoint, monkeypatch
 ):
     night = NightConfig(source=source)
-    whole = darken(photos, tmp_path / "whole", night, darkener=checkpoint)
+    chosen = {"darkener": checkpoint} if source == "learned" else {}
+    whole = darken(photos, tmp_path / "whole", night, **chosen)
     written = []
 
     def write_three(image, file):
@@ -140,10 +141,10 @@ def test_an_interrupted_and_continued_run_equals_an_uninterrupted_one(
     with monkeypatch.context() as patch:
         patch.setattr(apply, "write_picture", write_three)
         with pytest.raises(KeyboardInterrupt):
-            darken(photos, tmp_path / "parts", night, darkener=checkpoint)
+            darken(photos, tmp_path / "parts", night, **chosen)
     assert len(contents(tmp_path / "parts")) == 3
     (tmp_path / "parts" / "a.png").unlink()
-    assert darken(photos, tmp_path / "parts", night, darkener=checkpoint) == whole
+    assert darken(photos, tmp_path / "parts", night, **chosen) == whole
 
 
 def test_the_seed_decides_and_each_file_has_its_own_draws(tmp_path):

@@ -339,7 +339,7 @@ def test_bad_checkpoints_are_refused(make, message, data, tmp_path, monkeypatch)
         (["--night.exposure", "0", "1.5"], "--night.exposure 0.0 1.5: expected"),
         (["--nigth.exposure", "0", "0.1"], "nigth"),
         (["--night.source", "learned"], "needs --darkener"),
-        (["--night.source", "gamma", "--darkener", "some.pt"], "is not used with"),
+        (["--night.source", "gamma", "--darkener", "some.pt"], "no checkpoint at"),
         (["--data", "nowhere"], "no data at "),
         (["--name", "a/b"], "expected a plain folder name"),
         (["--device", "tpu"], "--device tpu: expected"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from darkening.curve_estimator import Darkening
 from darkening.curves import CURVES, quadratic_curve, reciprocal_curve
-from darkening.losses import DarkeningLoss, channel_loss, colour_loss, exposure_loss, scale_loss, total_variation_loss
+from darkening.losses import DarkeningLoss, chroma_loss, colour_loss, exposure_loss, scale_loss, total_variation_loss
 from minmax.similarity import feature_similarity
 
 RAMP = torch.linspace(0.0, 1.0, 101, dtype=torch.float64).view(1, 1, 1, -1)
@@ -149,13 +149,12 @@ def test_scale_loss_by_hand():
     assert float(scale_loss(torch.tensor([1.0, 0.9, 0.95, 0.95]))) == pytest.approx(0.05)
 
 
-def test_channel_loss_by_hand():
-    equal = torch.rand(2, 1, 4, 4).expand(2, 3, 4, 4)
-    assert float(channel_loss(equal, equal + 0.1)) == pytest.approx(0.0, abs=1e-9)
-    # The variance of (0, 0.3, 0.6) is 0.09; scales e^-0.01, 1 and e^0.01 are 20 * (-0.01, 0, 0.01): 0.04.
-    curve_map = torch.tensor([0.0, 0.3, 0.6]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
-    scale_map = torch.tensor([-0.01, 0.0, 0.01]).exp().view(1, 3, 1, 1).expand(1, 3, 4, 4)
-    assert float(channel_loss(curve_map, scale_map)) == pytest.approx(0.13, rel=1e-4)
+def test_chroma_loss_by_hand():
+    grey = torch.rand(2, 1, 4, 4).expand(2, 3, 4, 4)
+    assert float(chroma_loss(0.1 * grey, grey)) == pytest.approx(0.0, abs=1e-9)
+    # With the offset of 0.02 the colour of (0.08, 0.18, 0.28) is (0.1, 0.2, 0.3) / 0.2, that of grey is 1.
+    image = torch.tensor([0.08, 0.18, 0.28]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    assert float(chroma_loss(image, grey[:1])) == pytest.approx((0.25 + 0.25) / 3, rel=1e-4)
 
 
 def test_similarity_of_equal_is_one_of_opposite_minus_one_of_orthogonal_zero():
@@ -197,6 +196,9 @@ def test_similarity_is_symmetric_and_within_one(seed, scale):
     assert found == pytest.approx(float(feature_similarity([b], [a])), abs=1e-9)
 
 
+DAY = torch.full((1, 3, 4, 4), 0.5)
+
+
 def darkening_of_known_losses():
     image = torch.tensor([0.1, 0.2, 0.4]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
     curve_map = torch.zeros(1, 3, 4, 4)
@@ -208,7 +210,7 @@ def test_darkening_loss_weighs_and_names_its_terms():
     darkening = darkening_of_known_losses()
     loss = DarkeningLoss(exposure=2, exposure_patch=0, colour=3, total_variation=5, scale=7, similarity=11)
     vector = torch.ones(1, 4)
-    found = loss(darkening, torch.full((1, 1, 1, 1), 0.1), [vector], [-vector])
+    found = loss(DAY, darkening, torch.full((1, 1, 1, 1), 0.1), [vector], [-vector])
     assert list(found) == ["exposure", "colour", "total_variation", "scale", "similarity"]
     expected = {
         "exposure": 2 * (0.7 / 3 - 0.1) ** 2,
@@ -220,8 +222,14 @@ def test_darkening_loss_weighs_and_names_its_terms():
     assert {name: float(value) for name, value in found.items()} == pytest.approx(expected, rel=1e-4)
 
 
+def test_darkening_loss_compares_colours_with_the_day_when_asked():
+    darkening = darkening_of_known_losses()
+    found = DarkeningLoss(chroma=2.0)(DAY, darkening, torch.full((1, 1, 1, 1), 0.1))
+    assert float(found["chroma"]) == pytest.approx(2 * float(chroma_loss(darkening.image, DAY)))
+
+
 def test_darkening_loss_without_features_has_no_similarity_and_the_weights_of_the_paper():
-    found = DarkeningLoss()(darkening_of_known_losses(), torch.full((1, 1, 1, 1), 0.1))
+    found = DarkeningLoss()(DAY, darkening_of_known_losses(), torch.full((1, 1, 1, 1), 0.1))
     assert list(found) == ["exposure", "colour", "total_variation", "scale"]
     loss = DarkeningLoss()
     assert (loss.exposure, loss.colour, loss.total_variation, loss.scale, loss.similarity) == (10, 25, 1600, 5, 0.1)

@@ -170,7 +170,7 @@ def test_parity_of_the_classification_darkener_loss_with_gradients_and_one_step(
     exposure = torch.tensor([0.1, 0.4]).double().view(2, 1, 1, 1)
     darkening: Darkening = darkener(images, exposure)
     assert_summary(darkening.image, expected["darkened"])
-    terms = DarkeningLoss()(darkening, exposure, encoder(darkening.image), encoder(images))
+    terms = DarkeningLoss()(images, darkening, exposure, encoder(darkening.image), encoder(images))
     released_names = {
         "exp": "exposure",
         "color": "colour",
