@@ -18,7 +18,7 @@ from classifier import load_classifier
 from torch.utils.data import DataLoader
 
 from darkening.curve_estimator import Darkener, DarkenerSettings, save_darkener
-from darkening.losses import DarkeningLoss
+from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
 from darkening.preview import contact_sheet
 from darkening.starting_point import STARTING_POINT_NAME, load_darkener_or_starting_point
 from darkening.training import DarkenerOptim, DarkenerTraining, obedience, obedience_table, train_darkener
@@ -53,7 +53,8 @@ class Config(CommonFlags):
     """Range of requested exposures; wider than the one used for adaptation."""
     images: ImageConfig = field(default_factory=ImageConfig)
     darkener: DarkenerSettings = field(default_factory=DarkenerSettings)
-    loss: DarkeningLoss = field(default_factory=DarkeningLoss)
+    loss: DarkeningLoss = OBEDIENT_LOSS
+    """Weights of the losses (docs/deviations.md has the paper's)."""
     optim: DarkenerOptim = field(default_factory=DarkenerOptim)
 
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from darkening.curve_estimator import Darkener, DarkenerSettings, DepthwiseSeparable, load_darkener
-from darkening.losses import DarkeningLoss
+from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
 from darkening.training import DarkenerOptim, DarkenerTraining, obedience, obedience_table, train_darkener
 from minmax.runtime.batches import EpochBatches
 from minmax.runtime.checkpoints import load_strictly, write_atomically
@@ -132,20 +132,8 @@ class Config(CommonFlags):
     """Height and width of the crops in pixels; the scenes are twice as large."""
     exposure: tuple[float, float] = (0.0, 0.5)
     """Range of requested exposures."""
-    loss: DarkeningLoss = field(
-        default_factory=lambda: DarkeningLoss(
-            exposure=4.0,
-            exposure_patch=0,
-            exposure_space="log",
-            # Every step of the curve map costs: with free edges the whole-image mean is met by a white frame.
-            total_variation=20.0,
-            total_variation_midpoint=1.0,
-            scale=1.0,
-            colour=0.0,  # the crops are walls and skies, not grey on average
-            chroma=40.0,
-            similarity=0.0,
-        )
-    )
+    loss: DarkeningLoss = OBEDIENT_LOSS
+    """Weights of the losses; there is no network here that similarity could be measured with."""
     optim: DarkenerOptim = field(
         default_factory=lambda: DarkenerOptim(epochs=16, lr=1.5e-3, clip=1.0, milestones=(10, 14), warmup_steps=100)
     )

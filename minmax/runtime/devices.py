@@ -63,13 +63,6 @@ class Runtime:
             return nn.DataParallel(module, device_ids=list(self.device_ids))
         return module
 
-    def mean_over_ranks(self, values: Tensor) -> Tensor:
-        """Average `values` over all processes."""
-        if self.world_size > 1:
-            dist.all_reduce(values)
-            values = values / self.world_size
-        return values
-
 
 @contextmanager
 def open_runtime(device: str = "auto", precision: Precision = "fp32", threads: int = 0) -> Iterator[Runtime]:

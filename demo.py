@@ -1,0 +1,171 @@
+"""The whole method on built-in scenes in a few minutes: a day model fails at night and recovers without night images.
+
+    make demo            or, in your own environment:   python demo.py --seed 0
+
+Runs the four classification scripts one after the other, prints day and night accuracy of the daytime model, of a
+control that is trained as long on day images only, and of the adapted model, and draws one picture. Given again, it
+goes on where it was stopped.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from darkening.curve_estimator import load_darkener
+from minmax.runtime.checkpoints import write_atomically
+from minmax.runtime.config import REPOSITORY, run_script
+from minmax.runtime.devices import open_runtime
+from minmax.runtime.errors import RunError
+from minmax.runtime.report import markdown_table
+from minmax.scenes import CLASSES, HELD_OUT_NIGHT, render_labelled
+from minmax.task_network import freeze
+
+log = logging.getLogger(__name__)
+
+# Both adaptations get the same augmentation, schedule and number of steps; the control's second view stays a day image.
+DARKENER_RECIPE = ("--optim.epochs", "5")
+ADAPTATION_RECIPE = ("--optim.epochs", "4")
+CONTROL_RECIPE = ("--night.source", "day", "--byol.weight", "0")
+ADAPTED = "adapted without night images"
+
+SCRIPTS = REPOSITORY / "classification"
+SHOWN_EXPOSURES = (0.2, 0.1, 0.05)
+SIZE = 64  # pixels
+NIGHT_SEED = 4  # of the test nights (classification/class_folders.py)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Show the method on built-in scenes."""
+
+    seed: int = 0
+    """Seed of everything random."""
+    runs: Path = REPOSITORY / "runs" / "demo"
+    """Folder of the demo's runs."""
+    device: str = "auto"
+    """auto, cpu, mps, cuda or cuda:1."""
+    quick: bool = False
+    """A smoke test: the figures mean nothing."""
+
+
+class Demo:
+    """The commands of the demo, each run once."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.folder = config.runs / "classification"
+        self.common = ["--data", "scenes", "--images.size", str(SIZE), "--device", config.device]
+        if config.quick:
+            self.common.append("--quick")
+
+    def run_of(self, name: str) -> Path:
+        """The folder of one of the runs."""
+        return self.folder / f"{name}-seed{self.config.seed}"
+
+    def train(self, script: str, name: str, result: str, *flags: str) -> Path:
+        """Train, or go on training, and return the resulting checkpoint."""
+        run = self.run_of(name)
+        checkpoint = run / result
+        finished = run / "finished"
+        if finished.exists():
+            return checkpoint
+        flags = (*flags, "--name", run.name, "--runs", str(self.config.runs), "--seed", str(self.config.seed))
+        self._start(script, *flags, *(["--resume"] if (run / "config.yaml").exists() else []))
+        finished.touch()
+        return checkpoint
+
+    def test(self, name: str, checkpoint: Path) -> dict[str, Any]:
+        """What test.py finds of a checkpoint, by split."""
+        output = self.run_of(name) / "test"
+        self._start("test.py", "--checkpoint", str(checkpoint), "--output", str(output), quiet=True)
+        found = json.loads((output / "results.json").read_text(encoding="utf-8"))["results"]["checkpoint"]
+        return dict(found)
+
+    def _start(self, script: str, *flags: str, quiet: bool = False) -> None:
+        command = [sys.executable, str(SCRIPTS / script), *self.common, *flags]
+        log.info("\n$ python classification/%s", " ".join([script, *self.common, *flags]))
+        done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL if quiet else None)
+        if done.returncode != 0:
+            raise RunError(f"classification/{script} ended with exit code {done.returncode}; its message stands above")
+
+
+def main(config: Config) -> None:
+    """Run everything and report."""
+    demo = Demo(config)
+    day = demo.train("train_day.py", "day", "best.pt", "--optim.epochs", "8")
+    darkener = demo.train("train_darkener.py", "darkener", "best.pt", "--checkpoint", str(day), *DARKENER_RECIPE)
+    control = demo.train(
+        "train.py", "control", "last-epoch.pt", "--checkpoint", str(day), *ADAPTATION_RECIPE, *CONTROL_RECIPE
+    )
+    learned = ("--darkener", str(darkener))
+    adapted = demo.train("train.py", "adapt", "last-epoch.pt", "--checkpoint", str(day), *learned, *ADAPTATION_RECIPE)
+    found = {
+        "daytime model": demo.test("day", day),
+        "trained on by day (control)": demo.test("control", control),
+        ADAPTED: demo.test("adapt", adapted),
+    }
+    splits = ("test_day", "test_night")
+    rows = [[name, *(f"{100 * results[split]['top1']:.1f}" for split in splits)] for name, results in found.items()]
+    table = markdown_table(["accuracy in %, unseen scenes", "day", "night"], rows)
+    picture = config.runs / f"demo-seed{config.seed}.png"
+    before, after = (found[name]["test_night"]["predictions"] for name in ("daytime model", ADAPTED))
+    draw_story(darkener, before, after, config, picture)
+    (config.runs / f"demo-seed{config.seed}.md").write_text(table + "\n", encoding="utf-8")
+    print(f"\n{table}\n\npicture: {picture}")  # noqa: T201  (the result of the command)
+
+
+def draw_story(darkener: Path, before: list[int], after: list[int], config: Config, picture: Path) -> None:
+    """One column per class, the first test scene of each: day, learned nights, real night, verdicts."""
+    count = 8 * len(CLASSES)
+    cache = REPOSITORY / "runs" / "scenes"
+    days, labels = render_labelled("day", count, SIZE, NIGHT_SEED, cache_dir=cache)
+    nights, _ = render_labelled("night", count, SIZE, NIGHT_SEED, HELD_OUT_NIGHT, cache_dir=cache)
+    first = [int(np.flatnonzero(labels == label)[0]) for label in range(len(CLASSES))]
+    images = torch.from_numpy(days[first]).permute(0, 3, 1, 2) / 255.0
+    rows: list[tuple[str, NDArray[np.uint8]]] = [("day\n(training data)", days[first])]
+    with open_runtime(config.device) as runtime:
+        learned = runtime.place(freeze(load_darkener(darkener)))
+        for exposure in SHOWN_EXPOSURES:
+            dark = learned.darken(runtime.to_device(images), torch.tensor(exposure)).cpu()
+            pixels = (dark * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+            rows.append((f"learned night\nexposure {exposure}", pixels))
+    rows.append(("simulated real night\n(never trained on)", nights[first]))
+    figure = Figure(figsize=(1.35 * len(first) + 1.6, 1.42 * len(rows) + 0.9), layout="constrained")
+    panels = figure.subplots(len(rows), len(first))
+    for i, (caption, pictures) in enumerate(rows):
+        for j, panel in enumerate(panels[i]):
+            panel.imshow(pictures[j], interpolation="nearest")
+            panel.set_xticks([])
+            panel.set_yticks([])
+            if i == 0:
+                panel.set_title(CLASSES[j], fontsize=10)
+        panels[i][0].set_ylabel(caption, fontsize=9)
+    for j, panel in enumerate(panels[-1]):
+        for line, (who, predictions) in enumerate((("before", before), ("after", after))):
+            verdict = predictions[first[j]]
+            colour, mark = ("#1a7f37", "✓") if verdict == j else ("#c62828", "✗")
+            panel.text(
+                0.5,
+                -0.06 - 0.17 * line,
+                f"{who}: {CLASSES[verdict]} {mark}",
+                transform=panel.transAxes,
+                ha="center",
+                va="top",
+                fontsize=8,
+                color=colour,
+            )
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(picture, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
+
+
+if __name__ == "__main__":
+    run_script(Config, main, __doc__)

@@ -1,0 +1,45 @@
+"""The demo, with its scripts called in this process."""
+
+import importlib.util
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def demo():
+    spec = importlib.util.spec_from_file_location("demo", REPOSITORY / "demo.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["demo"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_demo_draws_its_picture_and_goes_on_where_it_was_stopped(demo, tmp_path, monkeypatch, capsys):
+    started = []
+
+    def run_here(command, check, stdout):
+        started.append(Path(command[1]).name)
+        monkeypatch.setattr(sys, "argv", command[1:])
+        runpy.run_path(command[1], run_name="__main__")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(demo, "subprocess", SimpleNamespace(run=run_here, DEVNULL=subprocess.DEVNULL))
+    config = demo.Config(runs=tmp_path, quick=True, device="cpu")
+    demo.main(config)
+    assert started == ["train_day.py", "train_darkener.py", "train.py", "train.py", *["test.py"] * 3]
+    table = (tmp_path / "demo-seed0.md").read_text()
+    assert table in capsys.readouterr().out
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]][0] == "daytime model"
+    Image.open(tmp_path / "demo-seed0.png").verify()
+
+    started.clear()
+    demo.main(config)
+    assert started == ["test.py"] * 3, "finished trainings are not repeated"
