@@ -32,10 +32,19 @@ from minmax.task_network import freeze
 log = logging.getLogger(__name__)
 
 # Chosen on day validation images of seed 0, as they are and darkened by gamma; no night image was looked at.
-DARKENER_RECIPE = ("--optim.epochs", "3", "--optim.milestones", "2", "--optim.lr", "3e-4", "--optim.clip", "1")
+DARKENER_RECIPE: tuple[str, ...] = (
+    "--optim.epochs",
+    "3",
+    "--optim.milestones",
+    "2",
+    "--optim.lr",
+    "3e-4",
+    "--optim.clip",
+    "1",
+)
 DARKENER_RECIPE += ("--loss.similarity", "1")
 # Both adaptations get the same augmentation, schedule and number of steps; the control's second view stays a day image.
-ADAPTATION_RECIPE = ("--optim.epochs", "6", "--optim.milestones", "4", "5", "--optim.lr", "5e-4")
+ADAPTATION_RECIPE: tuple[str, ...] = ("--optim.epochs", "6", "--optim.milestones", "4", "5", "--optim.lr", "5e-4")
 ADAPTATION_RECIPE += ("--night.exposure", "0.05", "0.4", "--byol.batch-norm", "joint")
 CONTROL_RECIPE = ("--night.source", "day", "--byol.weight", "0")
 ADAPTED = "adapted without night images"

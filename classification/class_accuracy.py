@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from class_folders import ImageConfig, LabelledImages, WholeImages, refuse_night
+from class_folders import ImageConfig, LabelledImages
+from image_views import WholeImages, refuse_night
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -13,7 +14,6 @@ from darkening.night_view import NightConfig, NightView, selection_heuristic
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.seeding import generator_for
-
 
 SELECTION_EXPOSURE = (0.05, 0.25)
 

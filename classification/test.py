@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 from class_accuracy import ClassAccuracy, measure
-from class_folders import DEFAULT_DATA, ImageConfig, Split, WholeImages, has_split, open_split
+from class_folders import DEFAULT_DATA, ImageConfig, Split, has_split, open_split
 from classifier import load_classifier
+from image_views import WholeImages
 
 from minmax.runtime.config import run_script
 from minmax.runtime.devices import Precision, open_runtime

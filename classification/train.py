@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from class_accuracy import selection_score
-from class_folders import DEFAULT_DATA, ImageConfig, TrainingViews, Views, open_split
+from class_folders import DEFAULT_DATA, ImageConfig, open_split
 from classifier import load_classifier, save_classifier
+from image_views import TrainingViews, Views
 from photometric_jitter import jitter
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -28,7 +29,7 @@ from minmax.runtime.batches import EpochBatches
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.report import draw_curves, picture_grid, save_picture
-from minmax.runtime.run import Run
+from minmax.runtime.run import Run, check_run_folder
 from minmax.runtime.seeding import seed_globally
 
 log = logging.getLogger(__name__)
@@ -135,6 +136,8 @@ def main(config: Config) -> Path:
             config, images={"size": 32}, optim={"epochs": 2, "batch_size": 16, "milestones": (1,)}, workers=0
         )
     with open_runtime(config.device, config.precision, config.threads) as runtime:
+        if runtime.is_main:
+            check_run_folder("classification", config)
         network, settings = load_classifier(config.checkpoint)
         darkener = load_darkener(config.darkener) if config.darkener else None
         night_view = build_night_view(config.night, darkener, runtime)

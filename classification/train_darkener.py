@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from class_folders import DEFAULT_DATA, DayImages, ImageConfig, WholeImages, open_split
+from class_folders import DEFAULT_DATA, ImageConfig, open_split
 from classifier import load_classifier
+from image_views import DayImages, WholeImages
 from torch.utils.data import DataLoader
 
 from darkening.curve_estimator import Darkener, DarkenerSettings, save_darkener
@@ -27,7 +28,7 @@ from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.report import draw_curves, save_picture
-from minmax.runtime.run import Run
+from minmax.runtime.run import Run, check_run_folder
 from minmax.runtime.seeding import seed_globally
 from minmax.task_network import InputNormalization
 
@@ -86,6 +87,8 @@ def main(config: Config) -> Path:
             config, images={"size": 32}, optim={"epochs": 2, "batch_size": 16, "milestones": (1,)}, workers=0
         )
     with open_runtime(config.device, config.precision, config.threads) as runtime:
+        if runtime.is_main:
+            check_run_folder("classification", config)
         network, settings = load_classifier(config.checkpoint)
         training = open_split(config.data, "train", config.images, quick=config.quick)
         validation = open_split(config.data, "val", config.images, training.classes, config.quick)

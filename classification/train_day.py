@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from class_accuracy import measure
-from class_folders import DEFAULT_DATA, ImageConfig, TrainingViews, Views, open_split
+from class_folders import DEFAULT_DATA, ImageConfig, open_split
 from classifier import ClassifierSettings, Normalization, ResNetName, build_classifier, save_classifier
+from image_views import TrainingViews, Views
 from photometric_jitter import jitter
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -23,7 +24,7 @@ from minmax.runtime.batches import EpochBatches
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.report import draw_curves
-from minmax.runtime.run import Run
+from minmax.runtime.run import Run, check_run_folder
 from minmax.runtime.seeding import seed_globally
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,8 @@ def main(config: Config) -> Path:
     if config.quick:
         config = replaced(config, images={"size": 32}, optim={"epochs": 2, "batch_size": 16}, workers=0)
     with open_runtime(config.device, config.precision, config.threads) as runtime:
+        if runtime.is_main:
+            check_run_folder("classification", config)
         training = open_split(config.data, "train", config.images, quick=config.quick)
         validation = open_split(config.data, "val", config.images, training.classes, config.quick)
         seed_globally(config.seed, "network")

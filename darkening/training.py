@@ -92,7 +92,7 @@ def train_darkener(
     parallel = runtime.parallel(darkener)
     if encoder is not None:
         freeze(encoder)
-    run.restore(darkener=darkener, optimizer=optimizer, warmup=warmup, decay=decay)
+    run.restore(darkener=darkener, optimizer=optimizer, warmup=warmup, decay=decay, scaler=runtime.scaler)
     low, high = config.exposure
     for epoch in run.epochs(optim.epochs):
         darkener.train()
@@ -104,14 +104,19 @@ def train_darkener(
             if encoder is None:
                 losses = config.loss(images, darkening, exposure)
             else:
-                with torch.no_grad():
-                    day_features = encoder(images)
-                losses = config.loss(images, darkening, exposure, encoder(darkening.image), day_features)
+                # The tone curve stays in fp32: eight rounds of squaring leave nothing of a bf16 value.
+                with runtime.autocast():
+                    with torch.no_grad():
+                        day_features = encoder(images)
+                    dark_features = encoder(darkening.image)
+                losses = config.loss(images, darkening, exposure, dark_features, day_features)
             numbers = run.read_losses(losses)
             optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(losses.values())).sum().backward()
+            runtime.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+            runtime.scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(darkener.parameters(), optim.clip)
-            optimizer.step()
+            runtime.scaler.step(optimizer)
+            runtime.scaler.update()
             warmup.step()
             decay.step()
             run.record("train", numbers)

@@ -59,6 +59,31 @@ class Progress:
     best_epoch: int = -1
 
 
+def run_folder(task: str, config: CommonFlags) -> Path:
+    """Where a run lives."""
+    return config.runs / task / config.name
+
+
+def check_run_folder(task: str, config: CommonFlags) -> Path:
+    """The folder of a run that may start; scripts call this before anything that takes time.
+
+    Raises:
+        UsageError: when the folder exists and `resume` is off, or does not exist or has other flags and it is on.
+    """
+    folder = run_folder(task, config)
+    if not config.resume:
+        if folder.exists():
+            raise UsageError(f"the run {folder} exists; choose another --name, or continue it with --resume")
+        return folder
+    if not (folder / "config.yaml").is_file():
+        raise UsageError(f"--resume: there is no run at {folder}; start it without --resume")
+    before = {name: value for name, value in read_yaml(folder / "config.yaml").items() if name not in FREE_FLAGS}
+    changed = _differences(before, to_plain(config))
+    if changed:
+        raise UsageError(f"--resume: {folder} was started with other flags: {'; '.join(changed)}")
+    return folder
+
+
 class Run:
     """The folder RUNS/TASK/NAME and the state of the training that fills it.
 
@@ -66,11 +91,11 @@ class Run:
     `pictures/`. Only the main process writes.
 
     Raises:
-        UsageError: when the folder exists and `resume` is off, or does not exist or has other flags and it is on.
+        UsageError: as `check_run_folder`, or when the folder cannot be made.
     """
 
     def __init__(self, task: str, config: CommonFlags, runtime: Runtime, data_fingerprint: str = "") -> None:
-        self.directory = config.runs / task / config.name
+        self.directory = check_run_folder(task, config) if runtime.is_main else run_folder(task, config)
         self.runtime, self.seed = runtime, config.seed
         self.progress = Progress()
         self._save_seconds = config.save_minutes * 60
@@ -85,24 +110,14 @@ class Run:
             _write_environment(self.directory / "environment.jsonl", data_fingerprint)
 
     def _open_folder(self, config: CommonFlags) -> None:
-        if not self.runtime.is_main:
-            return  # the main process has the folder, perhaps already made, to itself
-        exists = self.directory.exists()
-        if exists and not config.resume:
-            raise UsageError(f"the run {self.directory} exists; choose another --name, or continue it with --resume")
-        if config.resume:
-            if not (self.directory / "config.yaml").is_file():
-                raise UsageError(f"--resume: there is no run at {self.directory}; start it without --resume")
-            before, now = read_yaml(self.directory / "config.yaml"), to_plain(config)
-            changed = _differences({k: v for k, v in before.items() if k not in FREE_FLAGS}, now)
-            if changed:
-                raise UsageError(f"--resume: {self.directory} was started with other flags: {'; '.join(changed)}")
-        else:
-            try:
-                (self.directory / "pictures").mkdir(parents=True)
-                write_yaml(config, self.directory / "config.yaml")
-            except OSError as error:
-                raise UsageError(f"cannot create the run {self.directory}: {error}") from error
+        """Make the folder of a new run; the main process has it to itself."""
+        if not self.runtime.is_main or config.resume:
+            return
+        try:
+            (self.directory / "pictures").mkdir(parents=True)
+            write_yaml(config, self.directory / "config.yaml")
+        except OSError as error:
+            raise UsageError(f"cannot create the run {self.directory}: {error}") from error
 
     def __enter__(self) -> Self:
         """Start logging to the folder and listen for SIGTERM and Ctrl-C."""
@@ -209,7 +224,7 @@ class Run:
         return generator_for(self.seed, purpose, self.progress.step, self.runtime.rank)
 
     def finish_epoch(self, score: float | None = None) -> bool:
-        """Count the epoch as done and save; with a `score`, say whether it is the best so far."""
+        """Count the epoch as done; with a `score`, say whether it is the best so far."""
         self.progress.epoch += 1
         self.progress.batch = 0
         is_best = score is not None and score > self.progress.best

@@ -1,0 +1,102 @@
+"""What training and evaluation see of a split: augmented pairs of views, or whole images."""
+
+from typing import NamedTuple
+
+import torch
+from class_folders import ImageConfig, LabelledImages
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+from minmax.runtime.seeding import derive_seed
+
+
+class Views(NamedTuple):
+    """Two independently cropped views of one day image, float RGB in [0, 1], and its label."""
+
+    day: Tensor
+    to_darken: Tensor
+    label: Tensor
+
+
+class TrainingViews(Dataset[Views]):
+    """Views of day images for training, indexed by (epoch, image).
+
+    Each view is a RandomResizedCrop (area 0.5 to 1) with a horizontal flip. The draws of an image in an epoch depend
+    on (seed, epoch, image) alone, so the number of workers and restarts change nothing.
+
+    Raises:
+        ValueError: for a night split; nothing is ever trained on one.
+    """
+
+    def __init__(self, images: LabelledImages, size: int, seed: int) -> None:
+        refuse_night(images)
+        self.images, self.seed = images, seed
+        self.geometry = v2.Compose(
+            [v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True), v2.RandomHorizontalFlip()]
+        )
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, position: tuple[int, int]) -> Views:
+        """The views of image `position[1]` in epoch `position[0]`."""
+        epoch, index = position
+        image = self.images.load(index)
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.manual_seed(derive_seed(self.seed, "views", epoch, index))
+            day, to_darken = self.geometry(image), self.geometry(image)
+        return Views(
+            functional.to_dtype(day, torch.float32, scale=True),
+            functional.to_dtype(to_darken, torch.float32, scale=True),
+            torch.tensor(self.images.labels[index]),
+        )
+
+
+class WholeImages(Dataset[tuple[Tensor, Tensor]]):
+    """Whole images without augmentation, `(3, H, W)` in [0, 1], with their labels."""
+
+    def __init__(self, images: LabelledImages, config: ImageConfig) -> None:
+        self.images = images
+        self.geometry = (
+            v2.Compose([v2.Resize(config.size, antialias=True), v2.CenterCrop(config.size)])
+            if config.evaluation == "resize"
+            else v2.Identity()
+        )
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """One image and its label."""
+        image = self.geometry(self.images.load(index))
+        return functional.to_dtype(image, torch.float32, scale=True), torch.tensor(self.images.labels[index])
+
+
+class DayImages(Dataset[Tensor]):
+    """Whole day images without labels, indexed by (epoch, image): what a darkener is trained on.
+
+    Raises:
+        ValueError: for a night split.
+    """
+
+    def __init__(self, images: LabelledImages, config: ImageConfig) -> None:
+        refuse_night(images)
+        self.whole = WholeImages(images, config)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.whole)
+
+    def __getitem__(self, position: tuple[int, int]) -> Tensor:
+        """Image `position[1]`; the epoch does not matter, as nothing is drawn."""
+        return self.whole[position[1]][0]
+
+
+def refuse_night(images: LabelledImages) -> None:
+    """Raise ValueError for night images: they are reported on, never trained or selected on."""
+    if images.is_night:
+        raise ValueError(f"the split {images.split!r} holds night images; zero-shot adaptation must not see them here")

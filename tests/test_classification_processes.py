@@ -1,0 +1,79 @@
+"""The classification scripts as processes: help, kill -9 and resume, SIGTERM, two ranks."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+import torch
+from classification_scripts import SCRIPTS, SIZE, command, common, start
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_lists_the_flags(script):
+    done = subprocess.run(command(script, "--help"), capture_output=True, text=True, check=True, cwd="/")
+    assert "--images.size" in done.stdout
+    assert "--checkpoint" in done.stdout or script == "train_day"
+
+
+def test_killed_twice_and_resumed_equals_uninterrupted(data, checkpoint, darkener, tmp_path):
+    flags = [
+        *("--data", data, "--runs", tmp_path, "--checkpoint", checkpoint, "--darkener", darkener),
+        *("--workers", 1, "--threads", 1, "--save-minutes", 1e-6, "--optim.epochs", 4, "--optim.batch-size", 4, *SIZE),
+    ]
+    start("train", *flags, "--name", "whole")
+    metrics = tmp_path / "classification" / "broken" / "metrics.jsonl"
+    for steps, resume in ((4, []), (8, ["--resume"])):  # three steps an epoch: both kills fall inside one
+        process = subprocess.Popen(command("train", *flags, "--name", "broken", *resume), stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            lines = metrics.read_text().splitlines() if metrics.exists() else []
+            if any(json.loads(line)["step"] >= steps for line in lines if line.endswith("}")):
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.01)
+        assert process.wait() == -signal.SIGKILL
+    subprocess.run(command("train", *flags, "--name", "broken", "--resume"), check=True, stderr=subprocess.DEVNULL)
+    folder = tmp_path / "classification"
+    whole, resumed = (torch.load(folder / name / "last.pt", weights_only=True) for name in ("whole", "broken"))
+    assert whole["progress"] == resumed["progress"]
+    for part in ("pair",):
+        assert all(torch.equal(whole["state"][part][name], value) for name, value in resumed["state"][part].items())
+    assert (folder / "whole" / "metrics.jsonl").read_text() == metrics.read_text()
+
+
+def test_sigterm_saves_and_exits_with_its_code(data, checkpoint, tmp_path):
+    flags = [*common(data, tmp_path), "--checkpoint", checkpoint, "--night.source", "gamma", "--optim.epochs", 1000]
+    process = subprocess.Popen(command("train", *flags), stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "classification" / "adapt" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    _, errors = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "continue with --resume" in errors
+    assert (metrics.parent / "last.pt").is_file()
+
+
+def test_two_processes_train_together(data, checkpoint, tmp_path):
+    """Two gloo ranks run the real script; they must agree and write one run."""
+    flags = [*common(data, tmp_path), "--checkpoint", checkpoint, "--night.source", "gamma", "--threads", 1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    processes = [
+        subprocess.Popen(command("train", *flags), env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    assert [process.wait() for process in processes] == [0, 0]
+    lines = (tmp_path / "classification" / "adapt" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["kind"] for line in lines] == ["train", "validation"]  # 12 images, 2 x 4 a step

@@ -1,0 +1,160 @@
+"""Flags, YAML, exit codes."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from minmax.runtime.config import (
+    CommonFlags,
+    from_plain,
+    parse_flags,
+    replaced,
+    require_range,
+    run_script,
+    to_plain,
+    write_yaml,
+)
+from minmax.runtime.errors import RunError, UsageError
+
+
+@dataclass(frozen=True)
+class Group:
+    rate: float = 0.1
+    """A number."""
+    span: tuple[float, float] = (0.0, 0.2)
+    """Two numbers."""
+
+    def __post_init__(self):
+        require_range("--group.span", self.span, 0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(CommonFlags):
+    """Flags of a test."""
+
+    count: int = 3
+    """A whole number."""
+    folder: Path | None = None
+    """A path."""
+    steps: tuple[int, ...] = (1, 2)
+    """Several numbers."""
+    group: Group = field(default_factory=Group)
+
+
+def test_flags_survive_the_way_through_yaml(tmp_path):
+    config = Flags(
+        name="x", seed=5, folder=Path("a/b"), steps=(), group=Group(1e-5, (0.1, 0.3)), runs=tmp_path, precision="bf16"
+    )
+    write_yaml(config, tmp_path / "config.yaml")
+    plain = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert from_plain(Flags, plain, "config.yaml") == config
+    assert plain == to_plain(config)
+
+
+WRONG = [
+    ({"colour": 1}, "colour"),
+    ({"group": {"ratio": 1}}, "ratio"),
+    ({"count": "many"}, "count"),
+    ({"count": 2.7}, "count"),
+    ({"quick": "nope"}, "quick"),
+    ({"group": {"rate": "fast"}}, "rate"),
+    ({"group": 3}, "group"),
+    ({"group": {"span": [0.1]}}, "span"),
+    ({"group": {"span": [0.3, 0.1]}}, "--group.span 0.3 0.1: expected two numbers"),
+    ({"steps": 3}, "steps"),
+    ({"precision": "fp64"}, "precision"),
+    ({"workers": -1}, "--workers -1: expected 0 or more"),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), WRONG, ids=[str(change) for change, _ in WRONG])
+def test_unknown_names_and_wrong_types_are_refused_by_name(change, named):
+    with pytest.raises(UsageError, match="old.yaml") as caught:
+        from_plain(Flags, {"name": "x"} | change, "old.yaml")
+    assert named in str(caught.value)
+
+
+def test_numbers_may_be_written_by_hand(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: x\ngroup: {rate: 1e-4, span: [0, 1]}\n")  # YAML 1.1 reads 1e-4 as a word
+    assert parse_flags(Flags, None, ["--config", str(file)]).group == Group(1e-4, (0.0, 1.0))
+
+
+@pytest.mark.parametrize("plain", [None, [], "name", 3, {}])
+def test_what_is_no_config_is_refused(plain):
+    with pytest.raises(UsageError, match="old.yaml does not fit"):
+        from_plain(Flags, plain, "old.yaml")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "/a", "a/"])
+def test_a_run_has_a_plain_name(name):
+    with pytest.raises(UsageError, match="--name .*: expected a plain folder name"):
+        Flags(name=name)
+
+
+def test_a_config_file_gives_the_defaults_and_flags_override_them(tmp_path):
+    file = tmp_path / "config.yaml"
+    write_yaml(Flags(name="old", seed=4, count=9, steps=(7,), resume=True, group=Group(0.5, (0.1, 0.3))), file)
+    found = parse_flags(Flags, None, ["--config", str(file), "--name", "new", "--group.rate", "0.25"])
+    assert (found.name, found.seed, found.count, found.steps) == ("new", 4, 9, (7,))
+    assert found.group == Group(0.25, (0.1, 0.3))
+    assert found.resume is False  # asked anew each time
+    assert parse_flags(Flags, None, [f"--config={file}", "--count", "1"]).count == 1
+
+
+def test_replaced_changes_values_inside_groups():
+    config = Flags(name="x")
+    changed = replaced(config, count=1, group={"rate": 2.0})
+    assert (changed.count, changed.group.rate, changed.group.span) == (1, 2.0, (0.0, 0.2))
+    assert config == Flags(name="x")
+
+
+def end_of_script(monkeypatch, capsys, main, *arguments):
+    monkeypatch.setattr(sys, "argv", ["script.py", *arguments])
+    monkeypatch.setattr("logging.root.handlers", [])
+    with pytest.raises(SystemExit) as caught:
+        run_script(Flags, main, "A script.")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    return caught.value.code, printed.err.splitlines()
+
+
+@pytest.mark.parametrize(("error", "code"), [(UsageError, 2), (RunError, 1)])
+def test_errors_of_input_are_one_line_and_an_exit_code(error, code, monkeypatch, capsys):
+    def main(config):
+        raise error(f"no folder {config.name}")
+
+    assert end_of_script(monkeypatch, capsys, main, "--name", "x") == (code, ["error: no folder x"])
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script.py", "--name", "x"])
+    with pytest.raises(ZeroDivisionError):
+        run_script(Flags, lambda config: 1 // 0, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workers", "-2"], "error: --workers -2: expected 0 or more"),
+        (
+            ["--group.span", "0.5", "0.1"],
+            "error: --group.span 0.5 0.1: expected two numbers, 0.0 <= LOW <= HIGH <= 1.0",
+        ),
+        (["--config", "nothing.yaml"], "error: --config nothing.yaml: [Errno 2] No such file"),
+    ],
+)
+def test_bad_flags_are_refused_in_one_line(arguments, message, monkeypatch, capsys):
+    code, lines = end_of_script(monkeypatch, capsys, pytest.fail, "--name", "x", *arguments)
+    assert code == 2 and len(lines) == 1 and lines[0].startswith(message)
+
+
+@pytest.mark.parametrize("content", ["colour: 3\nname: x", "a: [", "- 1", "just words", "\x00", ""])
+def test_bad_config_files_are_refused_in_one_line(content, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "bad.yaml"
+    file.write_text(content)
+    code, lines = end_of_script(monkeypatch, capsys, pytest.fail, "--config", str(file))
+    assert code == 2 and len(lines) == 1 and str(file) in lines[0]
