@@ -32,20 +32,15 @@ from minmax.task_network import freeze
 log = logging.getLogger(__name__)
 
 # Chosen on day validation images of seed 0, as they are and darkened by gamma; no night image was looked at.
-DARKENER_RECIPE: tuple[str, ...] = (
-    "--optim.epochs",
-    "3",
-    "--optim.milestones",
-    "2",
-    "--optim.lr",
-    "3e-4",
-    "--optim.clip",
-    "1",
+DARKENER_RECIPE = (
+    *("--optim.epochs", "3", "--optim.milestones", "3", "--optim.lr", "3e-4", "--optim.clip", "1"),
+    *("--loss.similarity", "1"),
 )
-DARKENER_RECIPE += ("--loss.similarity", "1")
 # Both adaptations get the same augmentation, schedule and number of steps; the control's second view stays a day image.
-ADAPTATION_RECIPE: tuple[str, ...] = ("--optim.epochs", "6", "--optim.milestones", "4", "5", "--optim.lr", "5e-4")
-ADAPTATION_RECIPE += ("--night.exposure", "0.05", "0.4", "--byol.batch-norm", "joint")
+ADAPTATION_RECIPE = (
+    *("--optim.epochs", "6", "--optim.milestones", "4", "5", "--optim.lr", "5e-4"),
+    *("--night.exposure", "0.05", "0.4", "--byol.batch-norm", "joint"),
+)
 CONTROL_RECIPE = ("--night.source", "day", "--byol.weight", "0")
 ADAPTED = "adapted without night images"
 
@@ -68,6 +63,11 @@ class Config:
     quick: bool = False
     """A smoke test: the figures mean nothing."""
 
+    @property
+    def label(self) -> str:
+        """What tells the files of this demo from those of another."""
+        return f"seed{self.seed}{'-quick' if self.quick else ''}"
+
 
 class Demo:
     """The commands of the demo, each run once."""
@@ -81,7 +81,7 @@ class Demo:
 
     def run_of(self, name: str) -> Path:
         """The folder of one of the runs."""
-        return self.folder / f"{name}-seed{self.config.seed}"
+        return self.folder / f"{name}-{self.config.label}"
 
     def train(self, script: str, name: str, result: str, *flags: str) -> Path:
         """Train, or go on training, and return the resulting checkpoint."""
@@ -105,9 +105,14 @@ class Demo:
     def _start(self, script: str, *flags: str, quiet: bool = False) -> None:
         command = [sys.executable, str(SCRIPTS / script), *self.common, *flags]
         log.info("\n$ python classification/%s", " ".join([script, *self.common, *flags]))
-        done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL if quiet else None)
-        if done.returncode != 0:
-            raise RunError(f"classification/{script} ended with exit code {done.returncode}; its message stands above")
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL if quiet else None) as child:
+            try:
+                code = child.wait()
+            except KeyboardInterrupt:  # the script was told as well: let it write its checkpoint
+                child.wait()
+                raise RunError("stopped; the same command goes on from here") from None
+        if code != 0:
+            raise RunError(f"classification/{script} ended with exit code {code}; its message stands above")
 
 
 def main(config: Config) -> None:
@@ -128,22 +133,22 @@ def main(config: Config) -> None:
     splits = ("test_day", "test_night")
     rows = [[name, *(f"{100 * results[split]['top1']:.1f}" for split in splits)] for name, results in found.items()]
     table = markdown_table(["accuracy in %, unseen scenes", "day", "night"], rows)
-    picture = config.runs / f"demo-seed{config.seed}.png"
+    picture = config.runs / f"demo-{config.label}.png"
     before, after = (found[name]["test_night"]["predictions"] for name in ("daytime model", ADAPTED))
     draw_story(darkener, before, after, config, picture)
-    (config.runs / f"demo-seed{config.seed}.md").write_text(table + "\n", encoding="utf-8")
+    (config.runs / f"demo-{config.label}.md").write_text(table + "\n", encoding="utf-8")
     print(f"\n{table}\n\npicture: {picture}")  # noqa: T201  (the result of the command)
 
 
 def draw_story(darkener: Path, before: list[int], after: list[int], config: Config, picture: Path) -> None:
     """One column per class, the first test scene of each: day, learned nights, real night, verdicts."""
     count = 8 * len(CLASSES)
-    cache = REPOSITORY / "runs" / "scenes"
+    cache = config.runs / "scenes"
     days, labels = render_labelled("day", count, SIZE, NIGHT_SEED, cache_dir=cache)
     nights, _ = render_labelled("night", count, SIZE, NIGHT_SEED, HELD_OUT_NIGHT, cache_dir=cache)
     first = [int(np.flatnonzero(labels == label)[0]) for label in range(len(CLASSES))]
     images = torch.from_numpy(days[first]).permute(0, 3, 1, 2) / 255.0
-    rows: list[tuple[str, NDArray[np.uint8]]] = [("day\n(training data)", days[first])]
+    rows: list[tuple[str, NDArray[np.uint8]]] = [("by day", days[first])]
     with open_runtime(config.device) as runtime:
         learned = runtime.place(freeze(load_darkener(darkener)))
         for exposure in SHOWN_EXPOSURES:
@@ -176,7 +181,7 @@ def draw_story(darkener: Path, before: list[int], after: list[int], config: Conf
                 color=colour,
             )
     picture.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(picture, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
+    write_atomically(picture, lambda temporary: figure.savefig(temporary, dpi=90, format="png"))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from darkening.heuristics import HEURISTICS
 from darkening.night_view import NightConfig, NightView, selection_heuristic
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
+from minmax.runtime.run import readable
 from minmax.runtime.seeding import generator_for
 
 SELECTION_EXPOSURE = (0.05, 0.25)
@@ -76,7 +77,7 @@ def measure(
     loader = DataLoader(WholeImages(images, config), batch_size, num_workers=workers)
     bar = tqdm(loader, desc=images.split, disable=None if runtime.is_main else True, leave=False)
     try:
-        for number, (batch, labels) in enumerate(bar):
+        for number, (batch, labels) in enumerate(readable(bar)):
             pictures = runtime.to_device(batch)
             if night is not None:
                 pictures = night(pictures, generator_for(images.split, number))

@@ -4,7 +4,6 @@ Beside them stand the built-in scenes, under the same interface.
 """
 
 import hashlib
-import json
 import logging
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from darkening.pictures import DECODING_ERRORS, PICTURE_SUFFIXES, decode_picture
+from darkening.pictures import DECODING_ERRORS, PICTURE_SUFFIXES, decode_picture, listed_below
 from minmax.runtime.checkpoints import write_atomically
 from minmax.runtime.config import REPOSITORY, require
 from minmax.runtime.errors import RunError, UsageError
@@ -133,7 +132,12 @@ class SceneImages(LabelledImages):
 
 
 def open_split(
-    data: str, split: Split, config: ImageConfig, classes: tuple[str, ...] | None = None, quick: bool = False
+    data: str,
+    split: Split,
+    config: ImageConfig,
+    classes: tuple[str, ...] | None = None,
+    quick: bool = False,
+    cache: Path = REPOSITORY / "runs",
 ) -> LabelledImages:
     """Open one split of a data set, or of the built-in scenes when `data` is `scenes`.
 
@@ -143,31 +147,33 @@ def open_split(
         config: size of scenes; share of corrupt files to leave out.
         classes: the classes that a network knows, in its order; None takes them from the folders.
         quick: only a few images.
+        cache: folder for rendered scenes and for the record of which files were checked.
 
     Raises:
         UsageError: when a folder is missing, empty or laid out otherwise, classes differ, or files are corrupt.
     """
     if data == SCENES:
         count = min(QUICK_SCENES, SCENE_COUNTS[split]) if quick else SCENE_COUNTS[split]
-        images: LabelledImages = SceneImages(split, count, config.size, REPOSITORY / "runs" / "scenes")
+        images: LabelledImages = SceneImages(split, count, config.size, cache / "scenes")
         if classes is not None and classes != images.classes:
             raise UsageError(f"the network knows {_listed(classes)}, the scenes show {_listed(images.classes)}")
         return images
     root = Path(data)
     found, files, labels = _scan(root, split, classes)
+    if quick:
+        every = max(1, len(files) // QUICK_SCENES)
+        files, labels = files[::every], labels[::every]
     images = FolderImages(root, split, found, files, labels)
-    bad = _unreadable(images)
+    bad = _unreadable(images, cache / "checked")
     if len(bad) > config.skip_corrupt * len(images):
-        lines = "".join(f"\n  {name}: {why}" for name, why in bad.items())
+        problems = [f"{name}: {why}" for name, why in bad.items()]
         raise UsageError(
             f"{len(bad)} of {len(images)} images in {root / split} cannot be read (mend or remove them, or leave out "
-            f"up to a share of them with --images.skip-corrupt):{lines}"
+            f"up to a share of them with --images.skip-corrupt):{listed_below(problems)}"
         )
     if bad:
         log.warning("left out %d unreadable images of %s: %s", len(bad), root / split, ", ".join(bad))
     kept = [i for i in range(len(images)) if images.name(i) not in bad]
-    if quick:
-        kept = kept[:: max(1, len(kept) // QUICK_SCENES)]
     return FolderImages(root, split, found, [files[i] for i in kept], [labels[i] for i in kept])
 
 
@@ -205,11 +211,11 @@ def _listed(names: tuple[str, ...] | list[str]) -> str:
     return ", ".join(names) or "nothing"
 
 
-def _unreadable(images: FolderImages) -> dict[str, str]:
-    """Names of broken files with the reason; each set of files is decoded for this once and the result kept."""
-    record = REPOSITORY / "runs" / "checked" / f"{images.fingerprint()}.json"
+def _unreadable(images: FolderImages, records: Path) -> dict[str, str]:
+    """Names of broken files with the reason; a set of files without any is decoded for this only once."""
+    record = records / images.fingerprint()
     if record.is_file():
-        return dict(json.loads(record.read_text(encoding="utf-8")))
+        return {}
 
     def problem(file: Path) -> str | None:
         try:
@@ -229,5 +235,9 @@ def _unreadable(images: FolderImages) -> dict[str, str]:
             )
         )
     bad = {images.name(i): why for i, why in enumerate(found) if why is not None}
-    write_atomically(record, lambda temporary: temporary.write_text(json.dumps(bad), encoding="utf-8"))
+    if not bad:
+        try:
+            write_atomically(record, lambda temporary: temporary.touch())
+        except RunError as error:  # only costs the next run some time
+            log.warning("%s", error)
     return bad

@@ -17,7 +17,7 @@ from class_folders import DEFAULT_DATA, ImageConfig, Split, has_split, open_spli
 from classifier import load_classifier
 from image_views import WholeImages
 
-from minmax.runtime.config import run_script
+from minmax.runtime.config import require, run_script
 from minmax.runtime.devices import Precision, open_runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.report import markdown_table, picture_grid, save_picture, write_json
@@ -53,6 +53,12 @@ class Config:
     quick: bool = False
     """A few images only."""
 
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(self.batch_size >= 1, "--batch-size", self.batch_size, "1 or more")
+        require(self.workers >= 0, "--workers", self.workers, "0 or more")
+        require(self.threads >= 0, "--threads", self.threads, "0 or more")
+
 
 def main(config: Config) -> dict[str, dict[str, ClassAccuracy]]:
     """Measure, report, and return the accuracies by checkpoint (`before`, `checkpoint`) and split."""
@@ -67,6 +73,11 @@ def main(config: Config) -> dict[str, dict[str, ClassAccuracy]]:
         if not present:
             raise UsageError(f"no test_day/ or test_night/ in {config.data}")
         splits = {split: open_split(config.data, split, config.images, classes, config.quick) for split in present}
+        output = config.output or config.checkpoint.parent / "test"
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--output {output}: cannot make this folder ({error})") from error
         found: dict[str, dict[str, ClassAccuracy]] = {}
         for name, (network, _) in networks.items():
             network = runtime.place(network)
@@ -81,8 +92,6 @@ def main(config: Config) -> dict[str, dict[str, ClassAccuracy]]:
                 )
                 for split, images in splits.items()
             }
-    output = config.output or config.checkpoint.parent / "test"
-    output.mkdir(parents=True, exist_ok=True)
     summary = summary_table(found, checkpoints)
     details = per_class_table(found["checkpoint"], classes)
     print(f"{summary}\n\n{details}")  # noqa: T201  (the result of the command)

@@ -40,7 +40,7 @@ class ByolConfig:
     """Similarity maximisation."""
 
     weight: float = 0.1
-    """Weight of BYOL's distance; 0 leaves it out."""
+    """Weight of BYOL's distance in the loss; with 0 it is only measured."""
     momentum: float = 0.99
     """Share of the target that stays at each update."""
     hidden: int = 128
@@ -76,6 +76,7 @@ class OptimConfig:
         require(self.epochs >= 1, "--optim.epochs", self.epochs, "1 or more")
         require(self.batch_size >= 2, "--optim.batch-size", self.batch_size, "2 or more")
         require(self.lr > 0, "--optim.lr", self.lr, "more than 0")
+        require(self.weight_decay >= 0, "--optim.weight-decay", self.weight_decay, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,11 @@ class Config(CommonFlags):
     night: NightConfig = field(default_factory=NightConfig)
     byol: ByolConfig = field(default_factory=ByolConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        require(0 <= self.jitter <= 0.5, "--jitter", self.jitter, "0 to 0.5")
 
 
 def build_loader(config: Config, runtime: Runtime, dataset: TrainingViews) -> DataLoader[Views]:
@@ -141,8 +147,8 @@ def main(config: Config) -> Path:
         network, settings = load_classifier(config.checkpoint)
         darkener = load_darkener(config.darkener) if config.darkener else None
         night_view = build_night_view(config.night, darkener, runtime)
-        training = open_split(config.data, "train", config.images, settings.classes, config.quick)
-        validation = open_split(config.data, "val", config.images, settings.classes, config.quick)
+        training = open_split(config.data, "train", config.images, settings.classes, config.quick, config.runs)
+        validation = open_split(config.data, "val", config.images, settings.classes, config.quick, config.runs)
         seed_globally(config.seed, "heads")
         byol = config.byol
         pair = MomentumPair(network, byol.hidden, byol.outputs, byol.momentum, byol.batch_norm)

@@ -24,7 +24,7 @@ from darkening.preview import contact_sheet
 from darkening.starting_point import STARTING_POINT_NAME, load_darkener_or_starting_point
 from darkening.training import DarkenerOptim, DarkenerTraining, obedience, obedience_table, train_darkener
 from minmax.runtime.batches import EpochBatches
-from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
+from minmax.runtime.config import CommonFlags, replaced, require_range, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.report import draw_curves, save_picture
@@ -58,6 +58,13 @@ class Config(CommonFlags):
     """Weights of the losses (docs/deviations.md has the paper's)."""
     optim: DarkenerOptim = field(default_factory=DarkenerOptim)
 
+    def __post_init__(self) -> None:
+        """Refuse values out of range; `init` may be a path as well."""
+        super().__post_init__()
+        require_range("--exposure", self.exposure, 0.0, 1.0)
+        if self.init not in ("scratch", STARTING_POINT_NAME):
+            object.__setattr__(self, "init", str(Path(self.init).expanduser().absolute()))
+
 
 def build_darkener(config: Config) -> Darkener:
     """The darkener to start from."""
@@ -86,12 +93,13 @@ def main(config: Config) -> Path:
         config = replaced(
             config, images={"size": 32}, optim={"epochs": 2, "batch_size": 16, "milestones": (1,)}, workers=0
         )
+    recipe = DarkenerTraining(config.exposure, config.loss, config.optim)
     with open_runtime(config.device, config.precision, config.threads) as runtime:
         if runtime.is_main:
             check_run_folder("classification", config)
-        network, settings = load_classifier(config.checkpoint)
-        training = open_split(config.data, "train", config.images, quick=config.quick)
-        validation = open_split(config.data, "val", config.images, training.classes, config.quick)
+        network, _ = load_classifier(config.checkpoint)
+        training = open_split(config.data, "train", config.images, quick=config.quick, cache=config.runs)
+        validation = open_split(config.data, "val", config.images, training.classes, config.quick, config.runs)
         encoder = runtime.place(network.encoder)
         if config.features == "unnormalised":
             encoder.normalization = runtime.place(InputNormalization.identity())
@@ -103,7 +111,6 @@ def main(config: Config) -> Path:
         loader = build_loader(config, runtime, DayImages(training, config.images))
 
         with Run("classification", config, runtime, training.fingerprint()) as run:
-            recipe = DarkenerTraining(config.exposure, config.loss, config.optim)
             train_darkener(darkener, encoder, loader, held_out_images, recipe, run, runtime)
             best = run.directory / "best.pt"
             if runtime.is_main:

@@ -48,6 +48,7 @@ class OptimConfig:
         require(self.epochs >= 1, "--optim.epochs", self.epochs, "1 or more")
         require(self.batch_size >= 2, "--optim.batch-size", self.batch_size, "2 or more")
         require(self.lr > 0, "--optim.lr", self.lr, "more than 0")
+        require(self.weight_decay >= 0, "--optim.weight-decay", self.weight_decay, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,11 @@ class Config(CommonFlags):
     """Strength of the random brightness, contrast, saturation and hue."""
     images: ImageConfig = field(default_factory=ImageConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        require(0 <= self.jitter <= 0.5, "--jitter", self.jitter, "0 to 0.5")
 
 
 def build_loader(config: Config, runtime: Runtime, dataset: TrainingViews) -> DataLoader[Views]:
@@ -93,8 +99,8 @@ def main(config: Config) -> Path:
     with open_runtime(config.device, config.precision, config.threads) as runtime:
         if runtime.is_main:
             check_run_folder("classification", config)
-        training = open_split(config.data, "train", config.images, quick=config.quick)
-        validation = open_split(config.data, "val", config.images, training.classes, config.quick)
+        training = open_split(config.data, "train", config.images, quick=config.quick, cache=config.runs)
+        validation = open_split(config.data, "val", config.images, training.classes, config.quick, config.runs)
         seed_globally(config.seed, "network")
         settings = ClassifierSettings(config.model, training.classes, config.normalization)
         network = runtime.place(build_classifier(settings, config.pretrained))

@@ -6,9 +6,11 @@ Finished files are skipped when the same command is given again. Each image's ex
 on its path below the input alone, so an interrupted run ends with the files that an uninterrupted one would have made.
 """
 
+import hashlib
+import json
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,16 +23,18 @@ from darkening.pictures import (
     PICTURE_SUFFIXES,
     decode_picture,
     find_pictures,
-    first_lines,
+    listed_below,
     write_picture,
 )
 from darkening.starting_point import STARTING_POINT_NAME, load_darkener_or_starting_point
 from minmax.runtime.config import require, run_script
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.report import write_json
 from minmax.runtime.seeding import generator_for
 
 log = logging.getLogger(__name__)
+SETTINGS_FILE = ".darkening.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,7 @@ def main(config: Config) -> None:
         wanted = config.night.source == "learned" or config.darkener != STARTING_POINT_NAME
         darkener = load_darkener_or_starting_point(config.darkener) if wanted else None
         view = build_night_view(config.night, darkener, runtime)
+        _refuse_other_settings(config)
         loader = DataLoader(PictureFiles(left), batch_size=None, num_workers=min(config.workers, len(left)))
         for file, pixels in tqdm(loader, desc="darkening", unit="image", disable=None):
             if isinstance(pixels, str):
@@ -100,10 +105,33 @@ def main(config: Config) -> None:
             write_picture(view(images, generator_for(config.seed, name))[0], targets[file])
     log.info("%d images darkened into %s", len(left) - len(bad), config.output)
     if bad:
-        message = f"{len(bad)} of {len(files)} files cannot be read:{first_lines(bad, len(bad))}"
+        message = f"{len(bad)} of {len(files)} files cannot be read:{listed_below(bad)}"
         if not config.skip_corrupt:
             raise RunError(f"{message}\nall others are done; mend or remove these, or give --skip-corrupt")
         log.warning("left out: %s", message)
+
+
+def _refuse_other_settings(config: Config) -> None:
+    """Keep beside the images what darkened them: a second run with other settings would mix two sorts."""
+    if config.input.is_file():
+        return
+    darkener = Path(config.darkener)
+    now = {
+        "night": asdict(config.night) | {"exposure": list(config.night.exposure)},
+        "seed": config.seed,
+        "darkener": hashlib.sha256(darkener.read_bytes()).hexdigest() if darkener.is_file() else config.darkener,
+    }
+    record = config.output / SETTINGS_FILE
+    if record.is_file():
+        before = json.loads(record.read_text(encoding="utf-8"))
+        changed = [name for name in now if before.get(name) != now[name]]
+        if changed:
+            raise UsageError(
+                f"--output {config.output}: holds images darkened with other settings ({', '.join(changed)}); choose "
+                "another folder, or remove this one"
+            )
+    else:
+        write_json(now, record)
 
 
 def _targets(config: Config, files: list[Path]) -> dict[Path, Path]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from darkening.curve_estimator import Darkening
+from minmax.runtime.config import require
 from minmax.similarity import feature_similarity
 
 ExposureSpace = Literal["linear", "log"]
@@ -109,6 +110,13 @@ class DarkeningLoss:
     """Weight of keeping each pixel's colour; not in the paper."""
     similarity: float = 0.1
     """Weight of the similarity that the frozen daytime model sees between day and darkened image."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(self.exposure_patch >= 0, "--loss.exposure-patch", self.exposure_patch, "0 or more")
+        require(
+            self.total_variation_midpoint > 0, "--loss.total-variation-midpoint", self.total_variation_midpoint, "> 0"
+        )
 
     def __call__(
         self,

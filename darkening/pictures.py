@@ -64,7 +64,6 @@ def write_picture(image: Tensor, file: Path) -> None:
     write_atomically(file, lambda temporary: picture.save(temporary, format=kind, **_OPTIONS.get(kind, {})))
 
 
-def first_lines(problems: Sequence[str], most: int = 10) -> str:
-    """The first problems, a line each, and how many more there are."""
-    more = f"\n  ... and {len(problems) - most} more" if len(problems) > most else ""
-    return "".join(f"\n  {problem}" for problem in problems[:most]) + more
+def listed_below(problems: Sequence[str]) -> str:
+    """All problems, a line each, for the end of a message."""
+    return "".join(f"\n  {problem}" for problem in problems)

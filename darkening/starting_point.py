@@ -28,7 +28,7 @@ from minmax.runtime.checkpoints import load_strictly, write_atomically
 from minmax.runtime.config import CommonFlags, replaced, run_script
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import UsageError
-from minmax.runtime.run import Run
+from minmax.runtime.run import Run, check_run_folder
 from minmax.runtime.seeding import derive_seed, seed_globally
 from minmax.scenes import render_labelled
 
@@ -135,27 +135,31 @@ class Config(CommonFlags):
     loss: DarkeningLoss = OBEDIENT_LOSS
     """Weights of the losses; there is no network here that similarity could be measured with."""
     optim: DarkenerOptim = field(
-        default_factory=lambda: DarkenerOptim(epochs=16, lr=1.5e-3, clip=1.0, milestones=(10, 14), warmup_steps=100)
+        default_factory=lambda: DarkenerOptim(epochs=16, lr=1.5e-3, clip=1.0, milestones=(), warmup_steps=100)
     )
 
 
 def main(config: Config) -> Path:
     """Train, and return the safetensors file."""
+    if config.data != "scenes" or config.precision != "fp32":
+        raise UsageError("the starting point is trained on --data scenes in --precision fp32 only")
     if config.quick:
         config = replaced(config, count=64, size=32, optim={"epochs": 1})
+    recipe = DarkenerTraining(config.exposure, config.loss, config.optim)
     with open_runtime(config.device, config.precision, config.threads) as runtime:
+        if runtime.is_main:
+            check_run_folder("darkening", config)
         cache = config.runs / "scenes"
         training = VariedScenes(config.count, config.size, TRAINING_SEED, cache)
         held_out = VariedScenes(256, config.size, VALIDATION_SEED, cache)
         validation = torch.stack([held_out[0, index] for index in range(len(held_out))])
         batches = EpochBatches(len(training), config.optim.batch_size, config.seed, runtime.rank, runtime.world_size)
-        loader: DataLoader[Tensor] = DataLoader(training, batch_sampler=batches)
+        loader: DataLoader[Tensor] = DataLoader(training, batch_sampler=batches, num_workers=config.workers)
         seed_globally(config.seed, "darkener")
         darkener = Darkener()
         open_exposure_path(darkener)
         darkener = runtime.place(darkener)
         with Run("darkening", config, runtime) as run:
-            recipe = DarkenerTraining(config.exposure, config.loss, config.optim)
             train_darkener(darkener, None, loader, validation, recipe, run, runtime)
             path = run.directory / STARTING_POINT.name
             if runtime.is_main:

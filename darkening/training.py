@@ -14,6 +14,7 @@ from darkening.curve_estimator import Darkener
 from darkening.losses import DarkeningLoss
 from minmax.runtime.config import require, require_range
 from minmax.runtime.devices import Runtime
+from minmax.runtime.report import markdown_table
 from minmax.runtime.run import Run
 from minmax.task_network import freeze
 
@@ -47,7 +48,15 @@ class DarkenerOptim:
         require(self.batch_size >= 1, "--optim.batch-size", self.batch_size, "1 or more")
         require(self.lr > 0, "--optim.lr", self.lr, "more than 0")
         require(self.clip > 0, "--optim.clip", self.clip, "more than 0")
+        require(self.weight_decay >= 0, "--optim.weight-decay", self.weight_decay, "0 or more")
         require(self.warmup_steps >= 0, "--optim.warmup-steps", self.warmup_steps, "0 or more")
+
+    def rate_factor(self, epoch: float, step: int) -> float:
+        """Share of the learning rate after `step` steps, which are `epoch` epochs: warm-up and tenfold falls in one.
+
+        Two chained schedulers would not do: the warm-up's closed form undoes every fall.
+        """
+        return float(min(1.0, (step + 1) / (self.warmup_steps + 1)) * 0.1 ** sum(epoch >= m for m in self.milestones))
 
 
 @dataclass(frozen=True)
@@ -86,13 +95,14 @@ def train_darkener(
     """
     optim = config.optim
     optimizer = torch.optim.Adam(darkener.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
-    warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (optim.warmup_steps + 1)))
     steps_per_epoch = loader.batch_sampler.batches_per_epoch  # type: ignore[union-attr]
-    decay = torch.optim.lr_scheduler.MultiStepLR(optimizer, [epoch * steps_per_epoch for epoch in optim.milestones])
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: optim.rate_factor(step / steps_per_epoch, step)
+    )
     parallel = runtime.parallel(darkener)
     if encoder is not None:
         freeze(encoder)
-    run.restore(darkener=darkener, optimizer=optimizer, warmup=warmup, decay=decay, scaler=runtime.scaler)
+    run.restore(darkener=darkener, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
     low, high = config.exposure
     for epoch in run.epochs(optim.epochs):
         darkener.train()
@@ -114,11 +124,12 @@ def train_darkener(
             optimizer.zero_grad(set_to_none=True)
             runtime.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
             runtime.scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(darkener.parameters(), optim.clip)
+            norm = nn.utils.clip_grad_norm_(darkener.parameters(), optim.clip)
+            if not runtime.scaler.is_enabled():  # a scaler skips such steps by itself
+                run.read_losses({**losses, "gradient norm": norm})
             runtime.scaler.step(optimizer)
             runtime.scaler.update()
-            warmup.step()
-            decay.step()
+            schedule.step()
             run.record("train", numbers)
         means = obedience(darkener, validation, runtime)
         errors = [abs(mean - asked) for asked, mean in means.items()]
@@ -142,5 +153,5 @@ def obedience(darkener: Darkener, images: Tensor, runtime: Runtime) -> dict[floa
 
 def obedience_table(means: dict[float, float]) -> str:
     """Requested and obtained exposures as Markdown."""
-    rows = [f"| {asked:.2f} | {mean:.3f} | {mean - asked:+.3f} |" for asked, mean in means.items()]
-    return "\n".join(["| requested | mean of the output | difference |", "|---|---|---|", *rows])
+    rows = [[f"{asked:.2f}", f"{mean:.3f}", f"{mean - asked:+.3f}"] for asked, mean in means.items()]
+    return markdown_table(["requested", "mean of the output", "difference"], rows)

@@ -62,7 +62,8 @@ class LayeredEncoder(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Features of `(N, 3, H, W)` images in [0, 1], shallow to deep."""
         found, value = [], images
-        for name, layer in self.named_children():
+        for name, layer in self._modules.items():  # named_children() skips a layer that is used twice
+            assert layer is not None
             value = layer(value)
             if name in self.feature_layers:
                 found.append(value)

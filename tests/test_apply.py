@@ -44,7 +44,8 @@ def photos(tmp_path):
 
 
 def files_below(folder):
-    return {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != apply.SETTINGS_FILE)
+    return {path.relative_to(folder).as_posix(): path for path in found}
 
 
 def contents(folder):
@@ -306,3 +307,11 @@ def test_the_contact_sheet_names_a_broken_picture(tmp_path, checkpoint):
         preview.main(config)
     with pytest.raises(UsageError, match="no file or folder"):
         preview.main(preview.Config(input=tmp_path / "nothing", output=tmp_path / "s.png", darkener=checkpoint))
+
+
+def test_other_settings_into_the_same_folder_are_refused(photos, tmp_path):
+    darken(photos, tmp_path / "dark", NightConfig(source="gamma"))
+    with pytest.raises(UsageError, match=r"darkened with other settings \(night\)"):
+        darken(photos, tmp_path / "dark", NightConfig(source="gamma", exposure=(0.1, 0.1)))
+    with pytest.raises(UsageError, match=r"darkened with other settings \(seed\)"):
+        darken(photos, tmp_path / "dark", NightConfig(source="gamma"), seed=1)

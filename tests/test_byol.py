@@ -133,3 +133,11 @@ def test_data_parallel_moves_the_target(pair, views):
 def test_encoder_refuses_features_it_does_not_have():
     with pytest.raises(ValueError, match="not among the layers"):
         LayeredEncoder(InputNormalization.identity(), {"conv": nn.Conv2d(3, 3, 1)}, ["layer4"])
+
+
+def test_a_layer_that_is_used_twice_runs_twice():
+    relu = nn.ReLU()
+    layers = {"down": nn.Conv2d(3, 3, 1), "first": relu, "flip": nn.Conv2d(3, 3, 1), "second": relu}
+    encoder = LayeredEncoder(InputNormalization.identity(), layers, ["second"])
+    (feature,) = encoder(torch.randn(1, 3, 4, 4))
+    assert feature.min() >= 0

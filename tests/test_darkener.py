@@ -18,6 +18,7 @@ from darkening.curve_estimator import (
     save_darkener,
 )
 from darkening.starting_point import export, load_starting_point, open_exposure_path
+from darkening.training import DarkenerOptim
 from minmax.runtime.errors import UsageError
 from minmax.scenes import render_labelled
 
@@ -272,3 +273,11 @@ def test_the_starting_point_obeys_the_requested_exposure():
     darkener = load_starting_point().eval()
     means = {asked: float(darkener.darken(images, torch.tensor(asked)).mean()) for asked in (0.05, 0.1, 0.2, 0.3, 0.4)}
     assert means == pytest.approx({asked: asked for asked in means}, abs=0.05)
+
+
+def test_the_learning_rate_warms_up_and_falls_tenfold_at_the_milestones():
+    optim = DarkenerOptim(epochs=4, lr=1.0, milestones=(2, 3), warmup_steps=3)
+    factors = [optim.rate_factor(step / 4, step) for step in range(16)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4:8] == [1.0] * 4
+    assert factors[8:] == pytest.approx([0.1] * 4 + [0.01] * 4)

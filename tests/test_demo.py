@@ -1,5 +1,6 @@
 """The demo, with its scripts called in this process."""
 
+import contextlib
 import importlib.util
 import runpy
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from class_folders import SCENE_SEEDS
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -25,21 +27,31 @@ def demo():
 def test_demo_draws_its_picture_and_goes_on_where_it_was_stopped(demo, tmp_path, monkeypatch, capsys):
     started = []
 
-    def run_here(command, check, stdout):
-        started.append(Path(command[1]).name)
-        monkeypatch.setattr(sys, "argv", command[1:])
-        runpy.run_path(command[1], run_name="__main__")
-        return subprocess.CompletedProcess(command, 0)
+    class RunHere(contextlib.nullcontext):
+        """In place of subprocess.Popen."""
 
-    monkeypatch.setattr(demo, "subprocess", SimpleNamespace(run=run_here, DEVNULL=subprocess.DEVNULL))
+        def __init__(self, command, stdout):
+            super().__init__(self)
+            started.append(Path(command[1]).name)
+            monkeypatch.setattr(sys, "argv", command[1:])
+            runpy.run_path(command[1], run_name="__main__")
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setattr(demo, "subprocess", SimpleNamespace(Popen=RunHere, DEVNULL=subprocess.DEVNULL))
     config = demo.Config(runs=tmp_path, quick=True, device="cpu")
     demo.main(config)
     assert started == ["train_day.py", "train_darkener.py", "train.py", "train.py", *["test.py"] * 3]
-    table = (tmp_path / "demo-seed0.md").read_text()
+    table = (tmp_path / "demo-seed0-quick.md").read_text()
     assert table in capsys.readouterr().out
     assert [line.split("|")[1].strip() for line in table.splitlines()[2:]][0] == "daytime model"
-    Image.open(tmp_path / "demo-seed0.png").verify()
+    Image.open(tmp_path / "demo-seed0-quick.png").verify()
 
     started.clear()
     demo.main(config)
     assert started == ["test.py"] * 3, "finished trainings are not repeated"
+
+
+def test_the_picture_shows_the_scenes_that_were_tested(demo):
+    assert SCENE_SEEDS["test_night"] == demo.NIGHT_SEED

@@ -272,3 +272,10 @@ def test_reports_are_written_whole(tmp_path):
     assert (tmp_path / "a.json").read_text() == '{\n  "accuracy": 0.5\n}\n'
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("sub/b.png", "c.png"))
     assert not [name for _, _, names in os.walk(tmp_path) for name in names if name.endswith(".tmp")]
+
+
+def test_data_parallel_refuses_bf16(without_torchrun, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match="use torchrun instead of DataParallel"), open_runtime("cuda:0,1", "bf16"):
+        pass

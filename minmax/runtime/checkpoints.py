@@ -53,7 +53,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if re.search("unsupported (global|class)", str(error), re.IGNORECASE):
+        # A foreign pickle (it starts with 0x80) stops torch at the opcode that looks up what it would call.
+        kinds = "global|class|operand" if path.read_bytes()[:1] == b"\x80" else "global|class"
+        if re.search(f"unsupported ({kinds})", str(error), re.IGNORECASE):
             raise UsageError(
                 f"refused {path}: it holds Python objects that could run code when loaded, not only tensors and plain "
                 "values; save its state_dict() instead"

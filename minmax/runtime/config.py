@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -160,7 +161,9 @@ def parse_flags(config_class: type[ConfigT], description: str | None, argv: Sequ
 
 def run_script(config_class: type[ConfigT], main: Callable[[ConfigT], object], description: str | None) -> None:
     """Parse the flags, run `main`, and turn errors of input into one line and an exit code (2 refused, 1 failed)."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # Under torchrun the first process speaks for all.
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     try:
         main(parse_flags(config_class, description))
     except UsageError as error:

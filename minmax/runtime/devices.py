@@ -32,6 +32,22 @@ class Runtime:
     precision: Precision = "fp32"
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
 
+    def any_rank(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        if self.world_size == 1:
+            return flag
+        flags = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags)
+
+    def from_main(self, value: Any) -> Any:
+        """The main process's value, in every process."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, device=self.device)
+        return box[0]
+
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and shows progress."""
@@ -82,6 +98,9 @@ def open_runtime(device: str = "auto", precision: Precision = "fp32", threads: i
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     chosen, device_ids = _choose_device(device, local_rank if world_size > 1 else None)
+    if precision == "bf16" and len(device_ids) > 1:
+        # DataParallel's threads take over that autocast is on, but not its dtype: they would compute in fp16, unscaled.
+        raise UsageError(f"--precision bf16 with --device {device}: use torchrun instead of DataParallel, or fp16")
     if precision == "fp16" and chosen.type != "cuda":
         raise UsageError(f"--precision fp16 needs a CUDA device, this is {chosen}; use fp32 or bf16")
     if chosen.type == "cuda":
@@ -114,16 +133,16 @@ def _choose_device(name: str, local_rank: int | None) -> tuple[torch.device, tup
     missing = [i for i in ids if i >= torch.cuda.device_count()]
     if missing:
         raise UsageError(f"--device {name}: no CUDA device {missing[0]}, torch sees {torch.cuda.device_count()}")
-    if local_rank is not None and len(ids) > 1:
-        raise UsageError(f"--device {name}: under torchrun each process has one device; use --device cuda")
+    if local_rank is not None and listed:
+        raise UsageError(f"--device {name}: torchrun gives each process its own device; use --device cuda")
     return torch.device("cuda", ids[0]), ids
 
 
 def keep_large_buffers() -> None:
     """Let glibc keep freed large blocks for the next tensor instead of returning them to the system.
 
-    Every large CPU tensor otherwise page-faults anew on each step. Measured in benchmarks/; Linux with glibc only,
-    elsewhere nothing happens.
+    Every large CPU tensor otherwise page-faults anew on each step (benchmarks/bench_darkening.py). Linux with glibc
+    only, elsewhere nothing happens.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return

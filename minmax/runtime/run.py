@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -59,6 +59,15 @@ class Progress:
     best_epoch: int = -1
 
 
+def readable(batches: Iterable[BatchT]) -> Iterator[BatchT]:
+    """The batches of a loader; a file that a worker process cannot read is reported without the worker's traceback."""
+    try:
+        yield from batches
+    except RunError as error:
+        lines = str(error).strip().splitlines()
+        raise RunError(lines[-1].removeprefix(f"{RunError.__module__}.{RunError.__name__}: ")) from error
+
+
 def run_folder(task: str, config: CommonFlags) -> Path:
     """Where a run lives."""
     return config.runs / task / config.name
@@ -72,12 +81,16 @@ def check_run_folder(task: str, config: CommonFlags) -> Path:
     """
     folder = run_folder(task, config)
     if not config.resume:
-        if folder.exists():
+        # A folder without a config is what a kill in its first moment leaves.
+        if (folder / "config.yaml").exists():
             raise UsageError(f"the run {folder} exists; choose another --name, or continue it with --resume")
         return folder
     if not (folder / "config.yaml").is_file():
         raise UsageError(f"--resume: there is no run at {folder}; start it without --resume")
-    before = {name: value for name, value in read_yaml(folder / "config.yaml").items() if name not in FREE_FLAGS}
+    stored = read_yaml(folder / "config.yaml")
+    if not isinstance(stored, dict):
+        raise UsageError(f"--resume: {folder / 'config.yaml'} holds no flags; start the run again under another --name")
+    before = {name: value for name, value in stored.items() if name not in FREE_FLAGS}
     changed = _differences(before, to_plain(config))
     if changed:
         raise UsageError(f"--resume: {folder} was started with other flags: {'; '.join(changed)}")
@@ -96,7 +109,7 @@ class Run:
 
     def __init__(self, task: str, config: CommonFlags, runtime: Runtime, data_fingerprint: str = "") -> None:
         self.directory = check_run_folder(task, config) if runtime.is_main else run_folder(task, config)
-        self.runtime, self.seed = runtime, config.seed
+        self.runtime, self.seed, self.data_fingerprint = runtime, config.seed, data_fingerprint
         self.progress = Progress()
         self._save_seconds = config.save_minutes * 60
         self._saved_at = time.monotonic()
@@ -114,9 +127,9 @@ class Run:
         if not self.runtime.is_main or config.resume:
             return
         try:
-            (self.directory / "pictures").mkdir(parents=True)
-            write_yaml(config, self.directory / "config.yaml")
-        except OSError as error:
+            (self.directory / "pictures").mkdir(parents=True, exist_ok=True)
+            write_atomically(self.directory / "config.yaml", lambda temporary: write_yaml(config, temporary))
+        except (OSError, RunError) as error:
             raise UsageError(f"cannot create the run {self.directory}: {error}") from error
 
     def __enter__(self) -> Self:
@@ -154,8 +167,13 @@ class Run:
         """Name the parts whose state makes the run exact, and load them if the run has a checkpoint."""
         self._parts = parts
         path = self.directory / "last.pt"
-        if path.is_file():
-            payload = load_checkpoint(path)
+        # Read by the main process alone: machines need not share a disk.
+        payload = self.runtime.from_main(load_checkpoint(path) if self.runtime.is_main and path.is_file() else None)
+        if payload is not None:
+            now = {"processes": self.runtime.world_size, "data": self.data_fingerprint}
+            for name, value in now.items():
+                if self.runtime.is_main and payload[name] != value:
+                    raise UsageError(f"--resume: {path} was made with {name} {payload[name]!r}, now it is {value!r}")
             self.progress = Progress(**payload["progress"])
             for name, part in parts.items():
                 part.load_state_dict(payload["state"][name])
@@ -182,13 +200,21 @@ class Run:
         self._saved_at = time.monotonic()
         if self.runtime.is_main:
             state = {name: part.state_dict() for name, part in self._parts.items()}
-            save_checkpoint({"progress": asdict(self.progress), "state": state}, self.directory / "last.pt")
+            payload = {
+                "progress": asdict(self.progress),
+                "processes": self.runtime.world_size,
+                "data": self.data_fingerprint,
+                "state": state,
+            }
+            save_checkpoint(payload, self.directory / "last.pt")
 
     # ------------------------------------------------------------------------------------------ loop
 
-    def epochs(self, count: int) -> range:
-        """The epochs that are left."""
-        return range(self.progress.epoch, count)
+    def epochs(self, count: int) -> Iterator[int]:
+        """The epochs that are left; a signal that came during validation stops the run between two of them."""
+        for epoch in range(self.progress.epoch, count):
+            yield epoch
+            self._stop_if_asked()
 
     def batches(self, loader: DataLoader[BatchT], epoch: int) -> Iterator[BatchT]:
         """The batches that are left in this epoch, with a progress bar, seeded steps and checkpoints in between."""
@@ -200,7 +226,7 @@ class Run:
             total=total, initial=self.progress.batch, desc=f"epoch {epoch + 1}", disable=self._hide_bar(), leave=False
         )
         with bar, logging_redirect_tqdm():
-            for batch in loader:
+            for batch in readable(loader):
                 seed_globally(self.seed, "step", self.progress.step, self.runtime.rank)
                 yield batch
                 self.progress.batch += 1
@@ -211,11 +237,15 @@ class Run:
     def _hide_bar(self) -> bool | None:
         return None if self.runtime.is_main else True  # None: shown on a terminal only
 
-    def _save_if_due(self) -> None:
-        if self._stop_signal is not None:
+    def _stop_if_asked(self) -> None:
+        # All processes stop at the same step, or the others would wait for the one that left.
+        if self.runtime.any_rank(self._stop_signal is not None):
             self.save()
             log.info("stopped at step %d; continue with --resume", self.progress.step)
-            raise SystemExit(128 + self._stop_signal)
+            raise SystemExit(128 + (self._stop_signal or signal.SIGTERM))
+
+    def _save_if_due(self) -> None:
+        self._stop_if_asked()
         if time.monotonic() - self._saved_at > self._save_seconds:
             self.save()
 
