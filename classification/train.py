@@ -20,12 +20,11 @@ from classifier import load_classifier, save_classifier
 from image_views import TrainingViews, Views
 from photometric_jitter import jitter
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from darkening.curve_estimator import load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view
 from minmax.byol import BatchNormDomains, MomentumPair, byol_loss
-from minmax.runtime.batches import EpochBatches
+from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.report import draw_curves, picture_grid, save_picture
@@ -104,14 +103,6 @@ class Config(CommonFlags):
         require(0 <= self.jitter <= 0.5, "--jitter", self.jitter, "0 to 0.5")
 
 
-def build_loader(config: Config, runtime: Runtime, dataset: TrainingViews) -> DataLoader[Views]:
-    """Batches of views, this process's share."""
-    batches = EpochBatches(len(dataset), config.optim.batch_size, config.seed, runtime.rank, runtime.world_size)
-    return DataLoader(
-        dataset, batch_sampler=batches, num_workers=config.workers, pin_memory=runtime.device.type == "cuda"
-    )
-
-
 def build_views(
     views: Views, night_view: NightView, config: Config, run: Run, runtime: Runtime
 ) -> tuple[Tensor, Tensor]:
@@ -153,7 +144,8 @@ def main(config: Config) -> Path:
         byol = config.byol
         pair = MomentumPair(network, byol.hidden, byol.outputs, byol.momentum, byol.batch_norm)
         pair = runtime.place(pair)
-        loader = build_loader(config, runtime, TrainingViews(training, config.images.size, config.seed))
+        dataset = TrainingViews(training, config.images.size, config.seed)
+        loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
         trained = [parameter for parameter in pair.parameters() if parameter.requires_grad]
         optimizer = torch.optim.Adam(trained, config.optim.lr, weight_decay=config.optim.weight_decay)

@@ -16,16 +16,15 @@ import torch
 from class_folders import DEFAULT_DATA, ImageConfig, open_split
 from classifier import load_classifier
 from image_views import DayImages, WholeImages
-from torch.utils.data import DataLoader
 
 from darkening.curve_estimator import Darkener, DarkenerSettings, save_darkener
 from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
 from darkening.preview import contact_sheet
 from darkening.starting_point import STARTING_POINT_NAME, load_darkener_or_starting_point
 from darkening.training import DarkenerOptim, DarkenerTraining, obedience, obedience_table, train_darkener
-from minmax.runtime.batches import EpochBatches
+from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, replaced, require_range, run_script, to_plain
-from minmax.runtime.devices import Runtime, open_runtime
+from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.report import draw_curves, save_picture
 from minmax.runtime.run import Run, check_run_folder
@@ -79,14 +78,6 @@ def build_darkener(config: Config) -> Darkener:
     return darkener
 
 
-def build_loader(config: Config, runtime: Runtime, dataset: DayImages) -> DataLoader[torch.Tensor]:
-    """Batches of day images, this process's share."""
-    batches = EpochBatches(len(dataset), config.optim.batch_size, config.seed, runtime.rank, runtime.world_size)
-    return DataLoader(
-        dataset, batch_sampler=batches, num_workers=config.workers, pin_memory=runtime.device.type == "cuda"
-    )
-
-
 def main(config: Config) -> Path:
     """Train, and return the darkener's checkpoint."""
     if config.quick:
@@ -108,7 +99,8 @@ def main(config: Config) -> Path:
         held_out_images = torch.stack([held_out[index][0] for index in range(0, len(held_out), every)])
         seed_globally(config.seed, "darkener")
         darkener = runtime.place(build_darkener(config))
-        loader = build_loader(config, runtime, DayImages(training, config.images))
+        dataset = DayImages(training, config.images)
+        loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
         with Run("classification", config, runtime, training.fingerprint()) as run:
             train_darkener(darkener, encoder, loader, held_out_images, recipe, run, runtime)

@@ -18,9 +18,8 @@ from classifier import ClassifierSettings, Normalization, ResNetName, build_clas
 from image_views import TrainingViews, Views
 from photometric_jitter import jitter
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from minmax.runtime.batches import EpochBatches
+from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.report import draw_curves
@@ -76,14 +75,6 @@ class Config(CommonFlags):
         require(0 <= self.jitter <= 0.5, "--jitter", self.jitter, "0 to 0.5")
 
 
-def build_loader(config: Config, runtime: Runtime, dataset: TrainingViews) -> DataLoader[Views]:
-    """Batches of views, this process's share."""
-    batches = EpochBatches(len(dataset), config.optim.batch_size, config.seed, runtime.rank, runtime.world_size)
-    return DataLoader(
-        dataset, batch_sampler=batches, num_workers=config.workers, pin_memory=runtime.device.type == "cuda"
-    )
-
-
 def step(network: nn.Module, views: Views, config: Config, runtime: Runtime, generator: torch.Generator) -> Tensor:
     """Cross-entropy of one batch."""
     images = jitter(runtime.to_device(views.day), config.jitter, generator)
@@ -104,7 +95,8 @@ def main(config: Config) -> Path:
         seed_globally(config.seed, "network")
         settings = ClassifierSettings(config.model, training.classes, config.normalization)
         network = runtime.place(build_classifier(settings, config.pretrained))
-        loader = build_loader(config, runtime, TrainingViews(training, config.images.size, config.seed))
+        dataset = TrainingViews(training, config.images.size, config.seed)
+        loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
         optimizer = torch.optim.Adam(network.parameters(), config.optim.lr, weight_decay=config.optim.weight_decay)
         steps = config.optim.epochs * len(loader)

@@ -17,13 +17,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from darkening.curve_estimator import Darkener, DarkenerSettings, DepthwiseSeparable, load_darkener
 from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
 from darkening.training import DarkenerOptim, DarkenerTraining, obedience, obedience_table, train_darkener
-from minmax.runtime.batches import EpochBatches
+from minmax.runtime.batches import epoch_loader
 from minmax.runtime.checkpoints import load_strictly, write_atomically
 from minmax.runtime.config import CommonFlags, replaced, run_script
 from minmax.runtime.devices import open_runtime
@@ -153,8 +153,7 @@ def main(config: Config) -> Path:
         training = VariedScenes(config.count, config.size, TRAINING_SEED, cache)
         held_out = VariedScenes(256, config.size, VALIDATION_SEED, cache)
         validation = torch.stack([held_out[0, index] for index in range(len(held_out))])
-        batches = EpochBatches(len(training), config.optim.batch_size, config.seed, runtime.rank, runtime.world_size)
-        loader: DataLoader[Tensor] = DataLoader(training, batch_sampler=batches, num_workers=config.workers)
+        loader = epoch_loader(training, config.optim.batch_size, config.seed, config.workers, runtime)
         seed_globally(config.seed, "darkener")
         darkener = Darkener()
         open_exposure_path(darkener)

@@ -1,12 +1,16 @@
 """Which images come in which order: a function of (seed, epoch), so that a run can continue at any batch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
+from typing import TypeVar
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.seeding import generator_for
+
+ItemT = TypeVar("ItemT")
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -46,3 +50,17 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         for batch in range(self.first_batch, self.batches_per_epoch):
             start = (batch * self.world_size + self.rank) * self.batch_size
             yield [(self.epoch, index) for index in order[start : start + self.batch_size]]
+
+
+def epoch_loader(
+    dataset: Dataset[ItemT], batch_size: int, seed: int, workers: int, runtime: Runtime
+) -> DataLoader[ItemT]:
+    """This process's share of the batches of a data set that is indexed by (epoch, index).
+
+    Raises:
+        UsageError: when the data set does not fill one batch.
+    """
+    assert isinstance(dataset, Sized)
+    batches = EpochBatches(len(dataset), batch_size, seed, runtime.rank, runtime.world_size)
+    pinned = runtime.device.type == "cuda"
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pinned)
