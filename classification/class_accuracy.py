@@ -12,7 +12,6 @@ from tqdm import tqdm
 from darkening.heuristics import HEURISTICS
 from darkening.night_view import NightConfig, NightView, selection_heuristic
 from minmax.runtime.devices import Runtime
-from minmax.runtime.errors import UsageError
 from minmax.runtime.run import readable
 from minmax.runtime.seeding import generator_for
 
@@ -66,9 +65,6 @@ def measure(
         night: darkens the images first, the same way in every call.
         batch_size: images per forward pass.
         workers: processes that decode.
-
-    Raises:
-        UsageError: when images of several sizes are read at native size.
     """
     network.eval()
     count = len(images.classes)
@@ -76,19 +72,14 @@ def measure(
     predictions = []
     loader = DataLoader(WholeImages(images, config), batch_size, num_workers=workers)
     bar = tqdm(loader, desc=images.split, disable=None if runtime.is_main else True, leave=False)
-    try:
-        for number, (batch, labels) in enumerate(readable(bar)):
-            pictures = runtime.to_device(batch)
-            if night is not None:
-                pictures = night(pictures, generator_for(images.split, number))
-            with runtime.autocast():
-                predicted = network(pictures).argmax(dim=1)
-            confusion += torch.bincount(labels.to(predicted) * count + predicted, minlength=count * count)
-            predictions.append(predicted.cpu())
-    except RuntimeError as error:
-        if "stack expects each tensor to be equal size" in str(error):
-            raise UsageError("--images.evaluation native needs images of one size; use resize") from error
-        raise
+    for number, (batch, labels) in enumerate(readable(bar)):
+        pictures = runtime.to_device(batch)
+        if night is not None:
+            pictures = night(pictures, generator_for(images.split, number))
+        with runtime.autocast():
+            predicted = network(pictures).argmax(dim=1)
+        confusion += torch.bincount(labels.to(predicted) * count + predicted, minlength=count * count)
+        predictions.append(predicted.cpu())
     return ClassAccuracy(confusion.view(count, count).cpu(), torch.cat(predictions))
 
 

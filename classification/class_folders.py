@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -174,7 +175,10 @@ def open_split(
     if bad:
         log.warning("left out %d unreadable images of %s: %s", len(bad), root / split, ", ".join(bad))
     kept = [i for i in range(len(images)) if images.name(i) not in bad]
-    return FolderImages(root, split, found, [files[i] for i in kept], [labels[i] for i in kept])
+    readable = FolderImages(root, split, found, [files[i] for i in kept], [labels[i] for i in kept])
+    if config.evaluation == "native":
+        _require_one_size(readable)
+    return readable
 
 
 def has_split(data: str, split: Split) -> bool:
@@ -209,6 +213,19 @@ def _scan(root: Path, split: Split, classes: tuple[str, ...] | None) -> tuple[tu
 
 def _listed(names: tuple[str, ...] | list[str]) -> str:
     return ", ".join(names) or "nothing"
+
+
+def _require_one_size(images: FolderImages) -> None:
+    sizes: dict[tuple[int, int], Path] = {}
+    for file in images.files:
+        with Image.open(file) as image:  # reads the header only
+            sizes.setdefault(image.size, file)
+    if len(sizes) > 1:
+        examples = ", ".join(f"{file.name} is {width}x{height}" for (width, height), file in list(sizes.items())[:2])
+        raise UsageError(
+            f"--images.evaluation native: {images.root / images.split} holds images of {len(sizes)} sizes "
+            f"({examples}); use --images.evaluation resize"
+        )
 
 
 def _unreadable(images: FolderImages, records: Path) -> dict[str, str]:

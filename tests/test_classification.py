@@ -111,10 +111,9 @@ def test_measure_fills_the_confusion_matrix_row_by_truth(data):
     assert found.predictions.tolist() == [1] * 12
 
 
-def test_native_evaluation_of_mixed_sizes_is_refused_clearly(data):
-    images = open_split(str(data), "test_day", ImageConfig(size=32))
-    with pytest.raises(UsageError, match="needs images of one size"):
-        measure(AlwaysSecond(), images, ImageConfig(size=32, evaluation="native"), RUNTIME)
+def test_native_evaluation_of_mixed_sizes_is_refused_before_work(data):
+    with pytest.raises(UsageError, match=r"holds images of 6 sizes \(0.png is 44x40, 1.jpg is 44x41\)"):
+        open_split(str(data), "test_day", ImageConfig(size=32, evaluation="native"))
 
 
 def test_views_depend_on_seed_epoch_and_image_alone(data):
