@@ -1,15 +1,9 @@
 """A run: its folder, its log, its position, and the checkpoint from which it continues exactly."""
 
-import contextlib
-import importlib.metadata
 import json
 import logging
 import math
-import platform
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -26,8 +20,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from minmax.runtime.batches import EpochBatches
 from minmax.runtime.checkpoints import load_checkpoint, save_checkpoint, write_atomically
-from minmax.runtime.config import REPOSITORY, CommonFlags, read_yaml, to_plain, write_yaml
+from minmax.runtime.config import CommonFlags, read_yaml, to_plain, write_yaml
 from minmax.runtime.devices import Runtime
+from minmax.runtime.environment import write_environment
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.seeding import generator_for, seed_globally
 
@@ -120,7 +115,7 @@ class Run:
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         self._writer: SummaryWriter | None = None
         if runtime.is_main:
-            _write_environment(self.directory / "environment.jsonl", data_fingerprint)
+            write_environment(self.directory / "environment.jsonl", data_fingerprint)
 
     def _open_folder(self, config: CommonFlags) -> None:
         """Make the folder of a new run; the main process has it to itself."""
@@ -303,22 +298,3 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str 
         elif now.get(name) != value:
             changed.append(f"--{prefix}{name} was {value}, now {now.get(name)}")
     return changed
-
-
-def _write_environment(path: Path, data_fingerprint: str) -> None:
-    commit = None
-    if (git := shutil.which("git")) is not None:
-        with contextlib.suppress(subprocess.CalledProcessError):
-            command = [git, "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=40"]
-            commit = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    environment = {
-        "commit": commit,
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy")},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
-        "data": data_fingerprint,
-    }
-    # A resumed run keeps what it was started with, and adds what it was continued with.
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(environment) + "\n")
