@@ -181,15 +181,46 @@ def open_split(
     return readable
 
 
+def class_names(data: str, split: Split) -> tuple[str, ...]:
+    """The classes of a split in alphabetical order.
+
+    Raises:
+        UsageError: when there is no such folder, or it holds no class folders.
+    """
+    return CLASSES if data == SCENES else _class_folders(Path(data), split)
+
+
 def has_split(data: str, split: Split) -> bool:
-    """Whether a data set has a split."""
-    return data == SCENES or (Path(data) / split).is_dir()
+    """Whether a data set has a split.
+
+    Raises:
+        UsageError: when the split was being unpacked and is not complete.
+    """
+    if data == SCENES:
+        return True
+    _refuse_half_unpacked(Path(data), split)
+    return (Path(data) / split).is_dir()
 
 
-def _scan(root: Path, split: Split, classes: tuple[str, ...] | None) -> tuple[tuple[str, ...], list[Path], list[int]]:
+def unpacking_folder(root: Path, split: Split) -> Path:
+    """Where a split stands until codan.py has unpacked it completely."""
+    return root / f".{split}.unpacking"
+
+
+def _refuse_half_unpacked(root: Path, split: Split) -> None:
+    half = unpacking_folder(root, split)
+    if half.exists() and not (root / split).exists():
+        raise UsageError(
+            f"no folder {root / split}, only {half}, which an interrupted run of classification/codan.py left behind; "
+            "run it again"
+        )
+
+
+def _class_folders(root: Path, split: Split) -> tuple[str, ...]:
     layout = f"{root}/{{train,val,test_day,test_night}}/<Class>/*.jpg"
     if not root.is_dir():
         raise UsageError(f"no data at {root}; expected {layout}, or --data scenes for the built-in data")
+    _refuse_half_unpacked(root, split)
     folder = root / split
     if not folder.is_dir():
         there = sorted(entry.name for entry in root.iterdir())[:6]
@@ -197,6 +228,11 @@ def _scan(root: Path, split: Split, classes: tuple[str, ...] | None) -> tuple[tu
     names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
     if not names:
         raise UsageError(f"no class folders in {folder}; expected {layout}")
+    return names
+
+
+def _scan(root: Path, split: Split, classes: tuple[str, ...] | None) -> tuple[tuple[str, ...], list[Path], list[int]]:
+    names, folder = _class_folders(root, split), root / split
     if classes is not None and set(names) != set(classes):
         raise UsageError(f"{folder} holds the classes {_listed(names)}; expected {_listed(classes)}")
     classes = classes or names
