@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from darkening.pictures import (
     write_picture,
 )
 from darkening.starting_point import STARTING_POINT_NAME, load_darkener_or_starting_point
-from minmax.runtime.config import require, run_script
+from minmax.runtime.config import require, run_script, to_plain
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.report import write_json
@@ -117,7 +117,7 @@ def _refuse_other_settings(config: Config) -> None:
         return
     darkener = Path(config.darkener)
     now = {
-        "night": asdict(config.night) | {"exposure": list(config.night.exposure)},
+        "night": to_plain(config.night),
         "seed": config.seed,
         "darkener": hashlib.sha256(darkener.read_bytes()).hexdigest() if darkener.is_file() else config.darkener,
     }

@@ -3,6 +3,7 @@
 Source: Luo et al., ICCV 2023; exposure range and noise as the authors use them for adaptation.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,8 @@ from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 from minmax.task_network import freeze
 
+_NEARLY_BLACK = 0.01  # so that a black cell is not infinitely darker than its neighbours
+
 NightSource = Literal["learned", "gamma", "brightness", "camera", "day"]
 
 
@@ -26,16 +29,25 @@ class NightConfig:
 
     source: NightSource = "learned"
     """learned: the darkener; gamma, brightness, camera: hand-made nights; day: no darkening, a control."""
+    mix: tuple[HeuristicName, ...] = ()
+    """Hand-made nights that take turns with the source: each image (or clip) gets one of them all at random."""
     exposure: tuple[float, float] = (0.0, 0.2)
     """Lowest and highest requested mean intensity; one is drawn per image (or clip)."""
+    contrast: tuple[float, float] = (0.0, 0.0)
+    """Power by which the request follows the day's brightness from cell to cell, drawn per image; 0: it is even."""
     noise: float = 0.025
     """Standard deviation of the noise on the exposure map, once per cell and once per pixel."""
     cell: int = 16
-    """Side of the cells of the exposure noise, in pixels."""
+    """Side of the cells of contrast and exposure noise, in pixels."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         require_range("--night.exposure", self.exposure, 0.0, 1.0)
+        repeated = self.source in self.mix or len(set(self.mix)) < len(self.mix)
+        require(not repeated, "--night.mix", self.mix, f"each once, and none that is the source, {self.source}")
+        unused = set(HEURISTICS) - {self.source, *self.mix}
+        require(bool(unused), "--night.mix", self.mix, "at least one hand-made night left for choosing a checkpoint")
+        require_range("--night.contrast", self.contrast, 0.0, 4.0)
         require(self.noise >= 0, "--night.noise", self.noise, "0 or more")
         require(self.cell >= 1, "--night.cell", self.cell, "1 or more")
 
@@ -58,26 +70,68 @@ class NightView:
         exposure: range of the requested mean intensity, uniform.
         noise: standard deviation of the exposure noise.
         cell: side of its cells in pixels.
+        mix: nights that take turns with `night`.
+        contrast: range of the power by which the request follows the day's brightness from cell to cell, uniform. With
+            0 a darkener that obeys makes all cells equally dark; with 1 they keep their ratios, with more they part.
     """
 
-    def __init__(self, night: Night, exposure: tuple[float, float], noise: float = 0.025, cell: int = 16) -> None:
-        self.night, self.exposure, self.noise, self.cell = night, exposure, noise, cell
+    def __init__(
+        self,
+        night: Night,
+        exposure: tuple[float, float],
+        noise: float = 0.025,
+        cell: int = 16,
+        mix: Sequence[Night] = (),
+        contrast: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
+        self.nights = (night, *mix)
+        self.exposure, self.contrast, self.noise, self.cell = exposure, contrast, noise, cell
 
     @torch.no_grad()
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Darken `(N, 3, H, W)` images or `(N, 3, T, H, W)` clips in [0, 1].
 
-        Each image gets one exposure and one noise map, each clip one of both for all its frames. All draws come from
-        the CPU `generator`.
+        Each image gets one exposure, one noise map and one of the nights, each clip one of each for all its frames. All
+        draws come from the CPU `generator`.
         """
-        height, width = images.shape[-2:]
-        exposure = self.exposure_map(images.shape[0], height, width, generator).to(images)
+        count, (height, width) = len(images), images.shape[-2:]
+        exposure = self.exposure_map(count, height, width, generator).to(images)
+        choice = torch.zeros(count, dtype=torch.int64)
+        if len(self.nights) > 1:
+            choice = torch.randint(len(self.nights), (count,), generator=generator)
+        power = torch.zeros(count, 1, 1, 1)
+        if self.contrast != (0.0, 0.0):
+            low, high = self.contrast
+            power = torch.rand(count, 1, 1, 1, generator=generator) * (high - low) + low
         if images.dim() == 4:
-            return self.night(images, exposure, generator)
+            return self._darken(images, self._follow_day(images, exposure, power), choice, generator)
         frames = images.shape[2]
         flat = images.transpose(1, 2).flatten(0, 1)
-        darkened = self.night(flat, exposure.repeat_interleave(frames, dim=0), generator)
+        exposure, power, choice = (drawn.repeat_interleave(frames, dim=0) for drawn in (exposure, power, choice))
+        darkened = self._darken(flat, self._follow_day(flat, exposure, power), choice, generator)
         return darkened.view(-1, frames, *darkened.shape[1:]).transpose(1, 2)
+
+    def _follow_day(self, images: Tensor, exposure: Tensor, power: Tensor) -> Tensor:
+        """The exposure map times a power of the day's brightness in each cell, its mean kept."""
+        if not power.any():
+            return exposure
+        height, width = images.shape[-2:]
+        cells = (max(1, height // self.cell), max(1, width // self.cell))
+        brightness = F.adaptive_avg_pool2d(images.mean(dim=1, keepdim=True), cells) + _NEARLY_BLACK
+        brightness = F.interpolate(brightness, size=(height, width), mode="bilinear", align_corners=False)
+        share = brightness ** power.to(images)
+        return exposure * share / share.mean(dim=(2, 3), keepdim=True)
+
+    def _darken(self, images: Tensor, exposure: Tensor, choice: Tensor, generator: torch.Generator) -> Tensor:
+        """Darken each image by the night of the number in `choice`."""
+        if len(self.nights) == 1:
+            return self.nights[0](images, exposure, generator)
+        darkened = torch.empty_like(images)
+        for number, night in enumerate(self.nights):
+            chosen = (choice == number).nonzero().flatten().to(images.device)
+            if len(chosen):
+                darkened[chosen] = night(images[chosen], exposure[chosen], generator)
+        return darkened
 
     def exposure_map(self, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
         """Draw `(count, 1, height, width)` requested exposures with their noise."""
@@ -111,9 +165,11 @@ def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Ru
         night = day_view
     else:
         night = HEURISTICS[config.source]  # type: ignore[index]
-    return NightView(night, config.exposure, config.noise, config.cell)
+    mix = [HEURISTICS[name] for name in config.mix]
+    return NightView(night, config.exposure, config.noise, config.cell, mix, config.contrast)
 
 
-def selection_heuristic(source: NightSource) -> HeuristicName:
+def selection_heuristic(config: NightConfig) -> HeuristicName:
     """The hand-made night for choosing a checkpoint: one that training did not use, and no real night image."""
-    return "brightness" if source == "gamma" else "gamma"
+    preferred: tuple[HeuristicName, ...] = ("gamma", "brightness", "camera")
+    return next(name for name in preferred if name not in (config.source, *config.mix))

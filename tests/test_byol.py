@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from minmax.byol import MomentumPair, Projector, byol_loss
+from minmax.byol import MomentumPair, Projector, ViewPair, byol_loss
 from minmax.task_network import InputNormalization, LayeredEncoder, TaskNetwork, freeze
 
 
@@ -141,3 +141,148 @@ def test_a_layer_that_is_used_twice_runs_twice():
     encoder = LayeredEncoder(InputNormalization.identity(), layers, ["second"])
     (feature,) = encoder(torch.randn(1, 3, 4, 4))
     assert feature.min() >= 0
+
+
+def network_of_two_features():
+    """Features of different widths, and running statistics that are not those of a new network."""
+    torch.manual_seed(0)
+    layers = {
+        "conv1": nn.Conv2d(3, 6, 3, padding=1),
+        "bn1": nn.BatchNorm2d(6),
+        "conv2": nn.Conv2d(6, 9, 3, padding=1, stride=2),
+        "bn2": nn.BatchNorm2d(9),
+    }
+    head = tiny_network().head
+    head.fc = nn.Linear(9, 4)
+    network = TaskNetwork(LayeredEncoder(InputNormalization.imagenet(), layers, ["bn1", "bn2"]), head, [6, 9])
+    for _ in range(3):
+        network(torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(2)) ** 2)
+    return network
+
+
+def build(kind, batch_norm):
+    network = network_of_two_features()
+    return ViewPair(network, batch_norm) if kind is ViewPair else kind(network, 8, 5, batch_norm=batch_norm)
+
+
+KINDS = pytest.mark.parametrize("kind", [ViewPair, MomentumPair])
+
+
+def test_without_a_target_the_loss_is_the_mean_cosine_of_the_pooled_features(views):
+    views = views[0], views[1] * 0.1
+    encoder = network_of_two_features().eval().encoder
+    day, night = encoder(views[0]), encoder(views[1])
+    cosines = []
+    for a, b in zip(day, night, strict=True):
+        a, b = a.mean(dim=(2, 3)), b.mean(dim=(2, 3))
+        cosines.append(((a * b).sum(dim=1) / (a.square().sum(dim=1) * b.square().sum(dim=1)).sqrt()).mean())
+    assert abs(cosines[0] - cosines[1]) > 0.1, "the two features say the same: they could be weighted wrongly"
+    out = ViewPair(network_of_two_features()).eval()(*views)
+    torch.testing.assert_close(byol_loss(out), 2 - 2 * (cosines[0] + cosines[1]) / 2)
+    for value in (out.q_day, out.k_night, out.q_night, out.k_day):
+        assert value.shape == (4, 1, 6 + 9)
+        torch.testing.assert_close(value.norm(dim=2), torch.ones(4, 1))
+    # Both directions compare day with night.
+    torch.testing.assert_close((out.q_day * out.k_night).sum(dim=2), (out.q_night * out.k_day).sum(dim=2))
+    same = ViewPair(network_of_two_features())(views[0], views[0])
+    assert byol_loss(same).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_without_a_target_gradients_reach_both_views_and_nothing_is_moved(views):
+    pair = ViewPair(network_of_two_features())
+    day, night = (view.clone().requires_grad_(True) for view in views)
+    byol_loss(pair(day, night)).backward()
+    assert day.grad.abs().sum() > 0 and night.grad.abs().sum() > 0
+    encoder = network_of_two_features().encoder
+    pooled = [[feature.mean(dim=(2, 3)) for feature in encoder(view)] for view in (day, night)]
+    cosines = [nn.functional.cosine_similarity(a, b).mean() for a, b in zip(*pooled, strict=True)]
+    # No side is held constant: these are the gradients of the plain cosine.
+    for found, expected in zip((day.grad, night.grad), torch.autograd.grad(-sum(cosines), (day, night)), strict=True):
+        torch.testing.assert_close(found, expected)
+    before = copy.deepcopy(pair.state_dict())
+    assert set(before) == {f"online.{name}" for name in pair.online.state_dict()}, "a projector or target is left"
+    pair.update_target()
+    assert all(torch.equal(before[name], value) for name, value in pair.state_dict().items())
+
+
+@KINDS
+def test_predictions_are_those_of_the_network(kind, views):
+    out = build(kind, "separate")(*views)
+    network = network_of_two_features()
+    torch.testing.assert_close(out.day_prediction, network(views[0]))
+    torch.testing.assert_close(out.night_prediction, network(views[1]))
+
+
+@KINDS
+def test_joint_predictions_are_normalised_by_both_halves(kind, views):
+    day, night = views[0], views[1] * 0.1
+    joint, separate = build(kind, "joint")(day, night), build(kind, "separate")(day, night)
+    together = network_of_two_features()(torch.cat([day, night]))
+    torch.testing.assert_close(joint.day_prediction, together[:4])
+    torch.testing.assert_close(joint.night_prediction, together[4:])
+    assert not torch.allclose(joint.night_prediction, separate.night_prediction, atol=0.01)
+
+
+def statistics_of(*modules):
+    """Running means and variances and counts of batches, which alone are buffers of a state."""
+    parameters = {name for module in modules for name, _ in module.named_parameters()}
+    return [
+        value.clone() for module in modules for name, value in module.state_dict().items() if name not in parameters
+    ]
+
+
+def unchanged(before, *modules):
+    return all(map(torch.equal, before, statistics_of(*modules)))
+
+
+@KINDS
+@pytest.mark.parametrize("modes", [(), (True,), (True, False, True)], ids=["new", "train", "after evaluation"])
+def test_frozen_batch_norm_uses_and_keeps_the_running_statistics(kind, modes, views):
+    pair = build(kind, "frozen")
+    for mode in modes:
+        assert pair.train(mode) is pair
+    assert pair.training and pair.online.training and pair.online.encoder.training
+    before = statistics_of(*pair._encoders())
+    assert len(before) == 6 * len(pair._encoders())
+    out = pair(*views)
+    pair(views[1], views[0])
+    assert unchanged(before, *pair._encoders())
+    network = network_of_two_features().eval()
+    torch.testing.assert_close(out.day_prediction, network(views[0]))
+    torch.testing.assert_close(out.night_prediction, network(views[1]))
+    assert not torch.allclose(out.day_prediction, network_of_two_features()(views[0]), atol=0.01)
+
+
+@KINDS
+def test_without_freezing_the_running_statistics_follow_the_batches(kind, views):
+    for domains in ("separate", "joint"):
+        pair = build(kind, domains)
+        before = statistics_of(*pair._encoders())
+        pair.eval()
+        pair(*views)
+        assert unchanged(before, *pair._encoders())
+        pair.train()(*views)
+        assert not any(map(torch.equal, before, statistics_of(*pair._encoders())))
+
+
+@KINDS
+def test_frozen_batch_norm_learns_its_scale_and_shift(kind, views):
+    pair = build(kind, "frozen").train()
+    out = pair(*views)
+    (byol_loss(out) + out.night_prediction.square().mean()).backward()
+    for layer in (pair.online.encoder.bn1, pair.online.encoder.bn2):
+        assert layer.weight.grad.abs().sum() > 0 and layer.bias.grad.abs().sum() > 0
+
+
+def test_the_target_is_frozen_too_and_the_projectors_are_not(views):
+    pair = build(MomentumPair, "frozen").train()
+    found = pair._encode(pair.target_encoder, *views)
+    expected = network_of_two_features().eval().encoder
+    for features, view in zip(found, views, strict=True):
+        for ours, theirs in zip(features, expected(view), strict=True):
+            torch.testing.assert_close(ours, theirs)
+    trained = [*pair.projectors, *pair.predictors, *pair.target_projectors]
+    before = [statistics_of(module) for module in trained]
+    pair(*views)
+    assert len(trained) == 6
+    assert not any(unchanged(then, module) for then, module in zip(before, trained, strict=True))

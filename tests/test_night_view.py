@@ -1,12 +1,22 @@
 """Night views: what is drawn per image and per clip, from which generator, and what the flags refuse."""
 
+from itertools import permutations
+from typing import get_args
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from darkening.curve_estimator import Darkener, DarkenerSettings, save_darkener
 from darkening.heuristics import HEURISTICS
-from darkening.night_view import NightConfig, NightView, build_night_view, day_view, selection_heuristic
+from darkening.night_view import (
+    NightConfig,
+    NightSource,
+    NightView,
+    build_night_view,
+    day_view,
+    selection_heuristic,
+)
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 
@@ -98,6 +108,7 @@ def test_a_night_leaves_the_day_images_alone():
 
 
 RANGE = "expected two numbers, 0.0 <= LOW <= HIGH <= 1.0"
+LEFT = "expected at least one hand-made night left for choosing a checkpoint"
 
 
 @pytest.mark.parametrize(
@@ -110,6 +121,17 @@ RANGE = "expected two numbers, 0.0 <= LOW <= HIGH <= 1.0"
         ({"noise": -0.1}, "--night.noise -0.1: expected 0 or more"),
         ({"noise": float("nan")}, "--night.noise nan: expected 0 or more"),
         ({"cell": 0}, "--night.cell 0: expected 1 or more"),
+        (
+            {"source": "gamma", "mix": ("gamma",)},
+            "--night.mix gamma: expected each once, and none that is the source, gamma",
+        ),
+        (
+            {"mix": ("camera", "gamma", "camera")},
+            "--night.mix camera gamma camera: expected each once, and none that is the source, learned",
+        ),
+        ({"mix": ("gamma", "brightness", "camera")}, f"--night.mix gamma brightness camera: {LEFT}"),
+        ({"source": "day", "mix": ("gamma", "brightness", "camera")}, f"--night.mix gamma brightness camera: {LEFT}"),
+        ({"source": "camera", "mix": ("gamma", "brightness")}, f"--night.mix gamma brightness: {LEFT}"),
     ],
 )
 def test_values_out_of_range_are_refused_with_one_message(flags, message):
@@ -144,11 +166,128 @@ def test_the_learned_view_is_the_frozen_darkener():
 def test_the_other_views_are_the_heuristics_with_the_configured_draws():
     config = NightConfig(source="gamma", exposure=(0.1, 0.3), noise=0.5, cell=7)
     view = build_night_view(config, None, CPU)
-    assert (view.night, view.exposure, view.noise, view.cell) == (HEURISTICS["gamma"], (0.1, 0.3), 0.5, 7)
-    assert build_night_view(NightConfig(source="day"), None, CPU).night is day_view
+    assert (view.nights, view.exposure, view.noise, view.cell) == ((HEURISTICS["gamma"],), (0.1, 0.3), 0.5, 7)
+    assert build_night_view(NightConfig(source="day"), None, CPU).nights == (day_view,)
 
 
-@pytest.mark.parametrize("source", ["learned", "gamma", "brightness", "camera", "day"])
-def test_checkpoints_are_chosen_by_a_night_that_training_did_not_use(source):
-    chosen = selection_heuristic(source)
-    assert chosen in HEURISTICS and chosen != source
+def marking(number):
+    """A night that shows its number before the point and the exposure behind it."""
+    return lambda images, exposure, generator: number + exposure.expand_as(images)
+
+
+MARKED = NightView(marking(0), (0.1, 0.9), noise=0.01, mix=[marking(1), marking(2)])
+
+
+def test_each_image_gets_one_of_the_mixed_nights_and_keeps_its_exposure():
+    shown = MARKED(torch.zeros(300, 3, 8, 8), generator_of())
+    numbers = shown.floor()
+    assert torch.equal(numbers, numbers[:, :1, :1, :1].expand_as(numbers)), "an image is of several nights"
+    chosen = numbers[:, 0, 0, 0].long()
+    assert min(chosen.bincount(minlength=3).tolist()) > 70, "the nights do not take turns"
+    assert len(chosen.bincount(minlength=3)) == 3
+    asked = MARKED.exposure_map(300, 8, 8, generator_of())
+    torch.testing.assert_close(shown - numbers, asked.expand_as(shown), rtol=0, atol=1e-6)
+
+
+def test_a_clip_is_of_one_of_the_mixed_nights():
+    shown = MARKED(torch.zeros(60, 3, 5, 8, 8), generator_of())
+    assert torch.equal(shown, shown[:, :, :1].expand_as(shown)), "the frames of a clip are of several nights"
+    assert torch.equal(shown[:, :, 0], MARKED(torch.zeros(60, 3, 8, 8), generator_of()))
+    assert set(shown.floor().unique().tolist()) == {0.0, 1.0, 2.0}
+
+
+def test_the_frames_of_a_mixed_clip_keep_their_places():
+    clip = torch.rand(9, 3, 4, 5, 6, generator=generator_of())
+    halved = NightView(day_view, (0.0, 0.2), mix=[lambda images, exposure, generator: images / 2])
+    shown = halved(clip, generator_of())
+    kept = (shown == clip).flatten(1).all(dim=1)
+    assert 0 < kept.sum() < 9
+    assert torch.equal(shown[~kept], clip[~kept] / 2)
+
+
+def test_mixed_nights_depend_on_the_generator_alone():
+    images = torch.rand(16, 3, 16, 16, generator=generator_of())
+    view = build_night_view(NightConfig(source="camera", mix=("gamma",)), None, CPU)
+    torch.manual_seed(1)
+    first = view(images, generator_of(5))
+    torch.manual_seed(2)
+    assert torch.equal(first, view(images, generator_of(5)))
+    assert not torch.equal(first, view(images, generator_of(6)))
+
+
+def test_the_source_takes_turns_with_the_nights_that_the_flags_name():
+    darkener = Darkener(DarkenerSettings(width=4))
+    config = NightConfig(mix=("brightness", "gamma"), exposure=(0.1, 0.1), noise=0.0)
+    images, exposure = torch.rand(60, 3, 8, 8, generator=generator_of()), torch.full((60, 1, 8, 8), 0.1)
+    shown = build_night_view(config, darkener, CPU)(images, generator_of())
+    nights = [darkener.darken(images, exposure), *(HEURISTICS[n](images, exposure, None) for n in config.mix)]
+    close = torch.stack([torch.isclose(shown, night, atol=1e-6).flatten(1).all(dim=1) for night in nights])
+    assert torch.equal(close.sum(dim=0), torch.ones(60, dtype=torch.int64))
+    assert close.any(dim=1).all()
+
+
+def valid_configs():
+    for source in get_args(NightSource):
+        for count in range(len(HEURISTICS) + 1):
+            for mix in permutations(HEURISTICS, count):
+                try:
+                    yield NightConfig(source=source, mix=mix)
+                except UsageError:
+                    continue
+
+
+def test_checkpoints_are_chosen_by_a_night_that_training_did_not_use():
+    configs = list(valid_configs())
+    # Beside the darkener or day 1 + 3 + 6 ordered mixes of 0, 1 and 2 heuristics; beside one of the three 1 + 2.
+    assert len(configs) == 2 * 10 + 3 * 3
+    for config in configs:
+        chosen = selection_heuristic(config)
+        assert chosen in HEURISTICS and chosen not in (config.source, *config.mix)
+    assert selection_heuristic(NightConfig()) == "gamma"
+
+
+def test_a_request_that_follows_the_day_keeps_ratios_between_cells_and_the_mean():
+    cells = torch.tensor([[0.2, 0.4], [0.6, 0.8]]).repeat_interleave(32, 0).repeat_interleave(32, 1)
+    day = cells.expand(1, 3, 64, 64)
+    asked = []
+
+    def night(images, exposure, generator):
+        asked.append(exposure)
+        return images
+
+    for power in (0.0, 1.0, 2.0):
+        view = NightView(night, (0.1, 0.1), noise=0.0, cell=32, contrast=(power, power))
+        view(day, torch.Generator())
+    even, kept, parted = (request.expand(1, 1, 64, 64) for request in asked)
+    assert even.min() == even.max()
+    for request in (kept, parted):
+        assert float(request.mean()) == pytest.approx(0.1, rel=1e-5)
+    # Corners lie beyond the centres of the cells, where nothing is interpolated.
+    corner = [(0, 0), (0, 63), (63, 0), (63, 63)]
+    for request, power in ((kept, 1.0), (parted, 2.0)):
+        shares = torch.stack([request[0, 0, i, j] / request[0, 0, 0, 0] for i, j in corner])
+        expected = (torch.tensor([0.21, 0.41, 0.61, 0.81]) / 0.21) ** power
+        torch.testing.assert_close(shares, expected, rtol=1e-4, atol=0)
+
+
+def test_every_frame_of_a_clip_follows_its_own_brightness_by_the_power_of_the_clip():
+    powers = []
+
+    def night(images, exposure, generator):
+        left, right = exposure[:, 0, 0, 0], exposure[:, 0, 0, -1]
+        powers.extend(((right / left).log() / torch.tensor(0.81 / 0.21).log()).tolist())
+        return images
+
+    frame = torch.tensor([0.2, 0.8]).repeat_interleave(32).expand(3, 64, 64)
+    clips = frame[None, :, None].expand(4, 3, 5, 64, 64)
+    NightView(night, (0.1, 0.1), noise=0.0, cell=32, contrast=(0.0, 2.0))(clips, torch.Generator().manual_seed(0))
+    by_clip = torch.tensor(powers).view(4, 5)
+    assert torch.allclose(by_clip, by_clip[:, :1].expand(4, 5), atol=1e-4)
+    assert len(set(by_clip[:, 0].round(decimals=3).tolist())) == 4
+    assert by_clip.min() >= 0.0 and by_clip.max() <= 2.0
+
+
+@pytest.mark.parametrize("contrast", [(-0.1, 1.0), (1.0, 0.5), (0.0, 5.0)])
+def test_contrast_out_of_range_is_refused(contrast):
+    with pytest.raises(UsageError, match="--night.contrast"):
+        NightConfig(contrast=contrast)
