@@ -1,6 +1,6 @@
 """Accuracy of a classifier on a split, by day, by real night, or by a hand-made night for choosing a checkpoint."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from class_folders import ImageConfig, LabelledImages
@@ -16,17 +16,22 @@ from minmax.runtime.run import readable
 from minmax.runtime.seeding import generator_for
 
 SELECTION_EXPOSURE = (0.05, 0.25)
+CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
 class ClassAccuracy:
-    """A confusion matrix and what follows from it.
+    """A confusion matrix and what follows from it, with the verdict on each image.
 
-    `confusion` is `(C, C)` counts, truth by row, prediction by column; `predictions` one class per image in order.
+    `confusion` is `(C, C)` counts, truth by row, prediction by column. `predictions` and `labels` are one class per
+    image in order, `confidences` the largest softmax probability of each; the calibration error alone needs the last
+    two.
     """
 
     confusion: Tensor
     predictions: Tensor
+    confidences: Tensor = field(default_factory=lambda: torch.empty(0))
+    labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     @property
     def per_class(self) -> list[float]:
@@ -36,13 +41,31 @@ class ClassAccuracy:
     @property
     def top1(self) -> float:
         """Share of all images that are recognised."""
-        return float(self.confusion.trace() / self.confusion.sum())
+        return float(self.confusion.trace().double() / self.confusion.sum())
 
     @property
     def balanced(self) -> float:
         """Mean over the classes that occur of the share recognised."""
-        shares = torch.tensor(self.per_class)
+        shares = torch.tensor(self.per_class, dtype=torch.float64)
         return float(shares[~shares.isnan()].mean())
+
+    @property
+    def calibration_error(self) -> float:
+        """Expected calibration error: how far the confidences are from the share of images that is recognised.
+
+        The mean over images of |accuracy - mean confidence| in 15 bins of confidence of equal width, each open below
+        and closed above, as in Guo et al., "On Calibration of Modern Neural Networks", ICML 2017,
+        https://arxiv.org/abs/1706.04599.
+
+        Raises:
+            ValueError: when labels or confidences were not kept.
+        """
+        if not len(self.confidences) == len(self.labels) == len(self.predictions):
+            raise ValueError("the calibration error needs the label and the confidence of every image")
+        confidences = self.confidences.double()
+        bins = ((confidences * CALIBRATION_BINS).ceil().long() - 1).clamp(0, CALIBRATION_BINS - 1)
+        gaps = (self.predictions == self.labels).double() - confidences
+        return float(torch.zeros(CALIBRATION_BINS).double().index_add(0, bins, gaps).abs().sum() / len(gaps))
 
 
 @torch.no_grad()
@@ -68,8 +91,7 @@ def measure(
     """
     network.eval()
     count = len(images.classes)
-    confusion = torch.zeros(count * count, dtype=torch.int64, device=runtime.device)
-    predictions = []
+    found: list[tuple[Tensor, Tensor, Tensor]] = []  # labels, predictions and confidences of each batch
     loader = DataLoader(WholeImages(images, config), batch_size, num_workers=workers)
     bar = tqdm(loader, desc=images.split, disable=None if runtime.is_main else True, leave=False)
     for number, (batch, labels) in enumerate(readable(bar)):
@@ -77,10 +99,12 @@ def measure(
         if night is not None:
             pictures = night(pictures, generator_for(images.split, number))
         with runtime.autocast():
-            predicted = network(pictures).argmax(dim=1)
-        confusion += torch.bincount(labels.to(predicted) * count + predicted, minlength=count * count)
-        predictions.append(predicted.cpu())
-    return ClassAccuracy(confusion.view(count, count).cpu(), torch.cat(predictions))
+            logits = network(pictures)
+        confidences = logits.float().softmax(dim=1).amax(dim=1)
+        found.append((labels, logits.argmax(dim=1).cpu(), confidences.cpu()))
+    truth, predicted, confident = (torch.cat(parts) for parts in zip(*found, strict=True))
+    confusion = torch.bincount(truth * count + predicted, minlength=count * count).view(count, count)
+    return ClassAccuracy(confusion, predicted, confident, truth)
 
 
 def selection_score(
@@ -95,7 +119,7 @@ def selection_score(
         ValueError: for a night split; nothing is ever selected on one.
     """
     refuse_night(images)
-    view = NightView(HEURISTICS[selection_heuristic(night.source)], SELECTION_EXPOSURE, noise=0.0)
+    view = NightView(HEURISTICS[selection_heuristic(night)], SELECTION_EXPOSURE, noise=0.0)
     day = measure(network, images, config, runtime).balanced
     darkened = measure(network, images, config, runtime, view).balanced
     return {"day": day, "darkened": darkened, "score": (day + darkened) / 2}

@@ -182,7 +182,7 @@ def open_split(
 
 
 def class_names(data: str, split: Split) -> tuple[str, ...]:
-    """The classes of a split in alphabetical order.
+    """The classes of a split: its folders in alphabetical order, or the scenes' in theirs.
 
     Raises:
         UsageError: when there is no such folder, or it holds no class folders.

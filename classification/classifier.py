@@ -1,72 +1,124 @@
-"""Classifiers as task networks, and the checkpoints that rebuild them."""
+"""Classifiers of torchvision and timm as task networks, and the checkpoints that rebuild them."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import timm
 import torch
 import torchvision
+from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, nn
+from torchvision.models.convnext import LayerNorm2d
 
+from minmax.pretrained import find_weights, load_whole
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly, save_checkpoint
 from minmax.runtime.errors import UsageError
-from minmax.task_network import InputNormalization, LayeredEncoder, TaskNetwork
+from minmax.split_network import split_network
+from minmax.task_network import InputNormalization, TaskNetwork
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = "similarity-minmax/classifier"
+TIMM = "timm/"
 
-ResNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
-Normalization = Literal["imagenet", "none"]
+Normalization = Literal["imagenet", "half", "clip", "dpn", "none"]
+NormalizationFlag = Literal["auto", Normalization]
+STATISTICS: dict[Normalization, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    "dpn": ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+"""Mean and standard deviation per channel that published weights were trained with."""
+
+# A network that takes any size is traced at this one: large enough for several positions after 32-fold striding.
+_TRACED_SIZE = 128
+
+_INCEPTION_NETWORKS = ("googlenet", "inception_v3")
+
+# The authors' ResNet_BYOL: the adapted network, and the parts of training that a classifier does not need.
+_RELEASED_NETWORK = "resnet."
+_RELEASED_TRAINING_PARTS = ("encoder_k.", "head_q.", "head_k.", "pred.")
+
+RELEASED_CLASSES = ("Bicycle", "Car", "Motorbike", "Bus", "Boat", "Cat", "Dog", "Bottle", "Cup", "Chair")
+"""CODaN's classes in the order of the released checkpoints' outputs, which is not the alphabetical one of the folders
+(https://github.com/Attila94/CIConv, experiments/2_codan_classification/codan.py)."""
 
 
 @dataclass(frozen=True)
 class ClassifierSettings:
     """What rebuilds a classifier around its weights."""
 
-    model: ResNetName
+    model: str
+    """A name of torchvision's, or one of timm's after `timm/`."""
     classes: tuple[str, ...]
+    """In the order of the outputs."""
     normalization: Normalization = "imagenet"
+    """Statistics by which the first layer normalises the input."""
+    image_size: int | None = None
+    """The side in pixels of the only images that the model takes; None for one that takes any."""
 
 
-class PooledLinear(nn.Module):
-    """Global average pooling of the last feature and a linear layer: the head of a ResNet."""
+def classifier_settings(
+    model: str, classes: tuple[str, ...], image_size: int, normalization: NormalizationFlag = "auto"
+) -> ClassifierSettings:
+    """The settings of a new classifier, or of foreign weights.
 
-    def __init__(self, width: int, classes: int) -> None:
-        super().__init__()
-        self.fc = nn.Linear(width, classes)
+    Args:
+        model: a name of torchvision's, or one of timm's after `timm/`.
+        classes: in the order of the outputs.
+        image_size: side of the images that it is for; remembered when the model takes no others.
+        normalization: `auto` takes the statistics that the model's published weights expect.
 
-    def forward(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
-        """Logits `(N, classes)` of the last feature `(N, C, H, W)`."""
-        logits: Tensor = self.fc(features[-1].mean(dim=(2, 3)))
-        return logits
+    Raises:
+        UsageError: when there is no such model, or its statistics are unknown.
+    """
+    fixed = bool(_size_argument(model, image_size))
+    if normalization == "auto":
+        normalization = _published_statistics(model)
+    return ClassifierSettings(model, classes, normalization, image_size if fixed else None)
 
 
 def build_classifier(settings: ClassifierSettings, pretrained: bool = False) -> TaskNetwork:
-    """A torchvision ResNet whose encoder gives the last map `(N, C, H / 32, W / 32)`.
+    """A classifier whose encoder gives its last map of features (and its class token, if it has one).
 
     Args:
-        settings: model, classes and input normalisation.
-        pretrained: start from torchvision's ImageNet weights (downloaded once), the head excepted.
+        settings: model, classes, input normalisation and size.
+        pretrained: start from published ImageNet weights (downloaded once), the last layer excepted.
 
     Raises:
-        UsageError: when the weights cannot be downloaded.
+        UsageError: when there is no such model, its weights cannot be downloaded, or it cannot be split.
     """
-    if settings.model not in get_args(ResNetName):
-        raise UsageError(f"--model {settings.model}: expected one of {', '.join(get_args(ResNetName))}")
+    size = _size_argument(settings.model, settings.image_size or _TRACED_SIZE)
+    maker = _timm_network if settings.model.startswith(TIMM) else _torchvision_network
     try:
-        resnet = torchvision.models.get_model(settings.model, weights="DEFAULT" if pretrained else None)
+        network = maker(settings.model, len(settings.classes), pretrained, size)
     except OSError as error:
         raise UsageError(
-            f"cannot download the ImageNet weights of {settings.model} ({error}); without a connection put the file "
-            f"into {Path(torch.hub.get_dir()) / 'checkpoints'} or drop --pretrained"
+            f"cannot download the ImageNet weights of {settings.model} ({error}); connect once, or drop --pretrained"
         ) from error
-    normalization = (
-        InputNormalization.imagenet() if settings.normalization == "imagenet" else InputNormalization.identity()
-    )
-    layers = {name: layer for name, layer in resnet.named_children() if name not in ("avgpool", "fc")}
-    width = resnet.fc.in_features
-    encoder = LayeredEncoder(normalization, layers, features=["layer4"])
-    return TaskNetwork(encoder, PooledLinear(width, len(settings.classes)), feature_widths=[width])
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(f"--model {settings.model} cannot be built: {' '.join(str(error).split())}") from error
+    mean, std = STATISTICS[settings.normalization]
+    side = settings.image_size or _TRACED_SIZE
+    generator = torch.Generator().manual_seed(0)  # the global one is the weights' and must not depend on this check
+    example = torch.rand(2, 3, side, side, generator=generator)
+    try:
+        return split_network(
+            network,
+            example,
+            InputNormalization(mean, std),
+            leaves=(*get_notrace_modules(), LayerNorm2d, torchvision.ops.StochasticDepth),  # type: ignore[no-untyped-call]
+            leaf_functions=get_notrace_functions(),  # type: ignore[no-untyped-call]
+        )
+    except ValueError as error:
+        raise UsageError(
+            f"--model {settings.model} cannot be split into features and prediction: {error}; choose another model"
+        ) from error
 
 
 def save_classifier(
@@ -82,24 +134,121 @@ def save_classifier(
     save_checkpoint(payload, path)
 
 
-def load_classifier(path: Path) -> tuple[TaskNetwork, ClassifierSettings]:
-    """Rebuild a classifier from a checkpoint of `save_classifier`.
+def load_classifier(
+    path: Path, image_size: int | None = None, foreign: Callable[[], ClassifierSettings] | None = None
+) -> tuple[TaskNetwork, ClassifierSettings]:
+    """Rebuild a classifier from a checkpoint of this project, of the authors, or of any other program.
+
+    - Ours (`save_classifier`) carries what rebuilds it.
+    - The authors' adapted ResNet_BYOL: `resnet.*` is the network, `encoder_k`, `head_q`, `head_k` and `pred` are left
+      out; a ResNet-18 with CODaN's classes in the authors' order.
+    - Any other holds the tensors of an unsplit network under its own names (the authors' daytime ResNet-18 among them).
+
+    Args:
+        path: the file.
+        image_size: side of the images to come, to be checked against a model that takes one size only.
+        foreign: says what the tensors of another program belong to; asked only when the file does not tell.
 
     Raises:
-        UsageError: when the file is missing, unreadable or not a classifier's.
+        UsageError: when the file is missing, unreadable, does not tell what it belongs to, or does not fit.
     """
     payload = load_checkpoint(path)
-    if payload.get("format") != CHECKPOINT_FORMAT:
-        found = payload.get("format") or f"entries named {', '.join(map(str, list(payload)[:3]))}"
+    if payload.get("format") == CHECKPOINT_FORMAT:
+        try:
+            stored, state = payload["settings"], payload["network"]
+            settings = ClassifierSettings(**{**stored, "classes": tuple(stored["classes"])})
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"{path} is not a classifier checkpoint of this version: {error}") from error
+        network = build_classifier(settings)
+        load_strictly(network, state, path)
+    else:
+        weights = find_weights(payload, path)
+        if any(name.startswith(_RELEASED_NETWORK) for name in weights):
+            weights = {
+                name.removeprefix(_RELEASED_NETWORK): tensor
+                for name, tensor in weights.items()
+                if not name.startswith(_RELEASED_TRAINING_PARTS)
+            }
+            settings = ClassifierSettings("resnet18", RELEASED_CLASSES)
+        elif foreign is not None:
+            settings = foreign()
+        else:
+            raise UsageError(
+                f"{path} does not say what its tensors ({', '.join(list(weights)[:3])}, ...) belong to; add --model "
+                "with the architecture and --classes with the order of its outputs"
+            )
+        network = build_classifier(settings)
+        load_whole(network, weights, path)
+    if image_size is not None and settings.image_size not in (None, image_size):
         raise UsageError(
-            f"{path} is not a classifier checkpoint of this project: found {found}; expected the best.pt or "
-            "last-epoch.pt of a classification run"
+            f"--images.size {image_size}: the {settings.model} in {path} takes images of {settings.image_size} only"
         )
-    try:
-        stored, state = payload["settings"], payload["network"]
-        settings = ClassifierSettings(stored["model"], tuple(stored["classes"]), stored["normalization"])
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{path} is not a classifier checkpoint of this version: it lacks {error}") from error
-    network = build_classifier(settings)
-    load_strictly(network, state, path)
     return network, settings
+
+
+def _size_argument(model: str, image_size: int) -> dict[str, Any]:
+    """The argument by which a model of one image size only is told that size; nothing for other models."""
+    if model.startswith(TIMM):
+        return {"img_size": image_size} if _timm_record(model).fixed_input_size else {}
+    if model not in torchvision.models.list_models(module=torchvision.models):
+        raise UsageError(
+            f"--model {model}: torchvision has no such classifier; expected one of its names (resnet50, "
+            "convnext_tiny, vit_b_16, ...) or timm/NAME"
+        )
+    if model.startswith("vit_"):
+        return {"image_size": image_size}
+    return {"input_size": (image_size, image_size)} if model.startswith("maxvit") else {}
+
+
+def _published_statistics(model: str) -> Normalization:
+    if model in _INCEPTION_NETWORKS:  # as published they turn ImageNet's statistics into these in their own forward
+        return "half"
+    if model.startswith(TIMM):
+        published = _timm_record(model)
+    else:
+        published = torchvision.models.get_model_weights(model).DEFAULT.transforms()
+    for name, (mean, std) in STATISTICS.items():
+        if torch.allclose(torch.tensor([mean, std]), torch.tensor([published.mean, published.std]), atol=1e-3):
+            return name
+    raise UsageError(
+        f"--model {model}: its weights expect mean {published.mean} and deviation {published.std}, which have no name "
+        f"here; choose --normalization among {', '.join(get_args(Normalization))}"
+    )
+
+
+def _timm_record(model: str) -> Any:
+    name = model.removeprefix(TIMM)
+    if not timm.is_model(name):
+        similar = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:4] if name else []
+        hint = f"; it has {', '.join(similar)}, ..." if similar else ""
+        raise UsageError(f"--model {model}: timm has no model {name!r}{hint}")
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # NAME.TAG with an unknown tag
+        raise UsageError(f"--model {model}: {error}") from error
+
+
+def _timm_network(model: str, classes: int, pretrained: bool, size: dict[str, Any]) -> nn.Module:
+    network: nn.Module = timm.create_model(model.removeprefix(TIMM), pretrained=pretrained, num_classes=classes, **size)
+    return network
+
+
+def _torchvision_network(model: str, classes: int, pretrained: bool, size: dict[str, Any]) -> nn.Module:
+    # They would add auxiliary predictions in training, and a slow initialisation.
+    extra = {"aux_logits": False, "init_weights": False} if model in _INCEPTION_NETWORKS else {}
+    network: nn.Module = torchvision.models.get_model(model, weights=None, num_classes=classes, **size, **extra)
+    if pretrained:
+        # Through a network of torchvision's own, which knows what its older files call otherwise or lack.
+        _load_all_but_prediction(network, torchvision.models.get_model(model, weights="DEFAULT").state_dict(), classes)
+    return network
+
+
+def _load_all_but_prediction(network: nn.Module, published: Mapping[str, Tensor], classes: int) -> None:
+    own = network.state_dict()
+    fitting = {n: tensor for n, tensor in published.items() if n in own and own[n].shape == tensor.shape}
+    for name in own.keys() - fitting.keys():
+        # Weight and bias of the last layer are made anew, for other classes; nothing else may be.
+        there, here = published[name].shape, own[name].shape
+        if here[0] != classes or here[1:] != there[1:]:
+            raise ValueError(f"its published {name} is {tuple(there)}, expected {tuple(here)}")
+    network.load_state_dict(fitting, strict=False)

@@ -11,25 +11,30 @@ the paper's for CODaN (90 epochs of 32 images).
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from class_accuracy import selection_score
 from class_folders import DEFAULT_DATA, ImageConfig, open_split
-from classifier import load_classifier, save_classifier
+from classifier import save_classifier
+from foreign_weights import ForeignFlags, load_classifiers
 from image_views import TrainingViews, Views
+from night_statistics import reestimate_statistics
 from photometric_jitter import jitter
 from torch import Tensor, nn
 
 from darkening.curve_estimator import load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view
-from minmax.byol import BatchNormDomains, MomentumPair, byol_loss
+from minmax.byol import BatchNormDomains, MomentumPair, ViewPair, byol_loss
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
+from minmax.runtime.errors import UsageError
 from minmax.runtime.report import draw_curves, picture_grid, save_picture
 from minmax.runtime.run import Run, check_run_folder
 from minmax.runtime.seeding import seed_globally
+from minmax.task_network import TaskNetwork
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +44,9 @@ class ByolConfig:
     """Similarity maximisation."""
 
     weight: float = 0.1
-    """Weight of BYOL's distance in the loss; with 0 it is only measured."""
+    """Weight of the distance between day and night features in the loss; with 0 the cosine is only measured."""
+    distance: Literal["byol", "cosine"] = "byol"
+    """byol: predicted projections against a momentum target; cosine: the pooled features of both views as they are."""
     momentum: float = 0.99
     """Share of the target that stays at each update."""
     hidden: int = 128
@@ -47,7 +54,7 @@ class ByolConfig:
     outputs: int = 128
     """Width of the space in which day and night are compared."""
     batch_norm: BatchNormDomains = "separate"
-    """Batch statistics of day and night views: each its own, as in the authors' code, or joint."""
+    """Statistics of day and night views: of each its own batch, as in the authors' code; of both jointly; or frozen."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -79,7 +86,7 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(CommonFlags):
+class Config(ForeignFlags, CommonFlags):
     """Adapt a daytime classifier to the night."""
 
     name: str = "adapt"
@@ -87,11 +94,13 @@ class Config(CommonFlags):
     data: str = str(DEFAULT_DATA)
     """Folder with train/ and val/ in class folders, or `scenes` for the built-in data."""
     checkpoint: Path
-    """The daytime classifier, a best.pt of train_day.py."""
+    """The daytime classifier: a best.pt of train_day.py, a released checkpoint, or foreign weights with --model."""
     darkener: Path | None = None
     """The darkener, a best.pt of train_darkener.py; needed by --night.source learned."""
     jitter: float = 0.3
     """Strength of the random brightness, contrast, saturation and hue of both views."""
+    statistics: Literal["running", "reestimated"] = "running"
+    """BatchNorm in evaluation: training's running averages, or estimated on day and darkened images each epoch."""
     images: ImageConfig = field(default_factory=ImageConfig)
     night: NightConfig = field(default_factory=NightConfig)
     byol: ByolConfig = field(default_factory=ByolConfig)
@@ -101,6 +110,15 @@ class Config(CommonFlags):
         """Refuse values out of range."""
         super().__post_init__()
         require(0 <= self.jitter <= 0.5, "--jitter", self.jitter, "0 to 0.5")
+        if self.statistics == "reestimated" and self.byol.batch_norm == "frozen":
+            raise UsageError("--statistics reestimated contradicts --byol.batch-norm frozen; drop one of the two flags")
+
+
+def build_pair(network: TaskNetwork, config: ByolConfig) -> ViewPair:
+    """The network with what day and night features are compared by."""
+    if config.distance == "cosine" or config.weight == 0:
+        return ViewPair(network, config.batch_norm)
+    return MomentumPair(network, config.hidden, config.outputs, config.momentum, config.batch_norm)
 
 
 def build_views(
@@ -135,15 +153,13 @@ def main(config: Config) -> Path:
     with open_runtime(config.device, config.precision, config.threads) as runtime:
         if runtime.is_main:
             check_run_folder("classification", config)
-        network, settings = load_classifier(config.checkpoint)
+        [(network, settings)] = load_classifiers([config.checkpoint], config, config.data, "train", config.images.size)
         darkener = load_darkener(config.darkener) if config.darkener else None
         night_view = build_night_view(config.night, darkener, runtime)
         training = open_split(config.data, "train", config.images, settings.classes, config.quick, config.runs)
         validation = open_split(config.data, "val", config.images, settings.classes, config.quick, config.runs)
         seed_globally(config.seed, "heads")
-        byol = config.byol
-        pair = MomentumPair(network, byol.hidden, byol.outputs, byol.momentum, byol.batch_norm)
-        pair = runtime.place(pair)
+        pair = runtime.place(build_pair(network, config.byol))
         dataset = TrainingViews(training, config.images.size, config.seed)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
@@ -170,6 +186,8 @@ def main(config: Config) -> Path:
                     pair.update_target()
                     run.record("train", numbers)
                 schedule.step()
+                if config.statistics == "reestimated":
+                    reestimate_statistics(pair.online, training, config.images, night_view, runtime)
                 score = selection_score(pair.online, validation, config.images, config.night, runtime)
                 run.record("validation", score)
                 log.info(

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 from class_folders import DEFAULT_DATA, ImageConfig, open_split
-from classifier import load_classifier
+from foreign_weights import ForeignFlags, load_classifiers
 from image_views import DayImages, WholeImages
 
 from darkening.curve_estimator import Darkener, DarkenerSettings, save_darkener
@@ -36,7 +36,7 @@ VALIDATION_IMAGES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(CommonFlags):
+class Config(ForeignFlags, CommonFlags):
     """Train a darkener against a daytime classifier."""
 
     name: str = "darkener"
@@ -44,7 +44,7 @@ class Config(CommonFlags):
     data: str = str(DEFAULT_DATA)
     """Folder with train/ and val/ in class folders, or `scenes` for the built-in data."""
     checkpoint: Path
-    """The daytime classifier, a best.pt of train_day.py."""
+    """The daytime classifier: a best.pt of train_day.py, a released checkpoint, or foreign weights with --model."""
     init: str = STARTING_POINT_NAME
     """starting-point (ships with the package), scratch, or the path of a darkener to continue from."""
     features: Literal["normalised", "unnormalised"] = "normalised"
@@ -88,7 +88,7 @@ def main(config: Config) -> Path:
     with open_runtime(config.device, config.precision, config.threads) as runtime:
         if runtime.is_main:
             check_run_folder("classification", config)
-        network, _ = load_classifier(config.checkpoint)
+        [(network, _)] = load_classifiers([config.checkpoint], config, config.data, "train", config.images.size)
         training = open_split(config.data, "train", config.images, quick=config.quick, cache=config.runs)
         validation = open_split(config.data, "val", config.images, training.classes, config.quick, config.runs)
         encoder = runtime.place(network.encoder)

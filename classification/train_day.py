@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from class_accuracy import measure
 from class_folders import DEFAULT_DATA, ImageConfig, open_split
-from classifier import ClassifierSettings, Normalization, ResNetName, build_classifier, save_classifier
+from classifier import NormalizationFlag, build_classifier, classifier_settings, save_classifier
 from image_views import TrainingViews, Views
 from photometric_jitter import jitter
 from torch import Tensor, nn
@@ -58,12 +58,12 @@ class Config(CommonFlags):
     """Name of the run; its folder is RUNS/classification/NAME and must not exist yet."""
     data: str = str(DEFAULT_DATA)
     """Folder with train/ and val/ in class folders, or `scenes` for the built-in data."""
-    model: ResNetName = "resnet18"
-    """Architecture."""
+    model: str = "resnet18"
+    """Architecture: a name of torchvision's (resnet50, convnext_tiny, vit_b_16, ...), or one of timm's as timm/NAME."""
     pretrained: bool = False
-    """Start from torchvision's ImageNet weights."""
-    normalization: Normalization = "imagenet"
-    """Statistics by which the network's first layer normalises its input."""
+    """Start from the published ImageNet weights."""
+    normalization: NormalizationFlag = "auto"
+    """Statistics by which the network's first layer normalises its input; auto: as its published weights expect."""
     jitter: float = 0.3
     """Strength of the random brightness, contrast, saturation and hue."""
     images: ImageConfig = field(default_factory=ImageConfig)
@@ -93,7 +93,7 @@ def main(config: Config) -> Path:
         training = open_split(config.data, "train", config.images, quick=config.quick, cache=config.runs)
         validation = open_split(config.data, "val", config.images, training.classes, config.quick, config.runs)
         seed_globally(config.seed, "network")
-        settings = ClassifierSettings(config.model, training.classes, config.normalization)
+        settings = classifier_settings(config.model, training.classes, config.images.size, config.normalization)
         network = runtime.place(build_classifier(settings, config.pretrained))
         dataset = TrainingViews(training, config.images.size, config.seed)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)

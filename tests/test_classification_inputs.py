@@ -101,7 +101,7 @@ def zipped_code(path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (foreign, "not a classifier checkpoint of this project: found entries named state_dict"),
+        (foreign, r"does not say what its tensors \(.*\) belong to; add --model"),
         (truncated, "not a readable checkpoint"),
         (other_architecture, r"does not fit TaskNetwork: tensors \d+ missing .*layer1\.2"),
         (with_code, "refused .* could run code"),

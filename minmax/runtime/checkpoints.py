@@ -1,10 +1,12 @@
 """Checkpoints: written whole or not at all, read without running any code that a file may hold."""
 
+import argparse
 import contextlib
 import logging
 import os
 import pickle
 import re
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,8 +44,45 @@ def save_checkpoint(payload: Mapping[str, Any], path: Path) -> None:
     write_atomically(path, lambda temporary: torch.save(dict(payload), temporary))
 
 
+# numpy's name of a kind of number: struct's.
+_NUMPY_NUMBERS = {
+    "b1": "?",
+    **{"i1": "b", "i2": "h", "i4": "i", "i8": "q"},
+    **{"u1": "B", "u2": "H", "u4": "I", "u8": "Q"},
+    **{"f2": "e", "f4": "f", "f8": "d"},
+}
+
+
+class _NumpyKind:
+    """Stands for numpy.dtype while a file is read: knows kinds of numbers and nothing else."""
+
+    def __init__(self, kind: str, *_: object) -> None:
+        if kind not in _NUMPY_NUMBERS:
+            raise pickle.UnpicklingError(f"Unsupported class numpy.dtype({kind!r})")
+        self.format = _NUMPY_NUMBERS[kind]
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.format = ("" if state[1] == "|" else state[1]) + self.format
+
+
+def _plain_number(kind: _NumpyKind, content: bytes) -> bool | int | float:
+    (number,) = struct.unpack(kind.format, content)
+    return number  # type: ignore[no-any-return]
+
+
+# Training programs keep accuracies as numpy's numbers. They are read as Python's, and no function of numpy is called:
+# its dtype alone could be asked for much more than a number. The last name is that of numpy before 2.
+_NUMPY_STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    (_NumpyKind, "numpy.dtype"),
+    (_plain_number, "numpy._core.multiarray.scalar"),
+    (_plain_number, "numpy.core.multiarray.scalar"),
+]
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a torch checkpoint onto the CPU with `weights_only=True`: it can hold data, never code.
+
+    Single numbers of numpy's become Python's, and argparse's flags are read; any other object is refused.
 
     Raises:
         UsageError: when the file is missing, truncated, holds code or other objects, or holds no mapping.
@@ -51,7 +90,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"no checkpoint at {path}; expected a .pt or .pth file")
     try:
-        payload = torch.load(path, map_location="cpu", weights_only=True)
+        # A Namespace holds the flags in the checkpoints of timm's and torchvision's training scripts: data, no code.
+        with torch.serialization.safe_globals([*_NUMPY_STAND_INS, argparse.Namespace]):
+            payload = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # A foreign pickle (it starts with 0x80) stops torch at the opcode that looks up what it would call.
         kinds = "global|class|operand" if path.read_bytes()[:1] == b"\x80" else "global|class"

@@ -1,6 +1,7 @@
-"""What a run shows: learning curves, picture grids, tables and JSON."""
+"""What a run shows: learning curves, confusion matrices, picture grids, tables and JSON."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from minmax.runtime.checkpoints import write_atomically
 
 SMOOTHING = 20  # training steps averaged into one point of a curve
+MOST_NUMBERED = 25  # classes of a confusion matrix with a number in each cell, and class names along an axis
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
@@ -43,6 +45,53 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     write_atomically(picture, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
 
 
+def draw_confusion(rows: Sequence[Sequence[tuple[str, Tensor]]], classes: Sequence[str], picture: Path) -> None:
+    """Draw confusion matrices, each cell in percent of the images of its row's class.
+
+    With more than 25 classes the cells have no numbers and only some classes are named. A class without images is grey.
+
+    Args:
+        rows: rows of panels, all as long; a panel is a title and counts `(C, C)`, truth by row.
+        classes: names of the C classes.
+        picture: the .png file, written atomically.
+    """
+    count = len(classes)
+    named = range(0, count, math.ceil(count / MOST_NUMBERED))
+    names = [shortened(classes[i]) for i in named]
+    side = min(max(0.36 * count, 2.6), 8.0)
+    longest = max(map(len, names))
+    size = (side * len(rows[0]) + 1.5 + 0.07 * longest, (side + 0.5) * len(rows) + 0.4 + 0.05 * longest)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(rows), len(rows[0]), squeeze=False)
+    for panel, (title, confusion) in zip(panels.flatten(), [cell for row in rows for cell in row], strict=True):
+        percent = (100 * confusion.double() / confusion.sum(dim=1, keepdim=True)).numpy()
+        panel.set_facecolor("lightgrey")  # shows where a class without images leaves NaN
+        shown = panel.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+        # Class names come from folders: a dollar sign is no formula.
+        panel.set_xticks(named, names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8, parse_math=False)
+        panel.set_yticks(named, names, fontsize=8, parse_math=False)
+        panel.set_xlabel("prediction", fontsize=9)
+        panel.set_ylabel("truth", fontsize=9)
+        panel.set_title(title, fontsize=9)
+        panel.label_outer()
+        if count <= MOST_NUMBERED:
+            for i, j in np.argwhere(percent >= 0.5):
+                color = "white" if percent[i, j] > 55 else "black"
+                panel.text(j, i, f"{percent[i, j]:.0f}", ha="center", va="center", fontsize=8, color=color)
+    bar = figure.colorbar(shown, ax=panels, shrink=0.8, aspect=30)
+    bar.set_label("% of the images of a class", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    write_atomically(picture, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
+
+
+def shortened(name: str, limit: int = 18) -> str:
+    """A name of at most `limit` characters for a picture; an ellipsis stands for its middle."""
+    if len(name) <= limit:
+        return name
+    end = (limit - 1) // 2
+    return f"{name[: limit - 1 - end]}…{name[-end:]}"
+
+
 def picture_grid(rows: Sequence[Tensor], gap: int = 2) -> Image.Image:
     """Rows of images `(N, 3, H, W)` in [0, 1], all of one size, as one picture with white gaps."""
     height, width = rows[0].shape[-2:]
@@ -62,9 +111,17 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 def write_json(values: Mapping[str, Any], path: Path) -> None:
-    """Write plain values as JSON, atomically."""
-    text = json.dumps(values, indent=2) + "\n"
+    """Write plain values as JSON, atomically; NaN and infinity, which JSON does not know, become null."""
+    text = json.dumps(_finite(values), indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(member) for member in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
