@@ -7,10 +7,6 @@ control that is trained as long on day images only, and of the adapted model, an
 goes on where it was stopped.
 """
 
-import json
-import logging
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +18,12 @@ from numpy.typing import NDArray
 
 from darkening.curve_estimator import load_darkener
 from minmax.runtime.checkpoints import write_atomically
+from minmax.runtime.commands import Commands
 from minmax.runtime.config import REPOSITORY, run_script
 from minmax.runtime.devices import open_runtime
-from minmax.runtime.errors import RunError
 from minmax.runtime.report import markdown_table
 from minmax.scenes import CLASSES, HELD_OUT_NIGHT, render_labelled
 from minmax.task_network import freeze
-
-log = logging.getLogger(__name__)
 
 # Chosen on day validation images of seed 0, as they are and darkened by gamma; no night image was looked at.
 DARKENER_RECIPE = (
@@ -44,7 +38,6 @@ ADAPTATION_RECIPE = (
 CONTROL_RECIPE = ("--night.source", "day", "--byol.weight", "0")
 ADAPTED = "adapted without night images"
 
-SCRIPTS = REPOSITORY / "classification"
 SHOWN_EXPOSURES = (0.2, 0.1, 0.05)
 SIZE = 64  # pixels
 NIGHT_SEED = 4  # of the test nights (classification/class_folders.py)
@@ -69,66 +62,27 @@ class Config:
         return f"seed{self.seed}{'-quick' if self.quick else ''}"
 
 
-class Demo:
-    """The commands of the demo, each run once."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.folder = config.runs / "classification"
-        self.common = ["--data", "scenes", "--images.size", str(SIZE), "--device", config.device, "--workers", "1"]
-        if config.quick:
-            self.common.append("--quick")
-
-    def run_of(self, name: str) -> Path:
-        """The folder of one of the runs."""
-        return self.folder / f"{name}-{self.config.label}"
-
-    def train(self, script: str, name: str, result: str, *flags: str) -> Path:
-        """Train, or go on training, and return the resulting checkpoint."""
-        run = self.run_of(name)
-        checkpoint = run / result
-        finished = run / "finished"
-        if finished.exists():
-            return checkpoint
-        flags = (*flags, "--name", run.name, "--runs", str(self.config.runs), "--seed", str(self.config.seed))
-        self._start(script, *flags, *(["--resume"] if (run / "config.yaml").exists() else []))
-        finished.touch()
-        return checkpoint
-
-    def test(self, name: str, checkpoint: Path) -> dict[str, Any]:
-        """What test.py finds of a checkpoint, by split."""
-        output = self.run_of(name) / "test"
-        self._start("test.py", "--checkpoint", str(checkpoint), "--output", str(output), quiet=True)
-        found = json.loads((output / "results.json").read_text(encoding="utf-8"))["results"]["checkpoint"]
-        return dict(found)
-
-    def _start(self, script: str, *flags: str, quiet: bool = False) -> None:
-        command = [sys.executable, str(SCRIPTS / script), *self.common, *flags]
-        log.info("\n$ python classification/%s", " ".join([script, *self.common, *flags]))
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL if quiet else None) as child:
-            try:
-                code = child.wait()
-            except KeyboardInterrupt:  # the script was told as well: let it write its checkpoint
-                child.wait()
-                raise RunError("stopped; the same command goes on from here") from None
-        if code != 0:
-            raise RunError(f"classification/{script} ended with exit code {code}; its message stands above")
-
-
 def main(config: Config) -> None:
     """Run everything and report."""
-    demo = Demo(config)
-    day = demo.train("train_day.py", "day", "best.pt", "--optim.epochs", "8")
-    darkener = demo.train("train_darkener.py", "darkener", "best.pt", "--checkpoint", str(day), *DARKENER_RECIPE)
-    control = demo.train(
-        "train.py", "control", "last-epoch.pt", "--checkpoint", str(day), *ADAPTATION_RECIPE, *CONTROL_RECIPE
-    )
+    flags = ["--data", "scenes", "--images.size", str(SIZE), "--device", config.device, "--workers", "1"]
+    commands = Commands("classification", config.runs, [*flags, "--quick"] if config.quick else flags)
+
+    def train(script: str, name: str, result: str, *recipe: str) -> Path:
+        return commands.train(script, f"{name}-{config.label}", result, "--seed", str(config.seed), *recipe)
+
+    def test(name: str, checkpoint: Path) -> dict[str, Any]:
+        return commands.test(f"{name}-{config.label}", checkpoint)
+
+    day = train("train_day.py", "day", "best.pt", "--optim.epochs", "8")
+    against = ("--checkpoint", str(day))
+    darkener = train("train_darkener.py", "darkener", "best.pt", *against, *DARKENER_RECIPE)
+    control = train("train.py", "control", "last-epoch.pt", *against, *ADAPTATION_RECIPE, *CONTROL_RECIPE)
     learned = ("--darkener", str(darkener))
-    adapted = demo.train("train.py", "adapt", "last-epoch.pt", "--checkpoint", str(day), *learned, *ADAPTATION_RECIPE)
+    adapted = train("train.py", "adapt", "last-epoch.pt", *against, *learned, *ADAPTATION_RECIPE)
     found = {
-        "daytime model": demo.test("day", day),
-        "trained on by day (control)": demo.test("control", control),
-        ADAPTED: demo.test("adapt", adapted),
+        "daytime model": test("day", day),
+        "trained on by day (control)": test("control", control),
+        ADAPTED: test("adapt", adapted),
     }
     splits = ("test_day", "test_night")
     rows = [[name, *(f"{100 * results[split]['top1']:.1f}" for split in splits)] for name, results in found.items()]

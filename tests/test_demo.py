@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 from class_folders import SCENE_SEEDS
 from PIL import Image
+
+from minmax.runtime import commands
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -30,7 +31,7 @@ def test_demo_draws_its_picture_and_goes_on_where_it_was_stopped(demo, tmp_path,
     class RunHere(contextlib.nullcontext):
         """In place of subprocess.Popen."""
 
-        def __init__(self, command, stdout):
+        def __init__(self, command, stdout, stderr):
             super().__init__(self)
             started.append(Path(command[1]).name)
             monkeypatch.setattr(sys, "argv", command[1:])
@@ -39,7 +40,7 @@ def test_demo_draws_its_picture_and_goes_on_where_it_was_stopped(demo, tmp_path,
         def wait(self):
             return 0
 
-    monkeypatch.setattr(demo, "subprocess", SimpleNamespace(Popen=RunHere, DEVNULL=subprocess.DEVNULL))
+    monkeypatch.setattr(commands, "subprocess", SimpleNamespace(Popen=RunHere))
     config = demo.Config(runs=tmp_path, quick=True, device="cpu")
     demo.main(config)
     assert started == ["train_day.py", "train_darkener.py", "train.py", "train.py", *["test.py"] * 3]

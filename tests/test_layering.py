@@ -20,10 +20,12 @@ def sources_of(folder):
     return sorted((REPOSITORY / folder).rglob("*.py"))
 
 
-SOURCES = [file for folder in (*PACKAGES, *TASKS) for file in sources_of(folder)] + [REPOSITORY / "demo.py"]
+PROGRAMS = ("demo", "reproduce")  # at the top; each starts the scripts of a task
+SOURCES = [file for folder in (*PACKAGES, *TASKS) for file in sources_of(folder)]
+SOURCES += [REPOSITORY / f"{name}.py" for name in PROGRAMS]
 TREES = {file.relative_to(REPOSITORY).as_posix(): ast.parse(file.read_text(encoding="utf-8")) for file in SOURCES}
 MODULES_OF = {task: {file.stem for file in sources_of(task)} for task in TASKS}
-OURS = {*PACKAGES, "demo", "benchmarks", "tests"}.union(*MODULES_OF.values())
+OURS = {*PACKAGES, *PROGRAMS, "benchmarks", "tests"}.union(*MODULES_OF.values())
 
 
 def imported_by(tree):
@@ -50,7 +52,15 @@ def test_a_module_imports_only_the_layers_below_it(name):
 
 def test_every_layer_is_there():
     folders = {name.split("/")[0] for name in TREES}
-    assert {*PACKAGES, "classification", "demo.py"} <= folders
+    assert {*PACKAGES, "classification", "demo.py", "reproduce.py"} <= folders
+
+
+def test_every_program_at_the_top_is_checked():
+    found = {file.stem for file in REPOSITORY.glob("*.py")}
+    assert found == set(PROGRAMS)
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    (checked,) = re.findall(r"mypy (darkening minmax .*)", makefile)
+    assert {f"{name}.py" for name in found} <= set(checked.split())
 
 
 def test_module_names_are_unique_in_the_repository():

@@ -1,0 +1,88 @@
+"""A chain of training scripts, each run once: given again, it goes on where it was stopped."""
+
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from minmax.runtime.config import REPOSITORY
+from minmax.runtime.errors import RunError
+
+log = logging.getLogger(__name__)
+
+
+class Commands:
+    """Starts the scripts of one task as processes of their own; after one has failed, no other is started.
+
+    Args:
+        task: the folder of the scripts.
+        runs: folder of all runs.
+        common: flags that every script gets.
+        quiet: show a script's output only when it fails; for scripts that run side by side.
+    """
+
+    def __init__(self, task: str, runs: Path, common: Sequence[str], quiet: bool = False) -> None:
+        self.task, self.runs, self.common, self.quiet = task, runs, tuple(common), quiet
+        self._failure: RunError | None = None
+
+    def run_of(self, name: str) -> Path:
+        """The folder of a run."""
+        return self.runs / self.task / name
+
+    def is_done(self, name: str) -> bool:
+        """Whether a training has finished."""
+        return (self.run_of(name) / "finished").exists()
+
+    def train(self, script: str, name: str, result: str, *flags: str) -> Path:
+        """Train, or go on training, and return the resulting checkpoint.
+
+        Args:
+            script: file name of the script.
+            name: name of the run.
+            result: file name of the checkpoint in its folder.
+            flags: of this training.
+
+        Raises:
+            RunError: when the script fails or is stopped.
+        """
+        run = self.run_of(name)
+        if not self.is_done(name):
+            resume = ("--resume",) if (run / "config.yaml").exists() else ()
+            self._start(script, *flags, "--name", name, "--runs", str(self.runs), *resume, quiet=self.quiet)
+            (run / "finished").touch()
+        return run / result
+
+    def test(self, name: str, checkpoint: Path, *flags: str) -> dict[str, Any]:
+        """What test.py finds of a checkpoint, by split; its files go into the run `name`.
+
+        Raises:
+            RunError: when the script fails or is stopped.
+        """
+        output = self.run_of(name) / "test"
+        self._start("test.py", "--checkpoint", str(checkpoint), "--output", str(output), *flags, quiet=True)
+        found = json.loads((output / "results.json").read_text(encoding="utf-8"))["results"]["checkpoint"]
+        return dict(found)
+
+    def _start(self, script: str, *flags: str, quiet: bool) -> None:
+        if self._failure is not None:  # of a script that ran beside or before in another thread
+            raise self._failure
+        command = [sys.executable, str(REPOSITORY / self.task / script), *self.common, *flags]
+        log.info("\n$ python %s/%s", self.task, " ".join([script, *self.common, *flags]))
+        with (
+            tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output,
+            subprocess.Popen(command, stdout=output if quiet else None, stderr=output if self.quiet else None) as child,
+        ):
+            try:
+                code = child.wait()
+            except KeyboardInterrupt:  # the script was told as well: let it write its checkpoint
+                child.wait()
+                raise RunError("stopped; the same command goes on from here") from None
+            output.seek(0)
+            said = "".join(output.readlines()[-5:]).strip() if self.quiet else "its message stands above"
+        if code != 0:
+            self._failure = RunError(f"{self.task}/{script} ended with exit code {code}: {said or 'it said nothing'}")
+            raise self._failure

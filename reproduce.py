@@ -1,0 +1,230 @@
+"""A table of the method beside its rivals, from data to Markdown: every row from the same daytime model and budget.
+
+    python reproduce.py --data classification/data --recipe paper
+    python reproduce.py --data DATA --recipe small --seeds 0 1 2 --rows continued gamma no-similarity full --jobs 2
+
+For each seed it trains a daytime classifier, the darkeners that the rows need, and every row, by the scripts in
+classification/; then it tests each and writes RUNS/comparison.md, mean and spread by day and by night, and .json, with
+every seed and the number by which one may choose (day validation images, as they are and darkened by hand; by another
+hand for `gamma`, so that its number is not comparable). Given again, it goes on where it was stopped, and rows or seeds
+can be added. In the recipe `paper`, rows that only undo a change of ours are the same training as `full`.
+"""
+
+import json
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from minmax.runtime.checkpoints import write_atomically
+from minmax.runtime.commands import Commands
+from minmax.runtime.config import REPOSITORY, require, run_script
+from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.report import markdown_table, write_json
+
+RowName = Literal[
+    "continued", "brightness", "gamma", "camera", "no-similarity", "no-byol", "full", "unnormalised", "cosine",
+    "two-pass", "two-pass-reestimated", "frozen-statistics", "dark-exposures", "even-exposure",
+]  # fmt: skip
+DarkenerName = Literal["darkener", "darkener-no-similarity", "darkener-unnormalised"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: flags of train.py beside those of the recipe."""
+
+    title: str
+    flags: tuple[str, ...]
+    darkener: DarkenerName | None = "darkener"
+
+
+ROWS: dict[RowName, Row] = {
+    "continued": Row("trained on by day", ("--night.source", "day", "--byol.weight", "0"), None),
+    "brightness": Row("brightness night", ("--night.source", "brightness"), None),
+    "gamma": Row("gamma night", ("--night.source", "gamma"), None),
+    "camera": Row("camera-model night with noise", ("--night.source", "camera"), None),
+    "no-similarity": Row("learned night without similarity", (), "darkener-no-similarity"),
+    "no-byol": Row("learned night, no BYOL", ("--byol.weight", "0")),
+    "full": Row("full method", ()),
+    "unnormalised": Row("similarity on un-normalised images (authors)", (), "darkener-unnormalised"),
+    "cosine": Row("plain cosine instead of BYOL", ("--byol.distance", "cosine")),
+    "two-pass": Row("BatchNorm in two passes (authors)", ("--byol.batch-norm", "separate")),
+    "two-pass-reestimated": Row(
+        "two passes, statistics re-estimated", ("--byol.batch-norm", "separate", "--statistics", "reestimated")
+    ),
+    "frozen-statistics": Row("BatchNorm statistics of the daytime model", ("--byol.batch-norm", "frozen")),
+    "even-exposure": Row("exposure even over the image (paper)", ("--night.contrast", "0", "0")),
+    "dark-exposures": Row("exposures 0 to 0.2 (paper)", ("--night.exposure", "0", "0.2")),
+}
+DARKENERS: dict[DarkenerName, tuple[str, ...]] = {
+    "darkener": (),
+    "darkener-no-similarity": ("--loss.similarity", "0"),
+    "darkener-unnormalised": ("--features", "unnormalised"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Flags that all rows share, by script."""
+
+    common: tuple[str, ...]
+    day: tuple[str, ...]
+    darkener: tuple[str, ...]
+    adaptation: tuple[str, ...]
+
+
+RECIPES: dict[str, Recipe] = {
+    # The defaults of the scripts are the paper's; the daytime model's and the darkener's losses are ours.
+    "paper": Recipe(("--images.size", "224", "--images.evaluation", "native"), (), (), ()),
+    # Photos or scenes of 64 px on a small machine; chosen on day validation images of seed 0.
+    "small": Recipe(
+        ("--images.size", "64"),
+        ("--optim.epochs", "20"),
+        (
+            *("--optim.epochs", "3", "--optim.milestones", "2", "--optim.lr", "3e-4", "--optim.clip", "1"),
+            *("--loss.similarity", "1"),
+        ),
+        (
+            *("--optim.epochs", "6", "--optim.milestones", "4", "5", "--optim.lr", "5e-4"),
+            *("--night.exposure", "0.05", "0.4", "--night.contrast", "0.5", "1.5", "--byol.batch-norm", "joint"),
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Compare the method with its rivals."""
+
+    data: str = str(REPOSITORY / "classification" / "data")
+    """Folder with train/, val/, test_day/ and test_night/ in class folders, or `scenes` for the built-in data."""
+    recipe: Literal["paper", "small"] = "paper"
+    """paper: 224 px, the paper's schedule; small: 64 px, 20 day epochs and 6 of adaptation."""
+    rows: tuple[RowName, ...] = get_args(RowName)
+    """The rows, beside that of the daytime model."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds; each has a daytime model and darkeners of its own."""
+    jobs: int = 1
+    """Trainings side by side; they share the CPU threads."""
+    runs: Path = REPOSITORY / "runs" / "reproduce"
+    """Folder of the runs and of the table."""
+    device: str = "auto"
+    """auto, cpu, mps, cuda or cuda:1."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the forward passes (autocast)."""
+    quick: bool = False
+    """A smoke test: the figures mean nothing."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(self.jobs >= 1, "--jobs", self.jobs, "1 or more")
+        require(0 < len(self.seeds) == len(set(self.seeds)), "--seeds", self.seeds, "at least one seed, each once")
+        require(len(self.rows) == len(set(self.rows)), "--rows", self.rows, "each row once")
+
+
+def main(config: Config) -> None:
+    """Train and test every row of every seed, and report."""
+    check_settings(config)
+    recipe = RECIPES[config.recipe]
+    threads = max(1, (os.cpu_count() or 1) // config.jobs) if config.jobs > 1 else 0
+    common = ["--data", config.data, "--device", config.device, "--precision", config.precision, *recipe.common]
+    common += ["--threads", str(threads), "--workers", "2" if config.jobs == 1 else "0"]
+    commands = Commands(
+        "classification", config.runs, [*common, "--quick"] if config.quick else common, quiet=config.jobs > 1
+    )
+    with ThreadPoolExecutor(config.jobs) as pool:
+        try:
+            found = {seed: start_seed(commands, recipe, config.rows, seed, pool) for seed in config.seeds}
+            results = {
+                title: [found[seed][title].result() for seed in config.seeds] for title in found[config.seeds[0]]
+            }
+        except KeyboardInterrupt:  # the scripts were told as well: let them write their checkpoints
+            pool.shutdown(cancel_futures=True)
+            raise RunError("stopped; the same command goes on from here") from None
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    table = comparison_table(results)
+    lines = f"{config.data}, recipe {config.recipe}, seeds {' '.join(map(str, config.seeds))}\n\n{table}\n"
+    write_atomically(config.runs / "comparison.md", lambda temporary: temporary.write_text(lines, encoding="utf-8"))
+    write_json({"seeds": list(config.seeds), "results": results}, config.runs / "comparison.json")
+    print(lines)  # noqa: T201  (the result of the command)
+
+
+def check_settings(config: Config) -> None:
+    """Refuse a folder whose finished runs are of other data or another recipe: they would enter this table.
+
+    Raises:
+        UsageError: names what differs.
+    """
+    data = config.data if config.data == "scenes" else str(Path(config.data).expanduser().absolute())
+    now = {"data": data, "recipe": config.recipe, "precision": config.precision, "quick": config.quick}
+    path = config.runs / "settings.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else now
+    changed = [f"--{name} {before.get(name)}, not {value}" for name, value in now.items() if before.get(name) != value]
+    if changed:
+        raise UsageError(f"--runs {config.runs} holds runs of {' and '.join(changed)}; choose another folder")
+    write_json(now, path)
+
+
+def start_seed(
+    commands: Commands, recipe: Recipe, rows: Sequence[RowName], seed: int, pool: ThreadPoolExecutor
+) -> dict[str, Future[dict[str, Any]]]:
+    """Queue everything of one seed: what others wait for comes first, so that a waiting thread never blocks it."""
+
+    def train(script: str, name: str, result: str, *flags: str) -> Path:
+        return commands.train(script, f"{name}-{seed}", result, "--seed", str(seed), *flags)
+
+    day = pool.submit(train, "train_day.py", "day", "best.pt", *recipe.day)
+    darkeners = {
+        name: pool.submit(_after, day, train, "train_darkener.py", name, "best.pt", *recipe.darkener, *DARKENERS[name])
+        for name in DARKENERS
+        if any(ROWS[row].darkener == name for row in rows)
+    }
+    futures = {"daytime model": pool.submit(lambda: commands.test(f"day-{seed}", day.result()))}
+    for name in rows:
+        row = ROWS[name]
+
+        def train_and_test(name: RowName = name, row: Row = row) -> dict[str, Any]:
+            learned = ("--darkener", str(darkeners[row.darkener].result())) if row.darkener else ()
+            checkpoint = _after(day, train, "train.py", name, "last-epoch.pt", *learned, *recipe.adaptation, *row.flags)
+            found = commands.test(f"{name}-{seed}", checkpoint)
+            found["selection"] = last_score(commands.run_of(f"{name}-{seed}"))
+            return found
+
+        futures[row.title] = pool.submit(train_and_test)
+    return futures
+
+
+def _after(day: Future[Path], train: Callable[..., Path], script: str, name: str, result: str, *flags: str) -> Path:
+    return train(script, name, result, "--checkpoint", str(day.result()), *flags)
+
+
+def last_score(run: Path) -> float:
+    """The selection number of a run's last epoch."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return float([line["score"] for line in lines if line["kind"] == "validation"][-1])
+
+
+def comparison_table(results: dict[str, list[dict[str, Any]]]) -> str:
+    """Mean and, in brackets, the lowest and highest seed, of top-1 and balanced accuracy in percent."""
+    columns = [(split, kind) for split in ("test_day", "test_night") for kind in ("top1", "balanced")]
+    present = [(split, kind) for split, kind in columns if all(split in found for found in results["daytime model"])]
+    header = ["", *(f"{split.removeprefix('test_')} {kind.replace('top1', 'top-1')}" for split, kind in present)]
+    rows = [
+        [title, *(_spread([100 * found[split][kind] for found in by_seed]) for split, kind in present)]
+        for title, by_seed in results.items()
+    ]
+    return markdown_table(header, rows)
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{statistics.fmean(values):.1f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
+
+
+if __name__ == "__main__":
+    run_script(Config, main, __doc__)

@@ -1,0 +1,180 @@
+"""A chain of scripts, with small scripts in place of the real ones: what is started, resumed, repeated and reported."""
+
+import json
+import subprocess
+
+import pytest
+
+from minmax.runtime import commands
+from minmax.runtime.commands import Commands
+from minmax.runtime.errors import RunError
+
+TRAIN = """
+import json, os, pathlib, signal, sys
+flags = sys.argv[1:]
+given = lambda flag: pathlib.Path(flags[flags.index(flag) + 1])
+with open("{log}", "a") as file:
+    file.write(json.dumps(["train.py", *flags]) + chr(10))
+run = given("--runs") / "task" / given("--name")
+run.mkdir(parents=True, exist_ok=True)
+(run / "config.yaml").touch()
+print("said on stdout", flush=True)
+print("said on stderr", file=sys.stderr, flush=True)
+if "--killed" in flags:
+    os.kill(os.getpid(), signal.SIGKILL)
+if "--fail" in flags:
+    for number in range(6):
+        print("line", number, file=[sys.stdout, sys.stderr][number % 2], flush=True)
+    sys.exit("error: no such thing")
+(run / "best.pt").touch()
+"""
+TEST = """
+import json, pathlib, sys
+flags = sys.argv[1:]
+with open("{log}", "a") as file:
+    file.write(json.dumps(["test.py", *flags]) + chr(10))
+print("a long table")
+print("a warning", file=sys.stderr)
+if "--fail" in flags:
+    sys.exit(3)
+output = pathlib.Path(flags[flags.index("--output") + 1])
+output.mkdir(parents=True, exist_ok=True)
+found = {{"before": {{}}, "checkpoint": {{"test_day": {{"top1": 0.75}}}}}}
+(output / "results.json").write_text(json.dumps({{"results": found}}))
+"""
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch):
+    """A repository with one task; the log holds what was started."""
+    path = tmp_path / "log.jsonl"
+    path.touch()
+    (tmp_path / "task").mkdir()
+    for name, source in (("train.py", TRAIN), ("test.py", TEST)):
+        (tmp_path / "task" / name).write_text(source.format(log=path.as_posix()))
+    monkeypatch.setattr(commands, "REPOSITORY", tmp_path)
+    return path
+
+
+def chain(log, **options):
+    return Commands("task", log.parent / "runs", ["--data", "scenes"], **options)
+
+
+def started(log):
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def test_a_training_is_started_once_with_all_flags(log):
+    runs = log.parent / "runs"
+    assert not chain(log).is_done("day-0")
+    assert chain(log).train("train.py", "day-0", "best.pt", "--seed", "7") == runs / "task" / "day-0" / "best.pt"
+    assert started(log) == [["train.py", "--data", "scenes", "--seed", "7", "--name", "day-0", "--runs", str(runs)]]
+    assert chain(log).is_done("day-0") and not chain(log).is_done("day-1")
+    assert chain(log).train("train.py", "day-0", "last.pt", "--seed", "7") == runs / "task" / "day-0" / "last.pt"
+    assert len(started(log)) == 1, "a finished training was repeated"
+    chain(log).train("train.py", "day-1", "best.pt")
+    assert len(started(log)) == 2
+
+
+def test_a_training_that_was_stopped_is_resumed(log):
+    with pytest.raises(RunError):
+        chain(log).train("train.py", "day", "best.pt", "--fail")
+    assert not chain(log).is_done("day")
+    assert chain(log).train("train.py", "day", "best.pt").is_file()
+    assert ["--resume" in flags for flags in started(log)] == [False, True]
+    assert chain(log).is_done("day")
+
+
+def test_a_folder_without_a_config_is_started_anew(log):
+    (log.parent / "runs" / "task" / "day").mkdir(parents=True)
+    chain(log).train("train.py", "day", "best.pt")
+    assert "--resume" not in started(log)[0]
+
+
+def test_a_failure_shows_what_the_script_said(log, capfd):
+    with pytest.raises(RunError) as caught:
+        chain(log).train("train.py", "day", "best.pt", "--fail")
+    assert str(caught.value) == "task/train.py ended with exit code 1: its message stands above"
+    out, errors = capfd.readouterr()
+    assert "said on stdout" in out and "error: no such thing" in errors
+
+
+def test_a_quiet_failure_tells_the_last_lines(log, capfd):
+    with pytest.raises(RunError) as caught:
+        chain(log, quiet=True).train("train.py", "day", "best.pt", "--fail")
+    lines = ["line 2", "line 3", "line 4", "line 5", "error: no such thing"]
+    assert str(caught.value) == "task/train.py ended with exit code 1: " + "\n".join(lines)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_quiet_script_that_works_says_nothing(log, capfd):
+    chain(log, quiet=True).train("train.py", "day", "best.pt")
+    assert capfd.readouterr() == ("", "")
+    chain(log).train("train.py", "night", "best.pt")
+    assert capfd.readouterr() == ("said on stdout\n", "said on stderr\n")
+
+
+@pytest.mark.parametrize(
+    ("quiet", "said"), [(False, "its message stands above"), (True, "said on stdout\nsaid on stderr")]
+)
+def test_a_killed_script_is_a_failure(log, quiet, said):
+    with pytest.raises(RunError) as caught:
+        chain(log, quiet=quiet).train("train.py", "day", "best.pt", "--killed")
+    assert str(caught.value) == f"task/train.py ended with exit code -9: {said}"
+    assert not chain(log).is_done("day")
+
+
+def test_a_silent_failure_is_called_so(log):
+    (log.parent / "task" / "train.py").write_text("raise SystemExit(5)")
+    with pytest.raises(RunError) as caught:
+        chain(log, quiet=True).train("train.py", "day", "best.pt")
+    assert str(caught.value) == "task/train.py ended with exit code 5: it said nothing"
+
+
+def test_after_a_failure_nothing_else_is_started(log):
+    ours = chain(log)
+    ours.train("train.py", "done", "best.pt")
+    with pytest.raises(RunError) as first:
+        ours.train("train.py", "day", "best.pt", "--fail")
+    for start in (lambda: ours.train("train.py", "other", "best.pt"), lambda: ours.test("day", log)):
+        with pytest.raises(RunError) as later:
+            start()
+        assert later.value is first.value
+    assert len(started(log)) == 2
+    assert ours.train("train.py", "done", "best.pt").is_file(), "what is finished needs no start"
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_what_the_test_finds_is_returned_without_its_table(log, quiet, capfd):
+    output = log.parent / "runs" / "task" / "day" / "test"
+    found = chain(log, quiet=quiet).test("day", log.parent / "best.pt", "--splits", "test_day")
+    assert found == {"test_day": {"top1": 0.75}}
+    flags = ["--checkpoint", str(log.parent / "best.pt"), "--output", str(output), "--splits", "test_day"]
+    assert started(log) == [["test.py", "--data", "scenes", *flags]]
+    assert capfd.readouterr() == ("", "" if quiet else "a warning\n")
+
+
+def test_a_test_that_fails_is_a_failure(log):
+    with pytest.raises(RunError, match=r"task/test.py ended with exit code 3: its message stands above"):
+        chain(log).test("day", log, "--fail")
+    with pytest.raises(RunError, match=r"task/test.py ended with exit code 3: a long table\na warning"):
+        chain(log, quiet=True).test("day", log, "--fail")
+
+
+def test_control_c_waits_for_the_script(log, monkeypatch):
+    """The terminal tells the script as well; it is given the time to write its checkpoint."""
+    waited, wait = [], subprocess.Popen.wait
+
+    def interrupted_once(child, timeout=None):
+        waited.append(child)
+        if len(waited) == 1:
+            raise KeyboardInterrupt
+        return wait(child, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted_once)
+    with pytest.raises(RunError) as caught:
+        chain(log).train("train.py", "day", "best.pt")
+    assert str(caught.value) == "stopped; the same command goes on from here"
+    assert waited[0].returncode == 0, "the script was left alone"
+    assert (log.parent / "runs" / "task" / "day" / "best.pt").is_file()
+    assert not chain(log).is_done("day"), "it may have stopped half-way"
