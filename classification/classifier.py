@@ -1,5 +1,6 @@
 """Classifiers of torchvision and timm as task networks, and the checkpoints that rebuild them."""
 
+import difflib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -219,7 +220,7 @@ def _published_statistics(model: str) -> Normalization:
 def _timm_record(model: str) -> Any:
     name = model.removeprefix(TIMM)
     if not timm.is_model(name):
-        similar = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:4] if name else []
+        similar = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=4)
         hint = f"; it has {', '.join(similar)}, ..." if similar else ""
         raise UsageError(f"--model {model}: timm has no model {name!r}{hint}")
     try:
