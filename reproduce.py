@@ -22,8 +22,9 @@ from typing import Any, Literal, get_args
 from minmax.runtime.checkpoints import write_atomically
 from minmax.runtime.commands import Commands
 from minmax.runtime.config import REPOSITORY, require, run_script
+from minmax.runtime.devices import Precision
 from minmax.runtime.errors import RunError, UsageError
-from minmax.runtime.report import markdown_table, write_json
+from minmax.runtime.report import markdown_table, recorded, write_json
 
 RowName = Literal[
     "continued", "brightness", "gamma", "camera", "no-similarity", "no-byol", "full", "unnormalised", "cosine",
@@ -113,7 +114,7 @@ class Config:
     """Folder of the runs and of the table."""
     device: str = "auto"
     """auto, cpu, mps, cuda or cuda:1."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """Arithmetic of the forward passes (autocast)."""
     quick: bool = False
     """A smoke test: the figures mean nothing."""
@@ -163,11 +164,10 @@ def check_settings(config: Config) -> None:
     data = config.data if config.data == "scenes" else str(Path(config.data).expanduser().absolute())
     now = {"data": data, "recipe": config.recipe, "precision": config.precision, "quick": config.quick}
     path = config.runs / "settings.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else now
+    before = recorded(now, path)
     changed = [f"--{name} {before.get(name)}, not {value}" for name, value in now.items() if before.get(name) != value]
     if changed:
         raise UsageError(f"--runs {config.runs} holds runs of {' and '.join(changed)}; choose another folder")
-    write_json(now, path)
 
 
 def start_seed(

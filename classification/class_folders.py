@@ -6,7 +6,6 @@ Beside them stand the built-in scenes, under the same interface.
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,10 +13,9 @@ from typing import Literal
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from darkening.pictures import DECODING_ERRORS, PICTURE_SUFFIXES, decode_picture, listed_below
-from minmax.runtime.checkpoints import write_atomically
+from minmax.runtime.checked import find_problems
 from minmax.runtime.config import REPOSITORY, require
 from minmax.runtime.errors import RunError, UsageError
 from minmax.scenes import CLASSES, HELD_OUT_NIGHT, render_labelled
@@ -265,10 +263,7 @@ def _require_one_size(images: FolderImages) -> None:
 
 
 def _unreadable(images: FolderImages, records: Path) -> dict[str, str]:
-    """Names of broken files with the reason; a set of files without any is decoded for this only once."""
-    record = records / images.fingerprint()
-    if record.is_file():
-        return {}
+    """Names of broken files with the reason."""
 
     def problem(file: Path) -> str | None:
         try:
@@ -277,20 +272,5 @@ def _unreadable(images: FolderImages, records: Path) -> dict[str, str]:
             return str(error) or type(error).__name__
         return None
 
-    with ThreadPoolExecutor() as pool:  # PIL decodes without Python's lock
-        found = list(
-            tqdm(
-                pool.map(problem, images.files),
-                total=len(images),
-                desc=f"checking {images.split}",
-                disable=None,
-                leave=False,
-            )
-        )
-    bad = {images.name(i): why for i, why in enumerate(found) if why is not None}
-    if not bad:
-        try:
-            write_atomically(record, lambda temporary: temporary.touch())
-        except RunError as error:  # only costs the next run some time
-            log.warning("%s", error)
-    return bad
+    bad = find_problems(images.files, problem, records / images.fingerprint(), f"checking {images.split}")
+    return {images.name(i): why for i, why in bad.items()}

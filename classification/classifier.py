@@ -1,9 +1,8 @@
 """Classifiers of torchvision and timm as task networks, and the checkpoints that rebuild them."""
 
 import difflib
-import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,13 +13,11 @@ from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
-from minmax.pretrained import find_weights, load_whole
-from minmax.runtime.checkpoints import load_checkpoint, load_strictly, save_checkpoint
+from minmax.pretrained import find_weights, load_whole, rebuild_network, save_network
+from minmax.runtime.checkpoints import load_checkpoint
 from minmax.runtime.errors import UsageError
 from minmax.split_network import split_network
-from minmax.task_network import InputNormalization, TaskNetwork
-
-log = logging.getLogger(__name__)
+from minmax.task_network import IDENTITY_STATISTICS, IMAGENET_STATISTICS, InputNormalization, TaskNetwork
 
 CHECKPOINT_FORMAT = "similarity-minmax/classifier"
 TIMM = "timm/"
@@ -28,11 +25,11 @@ TIMM = "timm/"
 Normalization = Literal["imagenet", "half", "clip", "dpn", "none"]
 NormalizationFlag = Literal["auto", Normalization]
 STATISTICS: dict[Normalization, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "imagenet": IMAGENET_STATISTICS,
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "dpn": ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3),
-    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "none": IDENTITY_STATISTICS,
 }
 """Mean and standard deviation per channel that published weights were trained with."""
 
@@ -126,13 +123,7 @@ def save_classifier(
     network: TaskNetwork, settings: ClassifierSettings, path: Path, config: Mapping[str, Any] | None = None
 ) -> None:
     """Save a classifier's weights with what rebuilds it and the config that trained it."""
-    payload = {
-        "format": CHECKPOINT_FORMAT,
-        "settings": {**asdict(settings), "classes": list(settings.classes)},
-        "network": network.state_dict(),
-        "config": dict(config or {}),
-    }
-    save_checkpoint(payload, path)
+    save_network(network, settings, CHECKPOINT_FORMAT, path, config)
 
 
 def load_classifier(
@@ -155,13 +146,7 @@ def load_classifier(
     """
     payload = load_checkpoint(path)
     if payload.get("format") == CHECKPOINT_FORMAT:
-        try:
-            stored, state = payload["settings"], payload["network"]
-            settings = ClassifierSettings(**{**stored, "classes": tuple(stored["classes"])})
-        except (KeyError, TypeError) as error:
-            raise UsageError(f"{path} is not a classifier checkpoint of this version: {error}") from error
-        network = build_classifier(settings)
-        load_strictly(network, state, path)
+        network, settings = rebuild_network(payload, ClassifierSettings, build_classifier, path)
     else:
         weights = find_weights(payload, path)
         if any(name.startswith(_RELEASED_NETWORK) for name in weights):

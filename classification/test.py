@@ -19,8 +19,8 @@ from torch import Tensor
 from verdict_pictures import CHANGES, changed_verdicts, draw_verdicts
 
 from minmax.runtime.checkpoints import write_atomically
-from minmax.runtime.config import require, run_script
-from minmax.runtime.devices import Precision, open_runtime
+from minmax.runtime.config import MeasuringFlags, run_script
+from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.report import draw_confusion, markdown_table, write_json
 
@@ -29,7 +29,7 @@ TEST_SPLITS: tuple[Split, ...] = ("test_day", "test_night")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ForeignFlags):
+class Config(ForeignFlags, MeasuringFlags):
     """Measure a classifier by day and by night."""
 
     checkpoint: Path
@@ -40,27 +40,7 @@ class Config(ForeignFlags):
     """Folder with test_day/ and test_night/ in class folders, or `scenes` for the built-in data."""
     splits: tuple[Split, ...] = ()
     """The splits to measure, such as `val`; by default test_day and test_night, or the one of them that exists."""
-    output: Path | None = None
-    """Folder of the results; by default test/ beside the checkpoint."""
     images: ImageConfig = field(default_factory=ImageConfig)
-    device: str = "auto"
-    """auto, cpu, mps, cuda or cuda:1."""
-    precision: Precision = "fp32"
-    """Arithmetic of the forward passes (autocast)."""
-    threads: int = 0
-    """CPU threads of torch; 0 keeps torch's choice."""
-    batch_size: int = 64
-    """Images per forward pass; the result does not depend on it."""
-    workers: int = 0
-    """Processes that decode images."""
-    quick: bool = False
-    """A few images only."""
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        require(self.batch_size >= 1, "--batch-size", self.batch_size, "1 or more")
-        require(self.workers >= 0, "--workers", self.workers, "0 or more")
-        require(self.threads >= 0, "--threads", self.threads, "0 or more")
 
 
 def main(config: Config) -> dict[str, dict[Split, ClassAccuracy]]:
@@ -78,11 +58,7 @@ def main(config: Config) -> dict[str, dict[Split, ClassAccuracy]]:
         splits: dict[Split, LabelledImages] = {
             split: open_split(config.data, split, config.images, classes, config.quick) for split in measured
         }
-        output = config.output or config.checkpoint.parent / "test"
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--output {output}: cannot make this folder ({error})") from error
+        output = config.open_output(config.checkpoint)
         found: dict[str, dict[Split, ClassAccuracy]] = {}
         for name, (network, _) in networks.items():
             network = runtime.place(network)
@@ -102,13 +78,16 @@ def main(config: Config) -> dict[str, dict[Split, ClassAccuracy]]:
     files = "\n".join(f"{word.strip() or 'checkpoint'}: {checkpoints[name]}" for name, word in words.items())
     report = f"{files}\n\n{summary_table(titled)}\n\n{per_class_table(titled, classes)}"
     print(report)  # noqa: T201  (the result of the command)
-    write_json(as_plain(found, checkpoints, splits, config), output / "results.json")
+    changes = {}
+    if "before" in found:
+        changes = {split: changed_verdicts(found["before"][split], found["checkpoint"][split]) for split in splits}
+    write_json(as_plain(found, checkpoints, changes, splits, config), output / "results.json")
     write_atomically(output / "results.md", lambda temporary: temporary.write_text(report + "\n", encoding="utf-8"))
     panels = [
         [confusion_panel(f"{split}{word}", found[name][split]) for split in splits] for name, word in words.items()
     ]
     draw_confusion(panels, classes, output / "confusion.png")
-    draw_night_changes(found, splits, config.images, output)
+    draw_night_changes(found, changes.get("test_night", {}), splits, config.images, output)
     log.info("written to %s", output)
     return found
 
@@ -153,21 +132,20 @@ def confusion_panel(title: str, accuracy: ClassAccuracy) -> tuple[str, Tensor]:
 
 def draw_night_changes(
     found: dict[str, dict[Split, ClassAccuracy]],
+    changes: dict[str, list[int]],
     splits: dict[Split, LabelledImages],
     config: ImageConfig,
     folder: Path,
 ) -> None:
     """Draw night images whose verdict changed; a picture of a former run with nothing to show now is removed."""
-    changes: dict[str, list[int]] = {}
-    if "before" in found and "test_night" in splits:
-        before, after = found["before"]["test_night"], found["checkpoint"]["test_night"]
-        changes = changed_verdicts(before, after)
+    if changes:
         counts = ", ".join(f"{len(changed)} {change.replace('_', ' ')}" for change, changed in changes.items())
         log.info("night images whose verdict changed: %s", counts)
     for change in CHANGES:
         picture = folder / f"night_{change}.png"
         if changes.get(change):
             title = f"Night images, {change.replace('_to_', ' → ')}"
+            before, after = found["before"]["test_night"], found["checkpoint"]["test_night"]
             draw_verdicts(title, changes[change], before, after, splits["test_night"], config, picture)
         else:
             picture.unlink(missing_ok=True)
@@ -176,6 +154,7 @@ def draw_night_changes(
 def as_plain(
     found: dict[str, dict[Split, ClassAccuracy]],
     checkpoints: dict[str, Path | None],
+    changes: dict[Split, dict[str, list[int]]],
     splits: dict[Split, LabelledImages],
     config: Config,
 ) -> dict[str, object]:
@@ -196,8 +175,7 @@ def as_plain(
             for name, by_split in found.items()
         },
     }
-    if "before" in found:
-        changes = {split: changed_verdicts(found["before"][split], found["checkpoint"][split]) for split in splits}
+    if changes:
         plain["changes"] = {
             split: {change: len(changed) for change, changed in by_change.items()}
             for split, by_change in changes.items()

@@ -21,12 +21,12 @@ from classifier import save_classifier
 from foreign_weights import ForeignFlags, load_classifiers
 from image_views import TrainingViews, Views
 from night_statistics import reestimate_statistics
-from photometric_jitter import jitter
 from torch import Tensor, nn
 
 from darkening.curve_estimator import load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view
-from minmax.byol import BatchNormDomains, MomentumPair, ViewPair, byol_loss
+from minmax.byol import ByolConfig, build_pair, byol_loss
+from minmax.photometric_jitter import jitter
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
@@ -34,32 +34,8 @@ from minmax.runtime.errors import UsageError
 from minmax.runtime.report import draw_curves, picture_grid, save_picture
 from minmax.runtime.run import Run, check_run_folder
 from minmax.runtime.seeding import seed_globally
-from minmax.task_network import TaskNetwork
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ByolConfig:
-    """Similarity maximisation."""
-
-    weight: float = 0.1
-    """Weight of the distance between day and night features in the loss; with 0 the cosine is only measured."""
-    distance: Literal["byol", "cosine"] = "byol"
-    """byol: predicted projections against a momentum target; cosine: the pooled features of both views as they are."""
-    momentum: float = 0.99
-    """Share of the target that stays at each update."""
-    hidden: int = 128
-    """Width of the hidden layers of projector and predictor."""
-    outputs: int = 128
-    """Width of the space in which day and night are compared."""
-    batch_norm: BatchNormDomains = "separate"
-    """Statistics of day and night views: of each its own batch, as in the authors' code; of both jointly; or frozen."""
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        require(self.weight >= 0, "--byol.weight", self.weight, "0 or more")
-        require(0 <= self.momentum <= 1, "--byol.momentum", self.momentum, "a share in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -114,13 +90,6 @@ class Config(ForeignFlags, CommonFlags):
             raise UsageError("--statistics reestimated contradicts --byol.batch-norm frozen; drop one of the two flags")
 
 
-def build_pair(network: TaskNetwork, config: ByolConfig) -> ViewPair:
-    """The network with what day and night features are compared by."""
-    if config.distance == "cosine" or config.weight == 0:
-        return ViewPair(network, config.batch_norm)
-    return MomentumPair(network, config.hidden, config.outputs, config.momentum, config.batch_norm)
-
-
 def build_views(
     views: Views, night_view: NightView, config: Config, run: Run, runtime: Runtime
 ) -> tuple[Tensor, Tensor]:
@@ -153,6 +122,7 @@ def main(config: Config) -> Path:
     with open_runtime(config.device, config.precision, config.threads) as runtime:
         if runtime.is_main:
             check_run_folder("classification", config)
+        runtime.require_pairs(config.optim.batch_size)
         [(network, settings)] = load_classifiers([config.checkpoint], config, config.data, "train", config.images.size)
         darkener = load_darkener(config.darkener) if config.darkener else None
         night_view = build_night_view(config.night, darkener, runtime)

@@ -8,7 +8,7 @@ package a fraction of that obeys the requested exposure (--init scratch gives th
 """
 
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,15 +17,14 @@ from class_folders import DEFAULT_DATA, ImageConfig, open_split
 from foreign_weights import ForeignFlags, load_classifiers
 from image_views import DayImages, WholeImages
 
-from darkening.curve_estimator import Darkener, DarkenerSettings, save_darkener
+from darkening.curve_estimator import DarkenerSettings, save_darkener
 from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
 from darkening.preview import contact_sheet
-from darkening.starting_point import STARTING_POINT_NAME, load_darkener_or_starting_point
+from darkening.starting_point import STARTING_POINT_NAME, initial_darkener
 from darkening.training import DarkenerOptim, DarkenerTraining, obedience, obedience_table, train_darkener
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, replaced, require_range, run_script, to_plain
 from minmax.runtime.devices import open_runtime
-from minmax.runtime.errors import UsageError
 from minmax.runtime.report import draw_curves, save_picture
 from minmax.runtime.run import Run, check_run_folder
 from minmax.runtime.seeding import seed_globally
@@ -65,19 +64,6 @@ class Config(ForeignFlags, CommonFlags):
             object.__setattr__(self, "init", str(Path(self.init).expanduser().absolute()))
 
 
-def build_darkener(config: Config) -> Darkener:
-    """The darkener to start from."""
-    if config.init == "scratch":
-        return Darkener(config.darkener)
-    darkener = load_darkener_or_starting_point(config.init)
-    if config.darkener not in (DarkenerSettings(), darkener.settings):
-        raise UsageError(
-            f"--init {config.init}: it was made with {asdict(darkener.settings)}; other --darkener flags need "
-            "--init scratch"
-        )
-    return darkener
-
-
 def main(config: Config) -> Path:
     """Train, and return the darkener's checkpoint."""
     if config.quick:
@@ -98,7 +84,7 @@ def main(config: Config) -> Path:
         every = max(1, len(held_out) // VALIDATION_IMAGES)
         held_out_images = torch.stack([held_out[index][0] for index in range(0, len(held_out), every)])
         seed_globally(config.seed, "darkener")
-        darkener = runtime.place(build_darkener(config))
+        darkener = runtime.place(initial_darkener(config.init, config.darkener))
         dataset = DayImages(training, config.images)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 

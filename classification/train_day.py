@@ -16,9 +16,9 @@ from class_accuracy import measure
 from class_folders import DEFAULT_DATA, ImageConfig, open_split
 from classifier import NormalizationFlag, build_classifier, classifier_settings, save_classifier
 from image_views import TrainingViews, Views
-from photometric_jitter import jitter
 from torch import Tensor, nn
 
+from minmax.photometric_jitter import jitter
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
@@ -90,6 +90,7 @@ def main(config: Config) -> Path:
     with open_runtime(config.device, config.precision, config.threads) as runtime:
         if runtime.is_main:
             check_run_folder("classification", config)
+        runtime.require_pairs(config.optim.batch_size)
         training = open_split(config.data, "train", config.images, quick=config.quick, cache=config.runs)
         validation = open_split(config.data, "val", config.images, training.classes, config.quick, config.runs)
         seed_globally(config.seed, "network")

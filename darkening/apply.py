@@ -27,10 +27,10 @@ from darkening.pictures import (
     write_picture,
 )
 from darkening.starting_point import STARTING_POINT_NAME, load_darkener_or_starting_point
-from minmax.runtime.config import require, run_script, to_plain
+from minmax.runtime.config import from_plain, require, run_script, to_plain
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import RunError, UsageError
-from minmax.runtime.report import write_json
+from minmax.runtime.report import recorded
 from minmax.runtime.seeding import generator_for
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,23 @@ def main(config: Config) -> None:
         log.warning("left out: %s", message)
 
 
+def read_night_settings(folder: Path) -> NightConfig:
+    """What darkened a folder, or any folder above it: the record that `main` keeps beside its images.
+
+    Raises:
+        UsageError: when there is no such record.
+    """
+    for place in (folder, *folder.absolute().parents):
+        if (place / SETTINGS_FILE).is_file():
+            record = place / SETTINGS_FILE
+            try:
+                night = json.loads(record.read_text(encoding="utf-8"))["night"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise UsageError(f"{record} does not tell what darkened the images: {error}") from error
+            return from_plain(NightConfig, night, record)
+    raise UsageError(f"{folder} holds no {SETTINGS_FILE}, which tells what darkened it; make it with darkening.apply")
+
+
 def _refuse_other_settings(config: Config) -> None:
     """Keep beside the images what darkened them: a second run with other settings would mix two sorts."""
     if config.input.is_file():
@@ -121,17 +138,13 @@ def _refuse_other_settings(config: Config) -> None:
         "seed": config.seed,
         "darkener": hashlib.sha256(darkener.read_bytes()).hexdigest() if darkener.is_file() else config.darkener,
     }
-    record = config.output / SETTINGS_FILE
-    if record.is_file():
-        before = json.loads(record.read_text(encoding="utf-8"))
-        changed = [name for name in now if before.get(name) != now[name]]
-        if changed:
-            raise UsageError(
-                f"--output {config.output}: holds images darkened with other settings ({', '.join(changed)}); choose "
-                "another folder, or remove this one"
-            )
-    else:
-        write_json(now, record)
+    before = recorded(now, config.output / SETTINGS_FILE)
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        raise UsageError(
+            f"--output {config.output}: holds images darkened with other settings ({', '.join(changed)}); choose "
+            "another folder, or remove this one"
+        )
 
 
 def _targets(config: Config, files: list[Path]) -> dict[Path, Path]:

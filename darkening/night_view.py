@@ -101,8 +101,7 @@ class NightView:
             choice = torch.randint(len(self.nights), (count,), generator=generator)
         power = torch.zeros(count, 1, 1, 1)
         if self.contrast != (0.0, 0.0):
-            low, high = self.contrast
-            power = torch.rand(count, 1, 1, 1, generator=generator) * (high - low) + low
+            power = _uniform(self.contrast, count, generator)
         if images.dim() == 4:
             return self._darken(images, self._follow_day(images, exposure, power), choice, generator)
         frames = images.shape[2]
@@ -135,8 +134,7 @@ class NightView:
 
     def exposure_map(self, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
         """Draw `(count, 1, height, width)` requested exposures with their noise."""
-        low, high = self.exposure
-        exposure = torch.rand(count, 1, 1, 1, generator=generator) * (high - low) + low
+        exposure = _uniform(self.exposure, count, generator)
         if self.noise == 0:
             return exposure.expand(count, 1, height, width)
         cells = (count, 1, max(1, height // self.cell), max(1, width // self.cell))
@@ -144,6 +142,11 @@ class NightView:
         coarse = F.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
         fine = torch.randn(count, 1, height, width, generator=generator) * self.noise
         return exposure + coarse + fine
+
+
+def _uniform(bounds: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:
+    low, high = bounds
+    return torch.rand(count, 1, 1, 1, generator=generator) * (high - low) + low
 
 
 def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Runtime) -> NightView:

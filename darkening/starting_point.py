@@ -61,6 +61,26 @@ def load_darkener_or_starting_point(name: str) -> Darkener:
     return load_starting_point() if name == STARTING_POINT_NAME else load_darkener(Path(name))
 
 
+def initial_darkener(init: str, settings: DarkenerSettings) -> Darkener:
+    """The darkener that a training starts from.
+
+    Args:
+        init: `starting-point`, `scratch`, or the path of a darkener to continue from.
+        settings: of one from scratch; of any other only as a check, the defaults excepted.
+
+    Raises:
+        UsageError: when `init` cannot be read, or was made with other settings.
+    """
+    if init == "scratch":
+        return Darkener(settings)
+    darkener = load_darkener_or_starting_point(init)
+    if settings not in (DarkenerSettings(), darkener.settings):
+        raise UsageError(
+            f"--init {init}: it was made with {asdict(darkener.settings)}; other --darkener flags need --init scratch"
+        )
+    return darkener
+
+
 def export(darkener: Darkener, path: Path) -> None:
     """Write weights and settings as safetensors."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in darkener.state_dict().items()}

@@ -21,6 +21,7 @@ from minmax.task_network import freeze
 log = logging.getLogger(__name__)
 
 REPORTED_EXPOSURES = (0.05, 0.1, 0.2, 0.3, 0.4)
+VALIDATION_PIXELS = 2**20  # at a time: about 2 GB
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def obedience(darkener: Darkener, images: Tensor, runtime: Runtime) -> dict[floa
     """Mean intensity of the darkened `images` `(N, 3, H, W)` for each of `REPORTED_EXPOSURES`."""
     darkener.eval()
     totals = dict.fromkeys(REPORTED_EXPOSURES, 0.0)
-    for chunk in images.split(64):
+    for chunk in images.split(max(1, VALIDATION_PIXELS // (images.shape[-2] * images.shape[-1]))):
         day = runtime.to_device(chunk)
         for asked in totals:
             totals[asked] += float(darkener.darken(day, torch.tensor(asked)).mean()) * len(chunk)

@@ -6,17 +6,44 @@ latent", https://arxiv.org/abs/2006.07733.
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minmax.runtime.config import require
 from minmax.similarity import feature_similarity
 from minmax.task_network import TaskNetwork
 
 BatchNormDomains = Literal["separate", "joint", "frozen"]
+
+
+@dataclass(frozen=True)
+class ByolConfig:
+    """Similarity maximisation."""
+
+    weight: float = 0.1
+    """Weight of the distance between day and night features in the loss; with 0 there is no target."""
+    distance: Literal["byol", "cosine"] = "byol"
+    """byol: predicted projections against a momentum target; cosine: the pooled features of both views as they are."""
+    momentum: float = 0.99
+    """Share of the target that stays at each update."""
+    hidden: int = 128
+    """Width of the hidden layers of projector and predictor."""
+    outputs: int = 128
+    """Width of the space in which day and night are compared."""
+    batch_norm: BatchNormDomains = "separate"
+    """Statistics of day and night views: of each its own batch, as in the authors' code; of both jointly; or frozen."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(self.weight >= 0, "--byol.weight", self.weight, "0 or more")
+        require(self.hidden >= 1, "--byol.hidden", self.hidden, "1 or more")
+        require(self.outputs >= 1, "--byol.outputs", self.outputs, "1 or more")
+        require(0 <= self.momentum <= 1, "--byol.momentum", self.momentum, "a share in [0, 1]")
 
 
 class MultilayerPerceptron(nn.Sequential):
@@ -42,10 +69,10 @@ class Projector(nn.Module):
     """Pools a feature and projects it.
 
     Args:
-        width: C of the feature.
+        width: C of what is projected.
         hidden: width of the hidden layer.
         outputs: width of the projection.
-        pool: what makes a vector `(N, C)` of a map; None averages over all positions.
+        pool: comes before the average over all positions, and makes a map or vector of `width` of the feature.
     """
 
     def __init__(self, width: int, hidden: int = 128, outputs: int = 128, pool: nn.Module | None = None) -> None:
@@ -92,23 +119,23 @@ class ViewPair(nn.Module):
         super().__init__()
         self.online = network
         self.batch_norm = batch_norm
-        self._hold_statistics(network.encoder)
+        self._hold_statistics(network)
 
     def train(self, mode: bool = True) -> Self:
         """Set training mode, in which frozen BatchNorm layers stay in evaluation mode."""
         super().train(mode)
-        for encoder in self._encoders():
-            self._hold_statistics(encoder)
+        for part in self._parts_with_statistics():
+            self._hold_statistics(part)
         return self
 
     def forward(self, day: Tensor, night: Tensor) -> Pair:
         """Predictions and unit-length features of day and night views, each `(N, 3, H, W)` in [0, 1]."""
         day_features, night_features = self._encode(self.online.encoder, day, night)
+        day_prediction, night_prediction = self._predict_both(day_features, night_features, day.shape[-2:])
         day_vector, night_vector = self._pool(day_features), self._pool(night_features)
-        size = day.shape[-2:]
         return Pair(
-            day_prediction=self.online.head(day_features, size),
-            night_prediction=self.online.head(night_features, size),
+            day_prediction=day_prediction,
+            night_prediction=night_prediction,
             q_day=day_vector,
             k_night=night_vector,
             q_night=night_vector,
@@ -118,12 +145,12 @@ class ViewPair(nn.Module):
     def update_target(self) -> None:
         """Nothing to move: both views are seen by the same weights."""
 
-    def _encoders(self) -> list[nn.Module]:
-        return [self.online.encoder]
+    def _parts_with_statistics(self) -> list[nn.Module]:
+        return [self.online]
 
-    def _hold_statistics(self, encoder: nn.Module) -> None:
+    def _hold_statistics(self, part: nn.Module) -> None:
         if self.batch_norm == "frozen":
-            for layer in encoder.modules():
+            for layer in part.modules():
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                     layer.eval()
 
@@ -132,6 +159,14 @@ class ViewPair(nn.Module):
             return encoder(first), encoder(second)
         both = [feature.chunk(2) for feature in encoder(torch.cat([first, second]))]
         return [a for a, _ in both], [b for _, b in both]
+
+    def _predict_both(self, day: list[Tensor], night: list[Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Predictions from the features of both views; a head with BatchNorm treats the views as the encoder does."""
+        if self.batch_norm == "separate":
+            return self.online.head(day, size), self.online.head(night, size)
+        both = [torch.cat([a, b]) for a, b in zip(day, night, strict=True)]
+        first, second = self.online.head(both, size).chunk(2)
+        return first, second
 
     @staticmethod
     def _pool(features: Sequence[Tensor]) -> Tensor:
@@ -152,8 +187,8 @@ class MomentumPair(ViewPair):
         hidden: width of the hidden layers of projectors and predictors.
         outputs: width of the space in which day and night are compared.
         momentum: share of the target that stays at each update, in [0, 1].
-        batch_norm: as for `ViewPair`, in encoder and target; projectors and predictors always treat views separately.
-        pools: one pooling module per feature for the projectors; None averages.
+        batch_norm: as for `ViewPair`, in network and target; projectors and predictors always treat views separately.
+        projectors: one per feature, each to `(N, outputs)`; by default a `Projector` that averages.
     """
 
     def __init__(
@@ -163,13 +198,12 @@ class MomentumPair(ViewPair):
         outputs: int = 128,
         momentum: float = 0.99,
         batch_norm: BatchNormDomains = "separate",
-        pools: Sequence[nn.Module | None] | None = None,
+        projectors: Sequence[nn.Module] | None = None,
     ) -> None:
         super().__init__(network, batch_norm)
-        pools = pools or [None] * len(network.feature_widths)
-        self.projectors = nn.ModuleList(
-            Projector(width, hidden, outputs, pool) for width, pool in zip(network.feature_widths, pools, strict=True)
-        )
+        if projectors is None:
+            projectors = [Projector(width, hidden, outputs) for width in network.feature_widths]
+        self.projectors = nn.ModuleList(projectors)
         self.predictors = nn.ModuleList(MultilayerPerceptron(outputs, hidden, outputs) for _ in network.feature_widths)
         self.target_encoder = copy.deepcopy(network.encoder).requires_grad_(False)
         self.target_projectors = copy.deepcopy(self.projectors).requires_grad_(False)
@@ -183,18 +217,18 @@ class MomentumPair(ViewPair):
             night_keys, day_keys = self._encode(self.target_encoder, night, day)
             k_night = self._project(self.target_projectors, night_keys)
             k_day = self._project(self.target_projectors, day_keys)
-        size = day.shape[-2:]
+        day_prediction, night_prediction = self._predict_both(day_features, night_features, day.shape[-2:])
         return Pair(
-            day_prediction=self.online.head(day_features, size),
-            night_prediction=self.online.head(night_features, size),
+            day_prediction=day_prediction,
+            night_prediction=night_prediction,
             q_day=self._predict(day_features),
             k_night=k_night,
             q_night=self._predict(night_features),
             k_day=k_day,
         )
 
-    def _encoders(self) -> list[nn.Module]:
-        return [self.online.encoder, self.target_encoder]
+    def _parts_with_statistics(self) -> list[nn.Module]:
+        return [self.online, self.target_encoder]
 
     def _predict(self, features: Sequence[Tensor]) -> Tensor:
         return self._project(self.projectors, features, self.predictors)
@@ -214,6 +248,24 @@ class MomentumPair(ViewPair):
         target: list[Tensor] = [*self.target_encoder.parameters(), *self.target_projectors.parameters()]
         online: list[Tensor] = [*self.online.encoder.parameters(), *self.projectors.parameters()]
         torch._foreach_lerp_(target, online, 1.0 - self.momentum)
+
+
+def build_pair(
+    network: TaskNetwork,
+    config: ByolConfig,
+    build_projectors: Callable[[TaskNetwork, int, int], Sequence[nn.Module]] | None = None,
+) -> ViewPair:
+    """The network with what day and night features are compared by.
+
+    Args:
+        network: the network to adapt.
+        config: how they are compared.
+        build_projectors: (network, hidden, outputs) to one projector per feature; None for those of `MomentumPair`.
+    """
+    if config.distance == "cosine" or config.weight == 0:
+        return ViewPair(network, config.batch_norm)
+    projectors = build_projectors(network, config.hidden, config.outputs) if build_projectors else None
+    return MomentumPair(network, config.hidden, config.outputs, config.momentum, config.batch_norm, projectors)
 
 
 def byol_loss(pair: Pair) -> Tensor:

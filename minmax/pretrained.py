@@ -1,22 +1,59 @@
-"""Weights that other programs saved: find the tensors in their file, and give them our names.
+"""Networks in files: ours carry what rebuilds them; in those of other programs the tensors are found and renamed.
 
 Nothing is loaded by halves: `load_strictly` then wants every tensor of both sides.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from minmax.runtime.checkpoints import load_strictly
+from minmax.runtime.checkpoints import load_strictly, save_checkpoint
+from minmax.runtime.config import DataclassInstance, from_plain, to_plain
 from minmax.runtime.errors import UsageError
 from minmax.task_network import TaskNetwork
+
+SettingsT = TypeVar("SettingsT", bound=DataclassInstance)
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net")
 """Entries under which training programs keep the weights."""
 PARALLEL_PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel, DistributedDataParallel and torch.compile put before every name."""
+
+
+def save_network(
+    network: TaskNetwork, settings: DataclassInstance, kind: str, path: Path, config: Mapping[str, Any] | None = None
+) -> None:
+    """Save weights with the settings that rebuild their network, its kind, and the config that trained it."""
+    payload = {
+        "format": kind,
+        "settings": to_plain(settings),
+        "network": network.state_dict(),
+        "config": dict(config or {}),
+    }
+    save_checkpoint(payload, path)
+
+
+def rebuild_network(
+    payload: Mapping[str, Any],
+    settings_class: type[SettingsT],
+    build: Callable[[SettingsT], TaskNetwork],
+    source: Path | str,
+) -> tuple[TaskNetwork, SettingsT]:
+    """Rebuild a network from what `save_network` wrote and `load_checkpoint` read.
+
+    Raises:
+        UsageError: when it is of another version, or a tensor is missing, surplus or of another shape.
+    """
+    try:
+        stored, state = payload["settings"], payload["network"]
+    except KeyError as error:
+        raise UsageError(f"{source} is not a checkpoint of this version: it lacks {error}") from error
+    settings = from_plain(settings_class, stored, f"what is said of the network in {source}")
+    network = build(settings)
+    load_strictly(network, state, source)
+    return network, settings
 
 
 def find_weights(payload: Mapping[str, Any], source: Path | str) -> dict[str, Tensor]:
@@ -27,8 +64,10 @@ def find_weights(payload: Mapping[str, Any], source: Path | str) -> dict[str, Te
         source: the file, for messages.
 
     Raises:
-        UsageError: when there are no tensors in any of these places.
+        UsageError: when there are no tensors in any of these places, or it is a file of this project.
     """
+    if str(payload.get("format", "")).startswith("similarity-minmax/"):
+        raise UsageError(f"{source} is a checkpoint of another kind, {payload['format']}")
     places: list[Any] = [payload, *(payload[name] for name in WRAPPERS if name in payload)]
     for place in places:
         if isinstance(place, Mapping) and place and all(isinstance(value, Tensor) for value in place.values()):

@@ -7,6 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def at_least_float32(value: Tensor) -> Tensor:
+    """What autocast made coarse in float32; float64 stays."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
 def feature_similarity(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     """Mean cosine between two lists of features, over dimension 1, then all positions, then the list.
 
@@ -29,8 +34,6 @@ def feature_similarity(first: Sequence[Tensor], second: Sequence[Tensor]) -> Ten
         if a.shape != b.shape:
             raise ValueError(f"features of different shapes: {tuple(a.shape)} and {tuple(b.shape)}")
         # Under autocast the features are bf16, too coarse for the last digits of a cosine.
-        product = F.normalize(a.float() if a.dtype != torch.float64 else a, dim=1) * F.normalize(
-            b.float() if b.dtype != torch.float64 else b, dim=1
-        )
+        product = F.normalize(at_least_float32(a), dim=1) * F.normalize(at_least_float32(b), dim=1)
         cosines.append(product.sum(dim=1).mean())
     return torch.stack(cosines).mean()

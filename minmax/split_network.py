@@ -145,7 +145,8 @@ def _last_map(whole: fx.GraphModule) -> tuple[fx.Node, str]:
     nodes = list(whole.graph.nodes)
     place = {node: position for position, node in enumerate(nodes)}
     # What comes after the last weights is no feature: scores of each position, say, that are only averaged.
-    last_weights = max((place[node] for node in nodes if _has_weights(whole, node)), default=0)
+    weights = {name for name, _ in whole.named_parameters()}
+    last_weights = max((place[node] for node in nodes if _has_weights(whole, node, weights)), default=0)
     reach = 0  # the last place at which a value of an earlier node is used
     found = None
     for position, node in enumerate(nodes[:last_weights]):
@@ -161,10 +162,10 @@ def _last_map(whole: fx.GraphModule) -> tuple[fx.Node, str]:
     return found
 
 
-def _has_weights(whole: fx.GraphModule, node: fx.Node) -> bool:
+def _has_weights(whole: fx.GraphModule, node: fx.Node, weights: Collection[str]) -> bool:
     if node.op == "call_module":
         return any(True for _ in whole.get_submodule(str(node.target)).parameters())
-    return node.op == "get_attr" and str(node.target) in dict(whole.named_parameters())
+    return node.op == "get_attr" and str(node.target) in weights
 
 
 def _layout(node: fx.Node) -> str | None:

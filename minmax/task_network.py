@@ -9,6 +9,10 @@ from torch import Tensor, nn
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
+IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IDENTITY_STATISTICS = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
 class InputNormalization(nn.Module):
     """First layer of a network: RGB images in [0, 1] to the statistics that the weights expect.
 
@@ -30,12 +34,12 @@ class InputNormalization(nn.Module):
     @classmethod
     def imagenet(cls) -> "InputNormalization":
         """Statistics of ImageNet, as torchvision's weights expect."""
-        return cls((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        return cls(*IMAGENET_STATISTICS)
 
     @classmethod
     def identity(cls) -> "InputNormalization":
         """No normalisation: images go in as they are."""
-        return cls((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        return cls(*IDENTITY_STATISTICS)
 
 
 class LayeredEncoder(nn.Module):

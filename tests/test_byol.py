@@ -242,11 +242,11 @@ def test_frozen_batch_norm_uses_and_keeps_the_running_statistics(kind, modes, vi
     for mode in modes:
         assert pair.train(mode) is pair
     assert pair.training and pair.online.training and pair.online.encoder.training
-    before = statistics_of(*pair._encoders())
-    assert len(before) == 6 * len(pair._encoders())
+    before = statistics_of(*pair._parts_with_statistics())
+    assert len(before) == 6 * len(pair._parts_with_statistics())
     out = pair(*views)
     pair(views[1], views[0])
-    assert unchanged(before, *pair._encoders())
+    assert unchanged(before, *pair._parts_with_statistics())
     network = network_of_two_features().eval()
     torch.testing.assert_close(out.day_prediction, network(views[0]))
     torch.testing.assert_close(out.night_prediction, network(views[1]))
@@ -257,12 +257,12 @@ def test_frozen_batch_norm_uses_and_keeps_the_running_statistics(kind, modes, vi
 def test_without_freezing_the_running_statistics_follow_the_batches(kind, views):
     for domains in ("separate", "joint"):
         pair = build(kind, domains)
-        before = statistics_of(*pair._encoders())
+        before = statistics_of(*pair._parts_with_statistics())
         pair.eval()
         pair(*views)
-        assert unchanged(before, *pair._encoders())
+        assert unchanged(before, *pair._parts_with_statistics())
         pair.train()(*views)
-        assert not any(map(torch.equal, before, statistics_of(*pair._encoders())))
+        assert not any(map(torch.equal, before, statistics_of(*pair._parts_with_statistics())))
 
 
 @KINDS
@@ -286,3 +286,33 @@ def test_the_target_is_frozen_too_and_the_projectors_are_not(views):
     pair(*views)
     assert len(trained) == 6
     assert not any(unchanged(then, module) for then, module in zip(before, trained, strict=True))
+
+
+class NormalisingHead(nn.Module):
+    """A head with BatchNorm, as DeepLab's."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, features, size):
+        return self.norm(features[0]).mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("make", [ViewPair, MomentumPair])
+def test_a_head_with_batch_norm_treats_the_views_as_the_encoder_does(make):
+    torch.manual_seed(0)
+    day, night = torch.rand(4, 3, 8, 8), 0.1 * torch.rand(4, 3, 8, 8)
+    found = {}
+    for mode in ("separate", "joint", "frozen"):
+        layers = {"conv": nn.Conv2d(3, 5, 1)}
+        torch.nn.init.constant_(layers["conv"].weight, 0.3)
+        torch.nn.init.zeros_(layers["conv"].bias)
+        encoder = LayeredEncoder(InputNormalization.identity(), layers, ["conv"])
+        head = NormalisingHead(5)
+        out = make(TaskNetwork(encoder, head, [5]), batch_norm=mode).train()(day, night)
+        found[mode] = (out.day_prediction.mean().item(), out.night_prediction.mean().item(), head.norm)
+    # By itself each view has mean 0; together the day lies above it and the night below.
+    assert found["separate"][0] == pytest.approx(0, abs=1e-4) == pytest.approx(found["separate"][1], abs=1e-4)
+    assert found["joint"][0] > 0.5 and found["joint"][1] < -0.5
+    assert [int(norm.num_batches_tracked) for _, _, norm in found.values()] == [2, 1, 0]

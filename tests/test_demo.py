@@ -1,28 +1,15 @@
 """The demo, with its scripts called in this process."""
 
 import contextlib
-import importlib.util
 import runpy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
 from class_folders import SCENE_SEEDS
 from PIL import Image
 
 from minmax.runtime import commands
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture
-def demo():
-    spec = importlib.util.spec_from_file_location("demo", REPOSITORY / "demo.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["demo"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_demo_draws_its_picture_and_goes_on_where_it_was_stopped(demo, tmp_path, monkeypatch, capsys):

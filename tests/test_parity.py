@@ -1,17 +1,17 @@
 """Our code against numbers that the authors' code gives in float64 (commit 2f1ca35 of ZeroShotDayNightDA).
 
-Both sides fill their weights by one rule from the names of the released checkpoints, see `filled`.
+Both sides fill their weights by one rule from the names of the released checkpoints, see `reference_weights`.
 """
 
 import json
 import re
-import zlib
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from classifier import ClassifierSettings, build_classifier
+from reference_weights import filled, rand
 
 from darkening.curve_estimator import DarkenerSettings, Darkening, darkener_from_released, encode_exposure
 from darkening.curves import quadratic_curve
@@ -22,32 +22,6 @@ from minmax.task_network import freeze
 
 EXPECTED = json.loads((Path(__file__).parent / "parity_numbers.json").read_text())
 TOLERANCE = 1e-8
-
-
-def rand(shape, seed, scale=1.0, offset=0.0):
-    """Uniform in [offset, offset + scale], computed in float32 as the reference does, then cast."""
-    return (offset + scale * torch.rand(shape, generator=torch.Generator().manual_seed(seed))).double()
-
-
-def filled(shapes):
-    """Weights by the rule of the reference: float32 normal draws seeded by the CRC of the name, scaled by kind."""
-    state = {}
-    for name, shape in shapes.items():
-        parent, _, kind = name.rpartition(".")
-        draw = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
-        in_batch_norm = f"{parent}.running_mean" in shapes
-        if kind == "running_mean" or (kind == "bias" and in_batch_norm):
-            draw = 0.1 * draw
-        elif kind == "running_var":
-            draw = 1 + 0.1 * draw.abs()
-        elif kind == "weight" and in_batch_norm:
-            draw = 1 + 0.1 * draw
-        elif kind == "weight":
-            draw = draw * ((2 / (draw.numel() // shape[0])) ** 0.5 * 0.7)
-        else:
-            draw = draw * 0.01
-        state[name] = draw.double()
-    return state
 
 
 def released_darkener(exposure_channels=1):

@@ -1,7 +1,6 @@
 """The comparison, with stand-ins for the scripts: what is started when, with which flags, and what is reported."""
 
 import contextlib
-import importlib.util
 import json
 import re
 import sys
@@ -22,15 +21,6 @@ from minmax.runtime.errors import RunError, UsageError
 from minmax.task_network import TaskNetwork
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture
-def reproduce():
-    spec = importlib.util.spec_from_file_location("reproduce", REPOSITORY / "reproduce.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["reproduce"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 class Scripts:

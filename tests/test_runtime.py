@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly, save_checkpoint, write_atomically
-from minmax.runtime.devices import open_runtime
+from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.report import draw_curves, markdown_table, picture_grid, save_picture, write_json
 from minmax.runtime.seeding import derive_seed, generator_for, seed_globally
@@ -279,3 +280,11 @@ def test_data_parallel_refuses_bf16(without_torchrun, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UsageError, match="use torchrun instead of DataParallel"), open_runtime("cuda:0,1", "bf16"):
         pass
+
+
+@pytest.mark.parametrize(("batch_size", "shares"), [(1, "1"), (4, "1 + 1 + 1 + 1"), (7, "2 + 2 + 2 + 1")])
+def test_a_batch_must_leave_two_images_for_each_device(batch_size, shares):
+    devices = (0, 1, 2, 3) if batch_size > 1 else ()
+    with pytest.raises(UsageError, match=re.escape(f"--optim.batch-size {batch_size} leaves {shares} images")):
+        Runtime(torch.device("cpu"), devices).require_pairs(batch_size)
+    Runtime(torch.device("cpu"), devices).require_pairs(8)

@@ -72,6 +72,45 @@ class CommonFlags:
         require(self.save_minutes > 0, "--save-minutes", self.save_minutes, "more than 0")
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeasuringFlags:
+    """The flags that every script that only measures has."""
+
+    output: Path | None = None
+    """Folder of the results; by default test/ beside the checkpoint."""
+    device: str = "auto"
+    """auto, cpu, mps, cuda or cuda:1."""
+    precision: Precision = "fp32"
+    """Arithmetic of the forward passes (autocast)."""
+    threads: int = 0
+    """CPU threads of torch; 0 keeps torch's choice."""
+    batch_size: int = 64
+    """Images per forward pass; the result does not depend on it."""
+    workers: int = 0
+    """Processes that decode images."""
+    quick: bool = False
+    """A few images only."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(self.batch_size >= 1, "--batch-size", self.batch_size, "1 or more")
+        require(self.workers >= 0, "--workers", self.workers, "0 or more")
+        require(self.threads >= 0, "--threads", self.threads, "0 or more")
+
+    def open_output(self, checkpoint: Path) -> Path:
+        """The folder of the results, made when it is missing.
+
+        Raises:
+            UsageError: when it cannot be made.
+        """
+        folder = self.output or checkpoint.parent / "test"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--output {folder}: cannot make this folder ({error})") from error
+        return folder
+
+
 def require(condition: bool, flag: str, value: object, expected: str) -> None:
     """Raise a UsageError that names the flag, its value and what was expected, unless `condition` holds."""
     if not condition:

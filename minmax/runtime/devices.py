@@ -67,6 +67,21 @@ class Runtime:
         layout = torch.channels_last if images.dim() == 4 else torch.preserve_format
         return images.to(self.device, non_blocking=True, memory_format=layout)
 
+    def require_pairs(self, batch_size: int) -> None:
+        """Refuse a batch of which DataParallel would hand a device one image: BatchNorm needs two in training.
+
+        Raises:
+            UsageError: says how many there are for each device.
+        """
+        devices = max(1, len(self.device_ids))
+        share = -(-batch_size // devices)
+        shares = [min(share, batch_size - first) for first in range(0, batch_size, share)]
+        if min(shares) < 2:
+            raise UsageError(
+                f"--optim.batch-size {batch_size} leaves {' + '.join(map(str, shares))} images on the devices; "
+                f"BatchNorm needs two each: expected {2 * devices} or more"
+            )
+
     def parallel(self, module: nn.Module) -> nn.Module:
         """The callable form of a placed module: itself, DataParallel over `device_ids`, or DDP under torchrun.
 

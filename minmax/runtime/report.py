@@ -116,6 +116,13 @@ def write_json(values: Mapping[str, Any], path: Path) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def recorded(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What a record of settings beside results holds; when there is none yet, `settings`, which are recorded there."""
+    if not path.is_file():
+        write_json(settings, path)
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _finite(member) for name, member in value.items()}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ __all__ = [
     "render_day",
     "render_labelled",
     "render_night",
+    "render_segmented",
 ]
 
 Domain = Literal["day", "night"]
@@ -38,7 +40,9 @@ def _label(index: int, seed: int) -> int:
     return int(np.random.default_rng((seed, block)).permutation(len(CLASSES))[place])
 
 
-def _render_one(domain: Domain, index: int, size: int, seed: int, settings: NightSettings | None) -> NDArray[np.uint8]:
+def _render_one(
+    domain: Domain, index: int, size: int, seed: int, settings: NightSettings | None
+) -> tuple[NDArray[np.uint8], Scene]:
     # Scene and light have streams of their own, so that a scene is the same by day and by night.
     scene_seed, light_seed = np.random.SeedSequence((seed, index)).spawn(2)
     place_seed, object_seed = (int(word) for word in scene_seed.generate_state(2))
@@ -46,14 +50,42 @@ def _render_one(domain: Domain, index: int, size: int, seed: int, settings: Nigh
     camera = Camera(rng.uniform(-0.4, 0.4), rng.uniform(1.1, 1.8), rng.uniform(0.9, 1.1), rng.uniform(0.42, 0.52))
     scene = build_scene(place_seed, _label(index, seed), object_seed, camera, size)
     light = np.random.default_rng(light_seed)
-    return render_day(scene, light) if domain == "day" else render_night(scene, light, settings)
+    return render_day(scene, light) if domain == "day" else render_night(scene, light, settings), scene
 
 
 def _cache_name(domain: Domain, count: int, size: int, seed: int, settings: NightSettings | None) -> str:
     # Only the night depends on settings; the defaults are spelt out, so that a change of them is told apart as well.
     described = repr(settings or NightSettings()).encode()
     digest = f"-{hashlib.sha256(described).hexdigest()[:10]}" if domain == "night" else ""
-    return f"scenes-v{GENERATOR_VERSION}-{domain}-{count}x{size}-seed{seed}{digest}.npz"
+    return f"scenes-v{GENERATOR_VERSION}-{domain}-{count}x{size}-seed{seed}{digest}"
+
+
+def _render(
+    domain: Domain,
+    count: int,
+    size: int,
+    seed: int,
+    settings: NightSettings | None,
+    label_of: Callable[[int, Scene], Any],
+    cache: Path | None,
+) -> tuple[NDArray[np.uint8], Sequence[Any]]:
+    """Scenes 0 to `count` and what `label_of` says of them, from a cache file or rendered (and kept in it)."""
+    if cache and cache.exists():
+        with np.load(cache, allow_pickle=False) as stored:
+            return stored["images"], stored["labels"]
+    images = np.empty((count, size, size, 3), np.uint8)
+    labels = []
+    for i in tqdm(range(count), desc=f"{domain} scenes", leave=False, disable=None):
+        images[i], scene = _render_one(domain, i, size, seed, settings)
+        labels.append(label_of(i, scene))
+    if cache:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        # Written aside and renamed, so that a reader never meets half a file.
+        temporary = cache.with_suffix(f".{os.getpid()}.tmp")
+        with temporary.open("wb") as stream:
+            np.savez(stream, images=images, labels=labels)
+        temporary.replace(cache)
+    return images, labels
 
 
 def render_labelled(
@@ -72,19 +104,24 @@ def render_labelled(
     `settings` are the ranges that each night picture draws its lamps and its camera from: None is the same as
     `NightSettings()`, also in the cache, and `HELD_OUT_NIGHT` stands for other lamps and cameras. Days ignore them.
     """
-    path = cache_dir / _cache_name(domain, count, size, seed, settings) if cache_dir else None
-    if path and path.exists():
-        with np.load(path, allow_pickle=False) as stored:
-            return stored["images"], stored["labels"]
-    images = np.empty((count, size, size, 3), np.uint8)
-    for i in tqdm(range(count), desc=f"{domain} scenes", leave=False, disable=None):
-        images[i] = _render_one(domain, i, size, seed, settings)
-    labels = np.array([_label(i, seed) for i in range(count)], np.int64)
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Written aside and renamed, so that a reader never meets half a file.
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as stream:
-            np.savez(stream, images=images, labels=labels)
-        temporary.replace(path)
-    return images, labels
+    cache = cache_dir / f"{_cache_name(domain, count, size, seed, settings)}.npz" if cache_dir else None
+    images, labels = _render(domain, count, size, seed, settings, lambda i, _: _label(i, seed), cache)
+    return images, np.asarray(labels, np.int64)
+
+
+def render_segmented(
+    domain: Domain,
+    count: int,
+    size: int,
+    seed: int,
+    settings: NightSettings | None = None,
+    cache_dir: Path | None = None,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Render the same scenes with the class of every pixel: images, and labels uint8 (N, H, W).
+
+    Labels are train ids of Cityscapes, 0 to 18; every pixel has one, and not all of them occur. Arguments as for
+    `render_labelled`.
+    """
+    cache = cache_dir / f"{_cache_name(domain, count, size, seed, settings)}-pixels.npz" if cache_dir else None
+    images, labels = _render(domain, count, size, seed, settings, lambda _, scene: scene.label, cache)
+    return images, np.asarray(labels, np.uint8)

@@ -1,0 +1,37 @@
+"""Scripts as modules: four tasks have a train.py, so each is loaded under a name of its own."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from minmax.runtime.config import parse_flags
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def load_module(name, file):
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class TaskScripts:
+    """The four scripts of one task."""
+
+    def __init__(self, task):
+        self.folder = REPOSITORY / task
+        self.modules = {
+            name: load_module(f"{task}_{name}", self.folder / f"{name}.py")
+            for name in ("train_day", "train_darkener", "train", "test")
+        }
+
+    def start(self, script, *flags):
+        """Call main of a script with flags as typed."""
+        module = self.modules[script]
+        return module.main(parse_flags(module.Config, None, [str(flag) for flag in flags]))
+
+    def command(self, script, *flags):
+        """The command that starts a script as a process."""
+        return [sys.executable, str(self.folder / f"{script}.py"), *map(str, flags)]
