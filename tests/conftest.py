@@ -7,15 +7,26 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from script_modules import load_module
 
 from darkening.curve_estimator import Darkener, save_darkener
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TASKS = ("classification",)
+TASKS = ("classification", "segmentation")
 CLASSES = ("bus", "car")
 
 # The scripts of a task import their neighbours by name, as they do when started from the shell.
 sys.path[:0] = [str(REPOSITORY / task) for task in TASKS]
+
+
+@pytest.fixture
+def demo():
+    return load_module("demo", REPOSITORY / "demo.py")
+
+
+@pytest.fixture
+def reproduce():
+    return load_module("reproduce", REPOSITORY / "reproduce.py")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -49,6 +60,63 @@ def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("day") / "best.pt"
     settings = ClassifierSettings("resnet18", CLASSES)
     save_classifier(build_classifier(settings), settings, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def streets(tmp_path_factory):
+    """Tiny streets in Cityscapes' layout, and night streets in the layouts of Nighttime Driving and Dark Zurich."""
+    root = tmp_path_factory.mktemp("streets")
+    for split, count in (("train", 6), ("val", 2)):
+        for i in range(count):
+            name = f"ulm_{i:06d}_000019"
+            save_street(
+                root / "Cityscapes" / "leftImg8bit" / split / "ulm" / f"{name}_leftImg8bit.png",
+                root / "Cityscapes" / "gtFine" / split / "ulm" / f"{name}_gtFine_labelIds.png",
+                seed=i,
+            )
+    for i in range(2):
+        driving, zurich = root / "NighttimeDrivingTest", root / "Dark_Zurich_val_anon"
+        save_street(
+            driving / "leftImg8bit/test/night" / f"{i}_leftImg8bit.png",
+            driving / "gtCoarse_daytime_trainvaltest/test/night" / f"{i}_gtCoarse_labelIds.png",
+            seed=10 + i,
+            darker=4,
+        )
+        save_street(
+            zurich / "rgb_anon/val/night/GOPR0356" / f"{i}_rgb_anon.png",
+            zurich / "gt/val/night/GOPR0356" / f"{i}_gt_labelIds.png",
+            seed=20 + i,
+            darker=4,
+        )
+        secret = root / "Dark_Zurich_test_anon_withoutGt" / "rgb_anon/test/night/GOPR0364"
+        save_street(secret / f"GOPR0364_frame_{i:06d}_rgb_anon.png", None, seed=30 + i, darker=4)
+    return root
+
+
+def save_street(image, labels, seed, darker=1):
+    """A grey road (label id 7) under a blue sky (23) with noise, 64x48, and a strip of void (0)."""
+    pixels = np.random.default_rng(seed).integers(0, 60, (48, 64, 3), dtype=np.uint8)
+    horizon = 20 + seed % 8
+    pixels[:horizon, :, 2] += 180
+    pixels[horizon:] += 60
+    label_ids = np.full((48, 64), 7, np.uint8)
+    label_ids[:horizon] = 23
+    label_ids[-4:] = 0
+    for file, content in ((image, pixels // darker), (labels, label_ids)):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(content).save(file)
+
+
+@pytest.fixture(scope="session")
+def segmenter(tmp_path_factory):
+    from segmenter import SegmenterSettings, build_segmenter, save_segmenter  # found once the path is set, above
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("segmenter") / "best.pt"
+    settings = SegmenterSettings("refinenet_resnet18", width=8)
+    save_segmenter(build_segmenter(settings), settings, path)
     return path
 
 

@@ -1,0 +1,178 @@
+"""Intersection over union from an integer confusion matrix, counted on the device that predicts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from street_images import Size, StreetImages, refuse_night
+from street_labels import VOID
+from street_views import WholeStreet, WholeStreets
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from darkening.heuristics import HEURISTICS, HeuristicName
+from darkening.night_view import NightView
+from minmax.runtime.devices import Runtime
+from minmax.runtime.run import readable
+from minmax.runtime.seeding import generator_for
+
+SELECTION_EXPOSURE = (0.05, 0.25)
+_ROWS = VOID + 1
+_SETS = 8  # of counters
+
+ScoredClasses = Literal["all", "occurring"]
+
+
+def count_confusion(predictions: Tensor, labels: Tensor) -> Tensor:
+    """Pixels of each truth (row) and prediction (column), int64 `(20, 20)`; the last of both is void.
+
+    Args:
+        predictions: train ids of any shape, VOID included.
+        labels: train ids of the same shape.
+    """
+    # Sixteen bits hold 8 times 400 pairs. Neighbouring pixels mostly are of the same pair, and a counter that waits for
+    # its own last increment is slow, so columns take turns with eight sets of counters.
+    pairs = labels.to(torch.int16) * _ROWS
+    pairs += predictions.to(torch.int16)
+    pairs += torch.arange(labels.shape[-1], dtype=torch.int16, device=labels.device) % _SETS * _ROWS**2
+    counts = torch.bincount(pairs.flatten(), minlength=_SETS * _ROWS**2)
+    return counts.view(_SETS, _ROWS, _ROWS).sum(dim=0)
+
+
+@dataclass(frozen=True)
+class StreetScore:
+    """A confusion matrix `(20, 20)` of counts, truth by row and prediction by column, and what follows from it.
+
+    Pixels whose truth is void are left out; a prediction of void on any other pixel is a miss.
+    """
+
+    confusion: Tensor
+
+    @property
+    def per_class(self) -> list[float]:
+        """Intersection over union of the 19 classes; NaN for one that neither occurs nor is predicted."""
+        confusion = self.confusion.double()[:VOID]
+        hits = confusion.diagonal()
+        union = confusion.sum(dim=1) + confusion[:, :VOID].sum(dim=0) - hits
+        return (hits / union).tolist()
+
+    @property
+    def occurring(self) -> list[bool]:
+        """Whether each class has a pixel in the truth."""
+        return (self.confusion[:VOID].sum(dim=1) > 0).tolist()
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the pixels with a class that are recognised."""
+        return float(self.confusion.diagonal()[:VOID].sum() / self.confusion[:VOID].sum())
+
+    def scored(self, classes: ScoredClasses = "all") -> list[bool]:
+        """Whether each class counts.
+
+        Args:
+            classes: `all` that occur or are predicted, as Cityscapes does; or only those `occurring` in the truth, for
+                data with fewer classes than 19.
+        """
+        if classes == "occurring":
+            return self.occurring
+        return [share == share for share in self.per_class]  # NaN is unlike itself
+
+    def mean(self, classes: ScoredClasses = "all") -> float:
+        """Mean intersection over union of the classes that count; NaN when there are none."""
+        shares = [share for share, counts in zip(self.per_class, self.scored(classes), strict=True) if counts]
+        return sum(shares) / len(shares) if shares else float("nan")
+
+
+def predict(
+    network: nn.Module,
+    images: StreetImages,
+    size: Size,
+    runtime: Runtime,
+    full_labels: bool = False,
+    batch_size: int = 4,
+    workers: int = 0,
+) -> Iterator[tuple[WholeStreet, Tensor]]:
+    """Each image of a split with the logits of its pixels `(outputs, H, W)`, in the size of its labels.
+
+    Args:
+        network: images `(N, 3, H, W)` in [0, 1] to logits `(N, outputs, H, W)`; left in evaluation mode.
+        images: the split.
+        size: what images are brought to.
+        runtime: the devices.
+        full_labels: keep labels at their own size, and bring the logits to it.
+        batch_size: images per forward pass.
+        workers: processes that decode.
+    """
+    for _, streets, pictures in _batches(images, size, runtime, full_labels, batch_size, workers):
+        for street, scores in zip(streets, _logits(network, pictures, runtime), strict=True):
+            shape = size if street.labels is None else street.labels.shape
+            if scores.shape[-2:] != shape:
+                scores = F.interpolate(scores[None], size=tuple(shape), mode="bilinear", align_corners=False)[0]
+            yield street, scores
+
+
+def _batches(
+    images: StreetImages, size: Size, runtime: Runtime, full_labels: bool, batch_size: int, workers: int
+) -> Iterator[tuple[int, list[WholeStreet], Tensor]]:
+    """The number of each batch, what it holds, and its images `(N, 3, H, W)` on the device."""
+    loader = DataLoader(WholeStreets(images, size, full_labels), batch_size, num_workers=workers, collate_fn=list)
+    bar = tqdm(loader, desc=images.title, disable=None if runtime.is_main else True, leave=False)
+    for number, streets in enumerate(readable(bar)):
+        yield number, streets, runtime.to_device(torch.stack([street.image for street in streets]))
+
+
+@torch.no_grad()
+def _logits(network: nn.Module, pictures: Tensor, runtime: Runtime) -> Tensor:
+    network.eval()
+    with runtime.autocast():
+        logits: Tensor = network(pictures)
+    return logits.float()
+
+
+def measure(
+    network: nn.Module, images: StreetImages, size: Size, runtime: Runtime, batch_size: int = 4, workers: int = 0
+) -> StreetScore:
+    """The confusion matrix of a whole split at network size; arguments as for `predict`."""
+    confusion = torch.zeros(_ROWS, _ROWS, dtype=torch.int64, device=runtime.device)
+    for street, logits in predict(network, images, size, runtime, batch_size=batch_size, workers=workers):
+        assert street.labels is not None
+        confusion += count_confusion(logits.argmax(dim=0), street.labels.to(logits.device))
+    return StreetScore(confusion.cpu())
+
+
+def selection_score(
+    network: nn.Module,
+    images: StreetImages,
+    size: Size,
+    heuristic: HeuristicName,
+    runtime: Runtime,
+    batch_size: int = 4,
+    workers: int = 0,
+) -> dict[str, float]:
+    """What checkpoints are chosen by: mean IoU on day validation images as they are and darkened by hand.
+
+    Args:
+        network: as for `predict`, as are the other arguments.
+        images: a day split.
+        size: what images are brought to.
+        heuristic: a hand-made night that training did not use; its exposures are the same for every run.
+        runtime: the devices.
+        batch_size: images per forward pass.
+        workers: processes that decode; each image is decoded once for both.
+
+    Raises:
+        ValueError: for night images; nothing is ever selected on them.
+    """
+    refuse_night(images)
+    view = NightView(HEURISTICS[heuristic], SELECTION_EXPOSURE, noise=0.0)
+    confusions = torch.zeros(2, _ROWS, _ROWS, dtype=torch.int64, device=runtime.device)
+    for number, streets, pictures in _batches(images, size, runtime, False, batch_size, workers):
+        labels = torch.stack([street.labels for street in streets if street.labels is not None]).to(runtime.device)
+        darkened = view(pictures, generator_for("selection", number))
+        for confusion, shown in zip(confusions, (pictures, darkened), strict=True):
+            confusion += count_confusion(_logits(network, shown, runtime).argmax(dim=1), labels)
+    day, dark = (StreetScore(confusion.cpu()).mean("occurring") for confusion in confusions)
+    return {"day": day, "darkened": dark, "score": (day + dark) / 2}

@@ -1,0 +1,268 @@
+"""Segmentation networks as task networks: RefineNet and DeepLabV3 over backbones of torchvision or timm, and files."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from refinenet import RELEASED_BACKBONE, RefineNetHead, from_released_names
+from street_labels import CLASSES, VOID
+from torch import Tensor, nn
+from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+
+from minmax.byol import Projector
+from minmax.pretrained import find_weights, load_whole, rebuild_network, save_network
+from minmax.runtime.checkpoints import load_checkpoint
+from minmax.runtime.errors import UsageError
+from minmax.similarity import at_least_float32
+from minmax.task_network import InputNormalization, LayeredEncoder, TaskNetwork
+
+CHECKPOINT_FORMAT = "similarity-minmax/segmenter"
+TIMM = "timm/"
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+
+_RESNETS = tuple(
+    name for name in torchvision.models.list_models(module=torchvision.models) if re.search("(resnet|resnext)", name)
+)
+_BLOCKS = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101", (3, 8, 36, 3): "resnet152"}
+"""Blocks per stage, by which a released file tells its backbone."""
+
+# Parts of a released RefineNet_BYOL that only its training needs, and DeepLab's second prediction in training.
+_TRAINING_PARTS = ("encoder_k.", "head_q.", "head_k.", "pred.", "aux_classifier.")
+_TORCHVISION_BACKBONE = "backbone."
+
+
+@dataclass(frozen=True)
+class SegmenterSettings:
+    """What rebuilds a segmentation network around its weights."""
+
+    model: str = "refinenet_resnet101"
+    """DECODER_BACKBONE: refinenet or deeplabv3, over a ResNet of torchvision or, for refinenet, timm/NAME."""
+    outputs: int = len(CLASSES)
+    """Channels of the prediction: the 19 classes, or 20 with one for void as in the authors' networks."""
+    width: int = 256
+    """Channels of RefineNet's decoder."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no network can be built of."""
+        if self.outputs not in (len(CLASSES), len(CLASSES) + 1):
+            raise UsageError(
+                f"a prediction of {self.outputs} channels; expected {len(CLASSES)}, the classes of Cityscapes, or one "
+                "more for void"
+            )
+        if self.width < 1:
+            raise UsageError(f"--width {self.width}: expected 1 or more")
+
+
+def build_segmenter(settings: SegmenterSettings, pretrained: bool = False) -> TaskNetwork:
+    """A segmentation network whose encoder gives the maps of its four stages, shallow to deep.
+
+    Args:
+        settings: decoder, backbone and sizes.
+        pretrained: start the backbone from published ImageNet weights (downloaded once).
+
+    Raises:
+        UsageError: when there is no such decoder or backbone, or its weights cannot be downloaded.
+    """
+    decoder, _, backbone = settings.model.partition("_")
+    if decoder not in ("refinenet", "deeplabv3") or not backbone:
+        raise UsageError(
+            f"--model {settings.model}: expected DECODER_BACKBONE, such as refinenet_resnet101, "
+            "refinenet_timm/convnext_tiny or deeplabv3_resnet50"
+        )
+    try:
+        if backbone.startswith(TIMM):
+            if decoder != "refinenet":
+                raise UsageError(f"--model {settings.model}: deeplabv3 works over ResNets of torchvision only")
+            encoder, widths = _timm_encoder(backbone.removeprefix(TIMM), pretrained)
+        else:
+            encoder, widths = _resnet_encoder(backbone, pretrained, dilated=decoder == "deeplabv3")
+    except OSError as error:
+        raise UsageError(
+            f"cannot download the ImageNet weights of {backbone} ({error}); connect once, or drop --pretrained"
+        ) from error
+    head: nn.Module = (
+        RefineNetHead(widths, settings.outputs, settings.width)
+        if decoder == "refinenet"
+        else DeepLab(widths[-1], settings.outputs)
+    )
+    return TaskNetwork(encoder, head, widths)
+
+
+class DeepLab(nn.Module):
+    """DeepLabV3's prediction from the deepest map, as the head of a TaskNetwork."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.classifier = DeepLabHead(inputs, outputs)
+
+    def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """Logits `(N, outputs, H, W)` for images of `size` (H, W)."""
+        return F.interpolate(self.classifier(features[-1]), size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def _resnet_encoder(name: str, pretrained: bool, dilated: bool) -> tuple[nn.Module, list[int]]:
+    if name not in _RESNETS:
+        raise UsageError(f"--model ..._{name}: torchvision has no such ResNet; it has {', '.join(_RESNETS)}")
+    # As torchvision's deeplabv3: the last two stages keep the resolution and widen their field by dilation instead.
+    extra = {"replace_stride_with_dilation": [False, True, True]} if dilated else {}
+    try:
+        resnet = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **extra)
+    except NotImplementedError as error:
+        raise UsageError(f"--model deeplabv3_{name}: this ResNet cannot be dilated; use resnet50 or deeper") from error
+    layers = {part: getattr(resnet, part) for part in ("conv1", "bn1", "relu", "maxpool", *STAGES)}
+    widths = [_width(layers[stage]) for stage in STAGES]
+    return LayeredEncoder(InputNormalization.imagenet(), layers, STAGES), widths
+
+
+def _width(stage: nn.Module) -> int:
+    return [layer.out_channels for layer in stage.modules() if isinstance(layer, nn.Conv2d)][-1]
+
+
+class PyramidEncoder(nn.Module):
+    """The last four maps of a timm backbone; those of one that keeps channels last are turned.
+
+    Raises:
+        UsageError: when it does not give four maps.
+    """
+
+    def __init__(self, name: str, pretrained: bool) -> None:
+        super().__init__()
+        self.normalization = InputNormalization.imagenet()
+        published = timm.get_pretrained_cfg(name)
+        if published is not None:
+            self.normalization = InputNormalization(published.mean, published.std)
+        body: Any = timm.create_model(name, features_only=True, pretrained=pretrained)
+        self.body = body
+        self.widths: list[int] = body.feature_info.channels()[-4:]
+        with torch.no_grad():
+            shapes = [tuple(value.shape) for value in body.eval()(torch.zeros(1, 3, 128, 192))[-4:]]
+        # Asked once: in a batch, a height may happen to equal the number of channels.
+        self.channels_last = [shape[-1] for shape in shapes] == self.widths
+        channels = [shape[-1] if self.channels_last else shape[1] for shape in shapes]
+        if len(shapes) != 4 or channels != self.widths:
+            raise UsageError(f"--model refinenet_timm/{name}: expected four maps, it gives {shapes}")
+        body.train()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Four maps of `(N, 3, H, W)` images in [0, 1], shallow to deep."""
+        maps: list[Tensor] = self.body(self.normalization(images))[-4:]
+        return [value.permute(0, 3, 1, 2) for value in maps] if self.channels_last else maps
+
+
+def _timm_encoder(name: str, pretrained: bool) -> tuple[nn.Module, list[int]]:
+    if not timm.is_model(name):
+        raise UsageError(f"--model refinenet_timm/{name}: timm has no such model")
+    published = timm.get_pretrained_cfg(name)
+    if pretrained and (published is None or not published.has_weights):
+        raise UsageError(
+            f"--pretrained: timm publishes no weights of {name}; choose another backbone, or drop the flag"
+        )
+    try:
+        encoder = PyramidEncoder(name, pretrained)
+    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"--model refinenet_timm/{name}: this backbone gives no maps of images of any size ({reason}); "
+            "choose a convolutional one, such as convnext_tiny"
+        ) from error
+    return encoder, encoder.widths
+
+
+class ConvolutionalPool(nn.Sequential):
+    """What the authors put before the average over a map: 3x3 convolution, BatchNorm, ReLU.
+
+    Maps `(N, inputs, H, W)` to `(N, outputs, H, W)`. The layer names are those of the released checkpoints.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU()
+
+
+def build_projectors(network: TaskNetwork, hidden: int, outputs: int, channels: int = 64) -> list[Projector]:
+    """One projector for BYOL per map of the network."""
+    return [
+        Projector(channels, hidden, outputs, pool=ConvolutionalPool(width, channels))
+        for width in network.feature_widths
+    ]
+
+
+def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over the pixels that have a class; 0 when none has.
+
+    Args:
+        logits: `(N, outputs, H, W)`.
+        labels: train ids `(N, H, W)`, `VOID` where there is no class.
+    """
+    total = F.cross_entropy(at_least_float32(logits), labels, ignore_index=VOID, reduction="sum")
+    return total / (labels != VOID).sum().clamp(min=1)
+
+
+def save_segmenter(
+    network: TaskNetwork, settings: SegmenterSettings, path: Path, config: Mapping[str, Any] | None = None
+) -> None:
+    """Save a segmentation network's weights with what rebuilds it and the config that trained it."""
+    save_network(network, settings, CHECKPOINT_FORMAT, path, config)
+
+
+def load_segmenter(path: Path) -> tuple[TaskNetwork, SegmenterSettings]:
+    """Rebuild a segmentation network from a checkpoint of this project, of the authors, or of torchvision's DeepLabV3.
+
+    - Ours (`save_segmenter`) carries what rebuilds it.
+    - The authors' RefineNet, daytime or adapted (RefineNet_BYOL), with or without `module.` before its names.
+    - torchvision's DeepLabV3 (`backbone.*`, `classifier.*`) for 19 or 20 classes of Cityscapes.
+
+    The last two tell backbone and sizes by their tensors; the parts of them that only training needs are left out.
+
+    Raises:
+        UsageError: when the file is missing, unreadable, none of these, or does not fit.
+    """
+    payload = load_checkpoint(path)
+    if payload.get("format") == CHECKPOINT_FORMAT:
+        return rebuild_network(payload, SegmenterSettings, build_segmenter, path)
+    weights = {
+        name: tensor for name, tensor in find_weights(payload, path).items() if not name.startswith(_TRAINING_PARTS)
+    }
+    if _holds(weights, RELEASED_BACKBONE, "clf_conv.weight"):
+        backbone, last = _backbone_of(weights, RELEASED_BACKBONE, path), weights["clf_conv.weight"]
+        model, width = f"refinenet_{backbone}", last.shape[1]
+        renamed = from_released_names(weights)
+    elif _holds(weights, _TORCHVISION_BACKBONE, "classifier.4.weight"):
+        backbone, last = _backbone_of(weights, _TORCHVISION_BACKBONE, path), weights["classifier.4.weight"]
+        model, width = f"deeplabv3_{backbone}", SegmenterSettings.width
+        renamed = {name.removeprefix(_TORCHVISION_BACKBONE): tensor for name, tensor in weights.items()}
+    else:
+        raise UsageError(
+            f"{path} holds none of the networks known here: one of ours, the authors' RefineNet (resnet.*, clf_conv.*) "
+            f"or torchvision's DeepLabV3 (backbone.*, classifier.*); found {', '.join(list(weights)[:3])}, ..."
+        )
+    try:
+        settings = SegmenterSettings(model, last.shape[0], width)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    network = build_segmenter(settings)
+    load_whole(network, renamed, path)
+    return network, settings
+
+
+def _holds(weights: Mapping[str, Tensor], backbone: str, last: str) -> bool:
+    return last in weights and any(name.startswith(backbone) for name in weights)
+
+
+def _backbone_of(weights: Mapping[str, Tensor], prefix: str, path: Path) -> str:
+    """The ResNet that has as many blocks per stage."""
+    pattern = re.compile(re.escape(prefix) + r"layer([1-4])\.(\d+)\.conv1\.weight")
+    stages = Counter(found[1] for name in weights if (found := pattern.fullmatch(name)))
+    blocks = tuple(stages[str(stage)] for stage in range(1, 5))
+    if blocks not in _BLOCKS:
+        raise UsageError(f"{path}: its backbone has {blocks} blocks; expected those of {', '.join(_BLOCKS.values())}")
+    return _BLOCKS[blocks]

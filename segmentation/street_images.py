@@ -1,0 +1,206 @@
+"""Street images with a class for every pixel: files on disk and built-in scenes under one interface."""
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from street_labels import to_train_ids
+from torch import Tensor
+
+from darkening.pictures import DECODING_ERRORS, listed_below
+from minmax.runtime.checked import find_problems
+from minmax.runtime.errors import RunError, UsageError
+from minmax.scenes import HELD_OUT_NIGHT, render_segmented
+
+Split = Literal["train", "val", "test_day", "test_night"]
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+SCENES = "scenes"
+SCENE_SEEDS: dict[Split, int] = {"train": 21, "val": 22, "test_day": 23, "test_night": 24}
+SCENE_COUNTS: dict[Split, int] = {"train": 640, "val": 128, "test_day": 256, "test_night": 256}
+QUICK_IMAGES = 16
+
+
+class Street(NamedTuple):
+    """An image, uint8 RGB `(3, H, W)`, and the train ids of its pixels, uint8 `(H, W)`; None where they are secret."""
+
+    image: Tensor
+    labels: Tensor | None
+
+
+class StreetImages(ABC):
+    """Images of one split, and whether they were taken by day."""
+
+    def __init__(self, title: str, is_night: bool, count: int) -> None:
+        self.title, self.is_night, self._count = title, is_night, count
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return self._count
+
+    @abstractmethod
+    def load(self, index: int, size: Size | None = None, label_size: Size | None = None) -> Street:
+        """One image and its labels, each brought to a size: the image by Lanczos, labels by the nearest pixel."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What to call one image in a report."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A short hash that changes when the images do."""
+
+
+class StreetFile(NamedTuple):
+    """Where an image and its label ids are."""
+
+    image: Path
+    labels: Path | None
+
+
+class StreetFiles(StreetImages):
+    """Image files with files of label ids.
+
+    Args:
+        title: what the split is called in reports.
+        root: folder that all files are below.
+        files: of each image.
+        is_night: night images are for reporting only.
+    """
+
+    def __init__(self, title: str, root: Path, files: Sequence[StreetFile], is_night: bool) -> None:
+        super().__init__(title, is_night, len(files))
+        self.root, self.files = root, list(files)
+
+    def load(self, index: int, size: Size | None = None, label_size: Size | None = None) -> Street:
+        """One image and its labels; RunError when a file has vanished or broken since it was checked."""
+        file = self.files[index]
+        try:
+            image = read_image(file.image, size)
+            return Street(image, None if file.labels is None else read_labels(file.labels, label_size))
+        except DECODING_ERRORS as error:
+            raise RunError(f"cannot read {file.image} or its labels any more: {error}") from error
+
+    def name(self, index: int) -> str:
+        """Path below the root."""
+        return self.files[index].image.relative_to(self.root).as_posix()
+
+    def fingerprint(self) -> str:
+        """Hash of names below the root, sizes and modification times."""
+        digest = hashlib.sha256()
+        for file in [file for pair in self.files for file in pair if file is not None]:
+            status = file.stat()
+            digest.update(f"{file.relative_to(self.root)} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def subset(self, count: int) -> "StreetFiles":
+        """About `count` images, evenly spread."""
+        every = max(1, len(self) // count)
+        return StreetFiles(self.title, self.root, self.files[::every], self.is_night)
+
+
+class SceneStreets(StreetImages):
+    """Built-in scenes with the label that the painter knows for every pixel; square, kept in memory."""
+
+    def __init__(self, split: Split, count: int, size: int, cache: Path) -> None:
+        night = split == "test_night"
+        super().__init__(f"scenes, {split}", night, count)
+        self.split = split
+        # The held-out lamps and cameras: nothing about the scenes' nights was tuned on them.
+        settings = HELD_OUT_NIGHT if night else None
+        self.images, self.labels = render_segmented(
+            "night" if night else "day", count, size, SCENE_SEEDS[split], settings, cache
+        )
+
+    def load(self, index: int, size: Size | None = None, label_size: Size | None = None) -> Street:
+        """One scene and its labels, as they were rendered or resized."""
+        image, labels = Image.fromarray(self.images[index]), Image.fromarray(self.labels[index])
+        return Street(_resized(image, size, Image.Resampling.LANCZOS), _nearest(labels, label_size))
+
+    def name(self, index: int) -> str:
+        """Split and number."""
+        return f"scenes/{self.split}/{index:04d}"
+
+    def fingerprint(self) -> str:
+        """Hash of the pixels."""
+        return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()[:16]
+
+
+def read_image(file: Path, size: Size | None = None) -> Tensor:
+    """Decode a file to uint8 RGB `(3, H, W)`, resized by Lanczos; one of DECODING_ERRORS when it is broken."""
+    with Image.open(file) as image:
+        return _resized(image.convert("RGB"), size, Image.Resampling.LANCZOS)
+
+
+def read_labels(file: Path, size: Size | None = None) -> Tensor:
+    """Decode label ids to train ids, uint8 `(H, W)`, resized to the nearest pixel.
+
+    Raises:
+        ValueError: when the file holds colours or ids that are none; it is one of DECODING_ERRORS, as for broken files.
+    """
+    with Image.open(file) as image:
+        if image.mode not in ("L", "P"):
+            raise ValueError(f"holds {image.mode} pixels; expected one byte of label id per pixel")
+        train_ids = to_train_ids(np.array(image))
+    return _nearest(Image.fromarray(train_ids), size)
+
+
+def files_below(folder: Path, ending: str | tuple[str, ...]) -> list[Path]:
+    """All files with an ending (any case) below a folder, links to folders followed, sorted."""
+    found = [Path(place) / name for place, _, names in os.walk(folder, followlinks=True) for name in names]
+    return sorted(file for file in found if file.name.lower().endswith(ending))
+
+
+def check_files(images: StreetFiles, records: Path) -> StreetFiles:
+    """Decode every file once, or find the record of an earlier time.
+
+    Raises:
+        UsageError: names every image or label file that is broken, of another size than its partner, or holds foreign
+            ids.
+    """
+
+    def problem(file: StreetFile) -> str | None:
+        where = file.image
+        try:
+            image = read_image(file.image)
+            if file.labels is None:
+                return None
+            where = file.labels
+            labels = read_labels(file.labels)
+        except DECODING_ERRORS as error:
+            return f"{where.relative_to(images.root)}: {error}"
+        if labels.shape != image.shape[-2:]:
+            sizes = " and ".join(f"{width}x{height}" for height, width in (labels.shape, image.shape[-2:]))
+            return f"{where.relative_to(images.root)}: labels and image are of different sizes, {sizes}"
+        return None
+
+    bad = find_problems(images.files, problem, records / images.fingerprint(), f"checking {images.title}")
+    if bad:
+        raise UsageError(
+            f"{len(bad)} of {len(images)} images of {images.root} cannot be used:{listed_below([*bad.values()])}"
+        )
+    return images
+
+
+def refuse_night(images: StreetImages) -> None:
+    """Raise ValueError for night images: they are reported on, never trained or selected on."""
+    if images.is_night:
+        raise ValueError(f"{images.title!r} holds night images; zero-shot adaptation must not see them here")
+
+
+def _resized(image: Image.Image, size: Size | None, how: Image.Resampling) -> Tensor:
+    if size is not None and (image.height, image.width) != size:
+        image = image.resize((size[1], size[0]), how)
+    pixels = torch.from_numpy(np.array(image))
+    return pixels.permute(2, 0, 1) if pixels.dim() == 3 else pixels
+
+
+def _nearest(labels: Image.Image, size: Size | None) -> Tensor:
+    return _resized(labels, size, Image.Resampling.NEAREST)

@@ -1,0 +1,42 @@
+"""The 19 classes of Cityscapes: names, colours, and which label ids belong to them."""
+
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.datasets import Cityscapes
+
+_TRAINED = sorted((kind for kind in Cityscapes.classes if 0 <= kind.train_id < 255), key=lambda kind: kind.train_id)
+
+CLASSES: Final[tuple[str, ...]] = tuple(kind.name for kind in _TRAINED)
+VOID: Final = len(CLASSES)
+"""Train id of pixels without a class: not learned, not scored."""
+COLOURS: Final = torch.tensor([*(kind.color for kind in _TRAINED), (0, 0, 0)], dtype=torch.uint8)
+"""`(20, 3)` RGB of the classes, and black for void."""
+LABEL_IDS: Final = 34
+"""Label ids are 0 to 33."""
+
+_TRAIN_ID_OF = {kind.id: kind.train_id for kind in _TRAINED}
+_TABLE = np.array([_TRAIN_ID_OF.get(label_id, VOID) for label_id in range(LABEL_IDS)], np.uint8)
+
+
+def to_train_ids(label_ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Train ids 0 to 18 and VOID of label ids, uint8 `(H, W)`.
+
+    Raises:
+        ValueError: names the ids that are none.
+    """
+    if int(label_ids.max(initial=0)) >= LABEL_IDS:
+        foreign = sorted(set(np.unique(label_ids).tolist()) - set(range(LABEL_IDS)))
+        raise ValueError(
+            f"holds the ids {', '.join(map(str, foreign[:5]))}; expected label ids of Cityscapes, 0 to {LABEL_IDS - 1} "
+            "(a *labelIds file, not train ids or colours)"
+        )
+    return np.asarray(_TABLE[label_ids])
+
+
+def coloured(labels: Tensor) -> Tensor:
+    """Train ids `(H, W)` as a picture `(3, H, W)` in [0, 1]."""
+    return COLOURS[labels.long().cpu()].permute(2, 0, 1) / 255.0

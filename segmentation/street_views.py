@@ -1,0 +1,187 @@
+"""What training and evaluation see of street images: pairs of views under one geometry, or whole images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from cityscapes import StreetConfig
+from PIL import Image
+from street_images import (
+    Size,
+    StreetFile,
+    StreetFiles,
+    StreetImages,
+    check_files,
+    files_below,
+    read_image,
+    refuse_night,
+)
+from street_labels import VOID
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+from torchvision.tv_tensors import Image as ImageTensor
+from torchvision.tv_tensors import Mask
+
+from darkening.pictures import DECODING_ERRORS, PICTURE_SUFFIXES
+from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.seeding import derive_seed
+
+
+class StreetViews(NamedTuple):
+    """A day image, what becomes its night view, and the labels of both, after one and the same random geometry.
+
+    Images are float RGB in [0, 1], labels train ids (int64). `night` is the day image once more, to be darkened on the
+    device, or the image that was darkened in advance.
+    """
+
+    day: Tensor
+    night: Tensor
+    labels: Tensor
+
+
+class TrainingStreets(Dataset[StreetViews]):
+    """Augmented day images for training, indexed by (epoch, image).
+
+    Zoom, crop and flip are drawn once for image, night and labels, from (seed, epoch, image) alone, so the number of
+    workers and restarts change nothing. What the zoom leaves empty is black and void.
+
+    Args:
+        images: a day split.
+        config: sizes and zoom.
+        seed: of the draws.
+        darkened: the file that was darkened in advance for each image; None for nights made online.
+
+    Raises:
+        ValueError: for night images; nothing is ever trained on them.
+    """
+
+    def __init__(
+        self, images: StreetImages, config: StreetConfig, seed: int, darkened: Sequence[Path] | None = None
+    ) -> None:
+        refuse_night(images)
+        self.images, self.size, self.seed, self.darkened = images, config.size, seed, darkened
+        fill = {ImageTensor: 0, Mask: VOID}
+        zoom = v2.RandomAffine(0, scale=config.scale, interpolation=v2.InterpolationMode.BILINEAR, fill=fill)
+        self.geometry = v2.Compose([zoom, v2.RandomCrop(config.crop_size), v2.RandomHorizontalFlip()])
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, position: tuple[int, int]) -> StreetViews:
+        """The views of image `position[1]` in epoch `position[0]`."""
+        epoch, index = position
+        image, labels = self.images.load(index, self.size, self.size)
+        assert labels is not None
+        views = [ImageTensor(image)]
+        if self.darkened is not None:
+            views.append(ImageTensor(self._darkened(index)))
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.manual_seed(derive_seed(self.seed, "geometry", epoch, index))
+            *views, labels = self.geometry(*views, Mask(labels))
+        pictures = [functional.to_dtype(view, torch.float32, scale=True).as_subclass(Tensor) for view in views]
+        return StreetViews(pictures[0], pictures[-1], labels.as_subclass(Tensor).long())
+
+    def _darkened(self, index: int) -> Tensor:
+        assert self.darkened is not None
+        try:
+            return read_image(self.darkened[index], self.size)
+        except DECODING_ERRORS as error:
+            raise RunError(f"cannot read {self.darkened[index]}: {error}") from error
+
+
+def find_darkened(images: StreetImages, folder: Path, cache: Path, quick: bool = False) -> list[Path]:
+    """The files of a folder made by `python -m darkening.apply`, one for each image and of the same name.
+
+    Args:
+        images: the day images.
+        folder: their darkened copies, with any folders below it.
+        cache: folder for the record of which files were checked.
+        quick: `images` are a few of those that were darkened.
+
+    Raises:
+        UsageError: names a file that is missing, surplus, there twice, broken, or of another size than its day image.
+    """
+    if not isinstance(images, StreetFiles):
+        raise UsageError(
+            f"--darkened {folder}: the built-in scenes are not files; drop --darkened and name a --darkener"
+        )
+    if not folder.is_dir():
+        raise UsageError(f"--darkened {folder}: no such folder; make it with python -m darkening.apply")
+    found: dict[str, Path] = {}
+    for file in files_below(folder, tuple(PICTURE_SUFFIXES)):
+        if file.name in found:
+            raise UsageError(f"--darkened {folder}: {file.name} is there twice, {found[file.name]} and {file}")
+        found[file.name] = file
+    day = {file.image.name: file.image for file in images.files}
+    missing, surplus = sorted(day.keys() - found.keys()), sorted(found.keys() - day.keys())
+    if missing:
+        raise UsageError(f"--darkened {folder}: lacks {len(missing)} of {len(day)} images: {', '.join(missing[:3])}")
+    if surplus and not quick:
+        raise UsageError(
+            f"--darkened {folder}: holds {len(surplus)} files that are no training image: {', '.join(surplus[:3])}"
+        )
+    files = [found[name] for name in day]
+    copies = StreetFiles("darkened images", folder, [StreetFile(file, None) for file in files], is_night=False)
+    check_files(copies, cache / "checked")
+    for original, file in zip(day.values(), files, strict=True):
+        sizes = []
+        for picture in (original, file):
+            with Image.open(picture) as image:  # reads the header only
+                sizes.append(f"{image.width}x{image.height}")
+        if sizes[0] != sizes[1]:
+            raise UsageError(f"--darkened {folder}: {file.name} is {sizes[1]}, its day image {sizes[0]}")
+    return files
+
+
+class WholeStreet(NamedTuple):
+    """A whole image `(3, H, W)` in [0, 1], the train ids of its pixels (uint8; None where secret), and its position."""
+
+    image: Tensor
+    labels: Tensor | None
+    position: int
+
+
+class WholeStreets(Dataset[WholeStreet]):
+    """Whole images at network size without augmentation.
+
+    Args:
+        images: any split.
+        size: what images are brought to.
+        full_labels: keep labels at their own size instead of bringing them to that of the images.
+    """
+
+    def __init__(self, images: StreetImages, size: Size, full_labels: bool = False) -> None:
+        self.images, self.size, self.full_labels = images, size, full_labels
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> WholeStreet:
+        """One image and its labels."""
+        image, labels = self.images.load(index, self.size, None if self.full_labels else self.size)
+        return WholeStreet(functional.to_dtype(image, torch.float32, scale=True), labels, index)
+
+
+class DayStreets(Dataset[Tensor]):
+    """Whole day images without labels, indexed by (epoch, image): what a darkener is trained on.
+
+    Raises:
+        ValueError: for night images.
+    """
+
+    def __init__(self, images: StreetImages, size: Size) -> None:
+        refuse_night(images)
+        self.whole = WholeStreets(images, size)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.whole)
+
+    def __getitem__(self, position: tuple[int, int]) -> Tensor:
+        """Image `position[1]`; the epoch does not matter, as nothing is drawn."""
+        return self.whole[position[1]].image

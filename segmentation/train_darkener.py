@@ -1,0 +1,110 @@
+"""Image level: train a darkener against the frozen daytime segmentation network (Luo et al., ICCV 2023).
+
+    python segmentation/train_darkener.py --name darkener --checkpoint runs/segmentation/day/best.pt
+
+Gives runs/segmentation/darkener/best.pt, the darkener for train.py and for `python -m darkening.apply`, and a contact
+sheet. The similarity is of the maps of all four stages. The paper trains 15 epochs of 4 images of 256x512 from scratch;
+from the starting point that ships with the package a fraction of that obeys the requested exposure.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from cityscapes import DEFAULT_DATA, StreetConfig, open_streets
+from segmenter import load_segmenter
+from street_views import DayStreets, WholeStreets
+
+from darkening.curve_estimator import DarkenerSettings, save_darkener
+from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
+from darkening.preview import contact_sheet
+from darkening.starting_point import STARTING_POINT_NAME, initial_darkener
+from darkening.training import DarkenerOptim, DarkenerTraining, obedience, obedience_table, train_darkener
+from minmax.runtime.batches import epoch_loader
+from minmax.runtime.config import CommonFlags, replaced, require_range, run_script, to_plain
+from minmax.runtime.devices import open_runtime
+from minmax.runtime.report import draw_curves, save_picture
+from minmax.runtime.run import Run, check_run_folder
+from minmax.runtime.seeding import seed_globally
+from minmax.task_network import InputNormalization
+
+log = logging.getLogger(__name__)
+VALIDATION_IMAGES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(CommonFlags):
+    """Train a darkener against a daytime segmentation network."""
+
+    name: str = "darkener"
+    """Name of the run; its folder is RUNS/segmentation/NAME and must not exist yet."""
+    data: str = str(DEFAULT_DATA)
+    """Folder with leftImg8bit/ and gtFine/ in Cityscapes' layout, or `scenes` for the built-in data."""
+    checkpoint: Path
+    """The daytime network: a best.pt of train_day.py, a released checkpoint, or torchvision's DeepLabV3."""
+    init: str = STARTING_POINT_NAME
+    """starting-point (ships with the package), scratch, or the path of a darkener to continue from."""
+    features: Literal["normalised", "unnormalised"] = "normalised"
+    """What the frozen network is fed: images normalised as it was trained, or raw as in the authors' code."""
+    exposure: tuple[float, float] = (0.0, 0.5)
+    """Range of requested exposures; wider than the one used for adaptation."""
+    images: StreetConfig = field(default_factory=lambda: StreetConfig(size=(256, 512)))
+    """Whole images are shown; crop and scale do not matter here."""
+    darkener: DarkenerSettings = field(default_factory=DarkenerSettings)
+    loss: DarkeningLoss = OBEDIENT_LOSS
+    """Weights of the losses (docs/deviations.md has the paper's)."""
+    optim: DarkenerOptim = field(default_factory=lambda: DarkenerOptim(batch_size=4))
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range; `init` may be a path as well."""
+        super().__post_init__()
+        require_range("--exposure", self.exposure, 0.0, 1.0)
+        if self.init not in ("scratch", STARTING_POINT_NAME):
+            object.__setattr__(self, "init", str(Path(self.init).expanduser().absolute()))
+
+
+def main(config: Config) -> Path:
+    """Train, and return the darkener's checkpoint."""
+    if config.quick:
+        config = replaced(
+            config,
+            images={"size": (64, 64), "crop": None},
+            optim={"epochs": 2, "batch_size": 4, "milestones": (1,)},
+            workers=0,
+        )
+    recipe = DarkenerTraining(config.exposure, config.loss, config.optim)
+    with open_runtime(config.device, config.precision, config.threads) as runtime:
+        if runtime.is_main:
+            check_run_folder("segmentation", config)
+        network, _ = load_segmenter(config.checkpoint)
+        training = open_streets(config.data, "train", config.images, config.quick, config.runs)
+        validation = open_streets(config.data, "val", config.images, config.quick, config.runs)
+        encoder = runtime.place(network.encoder)
+        if config.features == "unnormalised":
+            encoder.normalization = runtime.place(InputNormalization.identity())
+        held_out = WholeStreets(validation, config.images.size)
+        every = max(1, len(held_out) // VALIDATION_IMAGES)
+        held_out_images = torch.stack([held_out[index].image for index in range(0, len(held_out), every)])
+        seed_globally(config.seed, "darkener")
+        darkener = runtime.place(initial_darkener(config.init, config.darkener))
+        dataset = DayStreets(training, config.images.size)
+        loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
+
+        with Run("segmentation", config, runtime, training.fingerprint()) as run:
+            train_darkener(darkener, encoder, loader, held_out_images, recipe, run, runtime)
+            best = run.directory / "best.pt"
+            if runtime.is_main:
+                save_darkener(darkener, best, to_plain(config))
+                sheet = contact_sheet(darkener, held_out_images[:: max(1, len(held_out_images) // 4)][:4], runtime)
+                save_picture(sheet, run.directory / "pictures" / "darkened.png")
+                draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
+            means = obedience(darkener, held_out_images, runtime)
+            log.info("on %d held-out day images:\n%s", len(held_out_images), obedience_table(means))
+            log.info("darkener: %s", best)
+            return best
+
+
+if __name__ == "__main__":
+    run_script(Config, main, __doc__)

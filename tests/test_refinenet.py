@@ -1,0 +1,304 @@
+"""Segmentation networks: the authors' numbers, their checkpoints and torchvision's, and what is refused."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from reference_weights import filled, rand
+from refinenet import from_released_names
+from segmenter import (
+    SegmenterSettings,
+    build_projectors,
+    build_segmenter,
+    load_segmenter,
+    pixel_cross_entropy,
+    save_segmenter,
+)
+from street_labels import VOID
+
+from minmax.byol import MomentumPair, byol_loss
+from minmax.pretrained import load_whole
+from minmax.runtime.errors import UsageError
+from minmax.task_network import InputNormalization
+
+EXPECTED = json.loads((Path(__file__).parent / "segmentation_numbers.json").read_text())
+
+
+def conv(name, outputs, inputs, bias=False):
+    return {f"{name}.weight": (outputs, inputs, 3, 3)} | ({f"{name}.bias": (outputs,)} if bias else {})
+
+
+def linear(name, outputs, inputs):
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def batch_norm(name, width):
+    buffers = {f"{name}.{kind}": (width,) for kind in ("weight", "bias", "running_mean", "running_var")}
+    return buffers | {f"{name}.num_batches_tracked": ()}
+
+
+def released_shapes(adapted):
+    """Names and shapes of a released RefineNet-101 without `module.`, with what the adapted one has beside it."""
+    backbone = {
+        name: tuple(tensor.shape)
+        for name, tensor in torchvision.models.resnet101(weights=None).state_dict().items()
+        if not name.startswith("fc.")
+    }
+    shapes = {f"resnet.{name}": shape for name, shape in backbone.items()}
+    if adapted:
+        shapes |= {f"encoder_k.{name}": shape for name, shape in backbone.items()}
+        for level, inputs in enumerate((256, 512, 1024, 2048)):
+            for head in ("head_q", "head_k"):
+                name = f"{head}.MLPs.{level}"
+                shapes |= conv(f"{name}.conv1", 64, inputs, bias=True) | batch_norm(f"{name}.bn1", 64)
+                shapes |= linear(f"{name}.fc1", 128, 64) | batch_norm(f"{name}.bn2", 128)
+                shapes |= linear(f"{name}.fc2", 128, 128)
+            name = f"pred.MLPs.{level}"
+            shapes |= linear(f"{name}.fc1", 128, 128) | batch_norm(f"{name}.bn1", 128)
+            shapes |= batch_norm(f"{name}.bn2", 128) | linear(f"{name}.fc2", 128, 128)
+    for stage, inputs in enumerate((2048, 1024, 512, 256), start=1):
+        width = 512 if stage == 1 else 256
+        shapes |= conv(f"p_ims1d2_outl{stage}_dimred", width, inputs)
+        for part, units in ((f"adapt_stage{stage}_b", 2), (f"mflow_conv_g{stage}_b", 3)):
+            for unit in range(1, units + 1):
+                shapes |= conv(f"{part}.0.{unit}_conv", width, width, bias=True)
+                shapes |= conv(f"{part}.0.{unit}_conv_relu_varout_dimred", width, width)
+        if stage > 1:
+            shapes |= conv(f"adapt_stage{stage}_b2_joint_varout_dimred", width, width)
+        for link in range(1, 5):
+            shapes |= conv(f"mflow_conv_g{stage}_pool.0.{link}_outvar_dimred", width, width)
+        if stage < 4:
+            shapes |= conv(f"mflow_conv_g{stage}_b3_joint_varout_dimred", 256, width)
+    return shapes | conv("clf_conv", 20, 256, bias=True)
+
+
+def kind_of(name):
+    return torch.int64 if name.endswith("num_batches_tracked") else torch.float32
+
+
+CHECKPOINTS = {"daytime": (False, "segmentation_daytime_refinenet"), "adapted": (True, "segmentation_refinenet_byol")}
+
+
+@pytest.mark.parametrize("case", CHECKPOINTS)
+def test_the_released_checkpoints_are_known_name_by_name(case):
+    adapted, reference = CHECKPOINTS[case]
+    shapes = released_shapes(adapted)
+    lines = sorted(
+        f"module.{name} {shape} {str(kind_of(name)).removeprefix('torch.')}" for name, shape in shapes.items()
+    )
+    expected = EXPECTED["checkpoints"][reference]
+    assert len(lines) == expected["count"]
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == expected["sha256"]
+
+
+def assert_numbers(value, expected, tolerance=1e-8):
+    flat = value.detach().double().flatten()
+    assert list(value.shape) == expected["shape"]
+    torch.testing.assert_close(flat[:16].tolist(), expected["first16"], rtol=tolerance, atol=tolerance)
+    assert float(flat.sum()) == pytest.approx(expected["sum"], rel=tolerance, abs=tolerance)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """The weights that the reference numbers were made with, under the authors' names."""
+    shapes = released_shapes(adapted=True)
+    return filled({name: shape for name, shape in shapes.items() if kind_of(name) == torch.float32})
+
+
+def released_tensors(adapted):
+    """The tensors of a file as the authors publish it, names and shapes as theirs.
+
+    Each is one number seen as a whole tensor, so that the file holds a few hundred kilobytes instead of a gigabyte.
+    """
+    shapes = released_shapes(adapted).items()
+    return {f"module.{name}": torch.ones((), dtype=kind_of(name)).expand(shape) for name, shape in shapes}
+
+
+@pytest.mark.parametrize("case", CHECKPOINTS)
+def test_a_released_file_loads_strictly(case, tmp_path):
+    torch.save({"epoch": 100, "model_state_dict": released_tensors(CHECKPOINTS[case][0])}, tmp_path / "best.pth.tar")
+    network, settings = load_segmenter(tmp_path / "best.pth.tar")
+    assert settings == SegmenterSettings("refinenet_resnet101", outputs=20, width=256)
+    assert all(bool((tensor == 1).all()) for tensor in network.state_dict().values())
+
+
+def test_parity_of_the_logits_of_a_released_refinenet(reference):
+    network = build_segmenter(SegmenterSettings("refinenet_resnet101", outputs=20))
+    counter = torch.zeros((), dtype=torch.int64)
+    weights = {name: reference.get(name, counter) for name in released_shapes(adapted=False)}
+    load_whole(network, from_released_names(weights), "the reference")
+    network.encoder.normalization = InputNormalization.identity()
+    images = rand((1, 3, 64, 128), 201, 4, -2)
+    with torch.no_grad():
+        network.double().eval()
+        features = network.encoder(images)
+        logits = network.head(features, (64, 128))
+    # The reference gives the maps in float32, the logits in float64.
+    for feature, expected in zip(features, EXPECTED["eval"]["stages"], strict=True):
+        assert_numbers(feature, expected, tolerance=1e-4)
+    assert_numbers(logits, EXPECTED["eval"]["logits"])
+
+
+def our_name(released):
+    """The tensor of a MomentumPair that a released RefineNet_BYOL calls `released`; None for one never used."""
+    part, _, rest = released.partition(".")
+    if part == "resnet":
+        return f"online.encoder.{rest}"
+    if part == "encoder_k":
+        return f"target_encoder.{rest}"
+    if found := re.match(r"MLPs\.(\d)\.(.*)", rest):
+        level, layer = found.groups()
+        if part == "pred":
+            return None if layer.startswith("bn2") else f"predictors.{level}.{layer}"
+        where = "projectors" if part == "head_q" else "target_projectors"
+        inside = f"pool.{layer}" if layer.startswith(("conv1", "bn1")) else f"layers.{layer.replace('bn2', 'bn1')}"
+        return f"{where}.{level}.{inside}"
+    return f"online.head.{next(iter(from_released_names({released: torch.empty(0)})))}"
+
+
+def test_parity_of_both_views_in_training(reference):
+    network = build_segmenter(SegmenterSettings("refinenet_resnet101", outputs=20))
+    network.encoder.normalization = InputNormalization.identity()
+    network.head.dropout.p = 0.0
+    pair = MomentumPair(network, projectors=build_projectors(network, 128, 128)).double()
+    state = {ours: tensor for name, tensor in reference.items() if (ours := our_name(name)) is not None}
+    own = {name for name in pair.state_dict() if kind_of(name) == torch.float32}
+    assert state.keys() == own
+    pair.load_state_dict(state, strict=False)
+    contrast = torch.tensor([0.4, 1.0, 1.6, 2.2]).view(4, 1, 1, 1)
+    # Scaled in float32 as the reference does.
+    day, night = ((rand((4, 3, 64, 128), seed, 4, -2).float() * contrast).double() for seed in (202, 203))
+    labels = (20 * rand((4, 64, 128), 204).float()).floor().long()
+    with torch.no_grad():
+        out = pair.train()(day, night)
+    for case, prediction, online, target in (
+        ("day_as_query", out.day_prediction, out.q_day, out.k_night),
+        ("night_as_query", out.night_prediction, out.q_night, out.k_day),
+    ):
+        expected = EXPECTED["train"][case]
+        assert_numbers(prediction, expected["logits"])
+        for level in range(4):
+            assert_numbers(online[:, level], expected["feats_q"][level], tolerance=1e-7)
+            assert_numbers(target[:, level], expected["feats_k"][level], tolerance=1e-7)
+        assert float(pixel_cross_entropy(prediction, labels)) == pytest.approx(expected["ce"], rel=1e-8)
+    weighted = sum(EXPECTED["train"][case]["byol_weighted"] for case in EXPECTED["train"])
+    assert float(0.2 * byol_loss(out)) == pytest.approx(weighted, rel=1e-8)
+    pair.update_target()
+    parameters = dict(pair.named_parameters())
+    for name, total in EXPECTED["key_params_after_one_update"].items():  # float32 in the reference
+        assert float(parameters[our_name(name)].sum()) == pytest.approx(total, rel=1e-6), name
+
+
+@pytest.mark.parametrize("model", ["refinenet_resnet18", "deeplabv3_resnet50"])
+def test_a_network_predicts_at_image_size_and_comes_back_from_its_file(model, tmp_path):
+    settings = SegmenterSettings(model, width=8)
+    network = build_segmenter(settings).eval()
+    save_segmenter(network, settings, tmp_path / "a.pt")
+    loaded, found = load_segmenter(tmp_path / "a.pt")
+    images = torch.rand(1, 3, 50, 70)
+    with torch.no_grad():
+        logits = network(images)
+        assert torch.equal(loaded.eval()(images), logits)
+    assert logits.shape == (1, 19, 50, 70) and found == settings
+    assert [feature.shape[1] for feature in network.encoder(images)] == list(network.feature_widths)
+
+
+@pytest.mark.parametrize("backbone", ["convnext_atto", "swin_tiny_patch4_window7_224", "resnet18"])
+def test_backbones_of_timm_with_four_maps(backbone):
+    if backbone.startswith("swin"):
+        with pytest.raises(UsageError, match="gives no maps of images of any size"):
+            build_segmenter(SegmenterSettings(f"refinenet_timm/{backbone}", width=8))
+        return
+    network = build_segmenter(SegmenterSettings(f"refinenet_timm/{backbone}", width=8)).eval()
+    with torch.no_grad():
+        assert network(torch.rand(1, 3, 64, 96)).shape == (1, 19, 64, 96)
+    assert len(network.feature_widths) == 4
+
+
+def test_maps_with_channels_last_are_turned_even_where_a_height_equals_the_channels():
+    # At a height of 192 the first of its maps has 48 rows of 48 channels.
+    network = build_segmenter(SegmenterSettings("refinenet_timm/mambaout_femto", width=8)).eval()
+    with torch.no_grad():
+        maps = network.encoder(torch.rand(1, 3, 192, 256))
+    assert [tuple(value.shape[1:]) for value in maps][0] == (48, 48, 64)
+    assert [value.shape[1] for value in maps] == list(network.feature_widths)
+
+
+def test_a_deeplab_of_torchvision_predicts_the_same_here(tmp_path):
+    torch.manual_seed(0)
+    theirs = torchvision.models.segmentation.deeplabv3_resnet50(
+        weights=None, weights_backbone=None, num_classes=19, aux_loss=True
+    ).eval()
+    torch.save({"model": theirs.state_dict()}, tmp_path / "a.pth")
+    ours, settings = load_segmenter(tmp_path / "a.pth")
+    assert settings.model == "deeplabv3_resnet50"
+    images = torch.rand(1, 3, 64, 64)
+    normalization = ours.encoder.normalization
+    with torch.no_grad():
+        expected = theirs(normalization(images))["out"]
+        torch.testing.assert_close(ours.eval()(images), expected)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("unet_resnet18", "expected DECODER_BACKBONE"),
+        ("refinenet_vgg16", "torchvision has no such ResNet"),
+        ("refinenet_timm/nothing", "timm has no such model"),
+        ("deeplabv3_resnet18", "cannot be dilated"),
+        ("deeplabv3_timm/resnet18", "over ResNets of torchvision only"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_refused(model, message):
+    with pytest.raises(UsageError, match=message):
+        build_segmenter(SegmenterSettings(model))
+
+
+def test_foreign_checkpoints_are_refused_with_what_was_expected(checkpoint, tmp_path):
+    with pytest.raises(UsageError, match="holds none of the networks known here"):
+        torch.save({"layer.weight": torch.zeros(2)}, tmp_path / "a.pth")
+        load_segmenter(tmp_path / "a.pth")
+    with pytest.raises(UsageError, match="best.pt is a checkpoint of another kind, similarity-minmax/classifier"):
+        load_segmenter(checkpoint)
+    stock = {"backbone.layer1.0.conv1.weight": torch.zeros(1), "classifier.4.weight": torch.zeros(21, 256, 1, 1)}
+    blocks = {
+        f"backbone.layer{s}.{i}.conv1.weight": torch.zeros(1) for s, n in enumerate((3, 4, 6, 3), 1) for i in range(n)
+    }
+    with pytest.raises(UsageError, match=r"c.pth: a prediction of 21 channels; expected 19"):
+        torch.save(stock | blocks, tmp_path / "c.pth")
+        load_segmenter(tmp_path / "c.pth")
+    with pytest.raises(UsageError, match=r"c.pth: its backbone has \(1, 0, 0, 0\) blocks"):
+        torch.save(stock, tmp_path / "c.pth")
+        load_segmenter(tmp_path / "c.pth")
+    tensors = released_tensors(adapted=True)
+    del tensors["module.clf_conv.bias"]
+    torch.save(tensors, tmp_path / "b.pth")
+    with pytest.raises(UsageError, match=r"1 missing \(head.classifier.bias\)"):
+        load_segmenter(tmp_path / "b.pth")
+
+
+def test_void_pixels_are_not_learned_and_a_batch_of_them_costs_nothing():
+    logits = torch.randn(1, 20, 4, 4, requires_grad=True)
+    labels = torch.full((1, 4, 4), VOID)
+    loss = pixel_cross_entropy(logits, labels)
+    loss.backward()
+    assert loss == 0 and not logits.grad.any()
+    labels[0, 0, 0] = 3
+    expected = torch.nn.functional.cross_entropy(logits[:, :, 0, 0], torch.tensor([3]))
+    torch.testing.assert_close(pixel_cross_entropy(logits, labels), expected)
+
+
+@pytest.mark.parametrize("model", ["refinenet_resnet18", "deeplabv3_resnet50"])
+def test_weights_that_cannot_be_downloaded_are_told_in_a_line(model, monkeypatch, tmp_path):
+    def offline(*_, **__):
+        raise URLError("no route")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UsageError, match="cannot download the ImageNet weights of resnet.*connect once"):
+        build_segmenter(SegmenterSettings(model), pretrained=True)

@@ -1,0 +1,201 @@
+"""The four scripts of segmentation, end to end on built-in scenes and on files in the real layouts."""
+
+import json
+import subprocess
+import zipfile
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from segmentation_scripts import SCRIPTS, SIZE, command, common, start
+from segmenter import load_segmenter
+from street_labels import VOID
+
+from darkening.apply import Config as ApplyConfig
+from darkening.apply import main as darken
+from darkening.night_view import NightConfig
+from minmax.runtime.errors import RunError, UsageError
+
+SMALL = ("--model", "refinenet_resnet18", "--width", 8)
+
+
+def test_four_scripts_on_built_in_scenes(tmp_path, capsys):
+    scenes = ["--data", "scenes", "--quick", "--runs", tmp_path]
+    day = start("train_day", *scenes, *SMALL)
+    darkener = start("train_darkener", *scenes, "--checkpoint", day)
+    adapted = start("train", *scenes, "--checkpoint", day, "--darkener", darkener)
+    flags = ("--checkpoint", adapted, "--before", day, "--data", "scenes", "--quick")
+    found = start("test", *flags, "--images.size", 64, 64, "--output", tmp_path / "out")
+    assert set(found["before"]) == {"scenes, test_day", "scenes, test_night"}
+    assert "| traffic light |" in capsys.readouterr().out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["checkpoint"]
+    night = found["checkpoint"]["scenes, test_night"]
+    assert results["scenes, test_night"]["mean_iou"] == night.mean()
+    assert night.confusion.sum() == 16 * 64 * 64
+    for name in ("scenes__test_day.png", "scenes__test_night.png", "confusion.png"):
+        Image.open(tmp_path / "out" / name).verify()
+    run = adapted.parent
+    for name in ("config.yaml", "log.txt", "metrics.jsonl", "last.pt", "best.pt", "pictures/first_batch.png"):
+        assert (run / name).is_file(), name
+    before, after = load_segmenter(day)[0].state_dict(), load_segmenter(adapted)[0].state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_four_scripts_on_the_real_layouts(streets, tmp_path):
+    flags = common(streets, tmp_path)
+    day = start("train_day", *flags, *SMALL)
+    darkener = start("train_darkener", *flags, "--checkpoint", day)
+    adapted = start("train", *flags, "--checkpoint", day, "--darkener", darkener)
+    nights = [streets / "NighttimeDrivingTest", streets / "Dark_Zurich_val_anon"]
+    nights.append(streets / "Dark_Zurich_test_anon_withoutGt")
+    where = ("--checkpoint", adapted, "--data", streets / "Cityscapes", "--night", *nights)
+    found = start("test", *where, *SIZE)["checkpoint"]
+    assert set(found) == {"Cityscapes, val", "NighttimeDrivingTest", "Dark_Zurich_val_anon"}
+    # Two images each at network size; every twelfth row is void.
+    assert all(score.confusion.sum() == 2 * 32 * 48 for score in found.values())
+    assert found["NighttimeDrivingTest"].occurring == [name in (0, 10) for name in range(VOID)]
+    with zipfile.ZipFile(adapted.parent / "test" / "Dark_Zurich_test_anon_withoutGt-submission.zip") as archive:
+        expected = [f"GOPR0364_frame_{i:06d}_rgb_anon.png" for i in range(2)]
+        folders = ("labelTrainIds", "labelTrainIds_invalid", "confidence")
+        assert sorted(archive.namelist()) == sorted(f"{folder}/{name}" for folder in folders for name in expected)
+        labels, confidence = (
+            np.array(Image.open(BytesIO(archive.read(f"{folder}/{expected[0]}"))))
+            for folder in ("labelTrainIds", "confidence")
+        )
+    assert labels.shape == confidence.shape == (1080, 1920)
+    assert labels.dtype == np.uint8 and labels.max() < VOID
+    assert confidence.dtype == np.uint16 and 65535 / 19 < confidence.min() <= confidence.max() <= 65535
+
+
+def test_scores_at_full_size_count_the_pixels_of_the_labels(streets, segmenter):
+    flags = ("--checkpoint", segmenter, "--data", streets / "Cityscapes", "--night", streets / "NighttimeDrivingTest")
+    found = start("test", *flags, *SIZE, "--labels", "full")["checkpoint"]
+    assert all(score.confusion.sum() == 2 * 48 * 64 for score in found.values())
+
+
+def test_the_batch_size_of_a_test_changes_nothing(streets, segmenter, tmp_path):
+    where = (
+        "--checkpoint",
+        segmenter,
+        "--data",
+        streets / "Cityscapes",
+        *SIZE,
+        "--night",
+        streets / "NighttimeDrivingTest",
+    )
+    one, two = (
+        start("test", *where, "--batch-size", size, "--output", tmp_path / str(size))["checkpoint"] for size in (1, 2)
+    )
+    assert all(torch.equal(one[title].confusion, two[title].confusion) for title in one)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--night.source", "gamma"),
+        ("--night.source", "day", "--byol.weight", 0),
+        ("--night.source", "camera", "--byol.distance", "cosine"),
+        ("--night.source", "brightness", "--byol.batch-norm", "joint"),
+        ("--night.source", "gamma", "--photometry.cutout", 1, "--photometry.blur", 1, "--images.scale", 0.5, 0.6),
+    ],
+)
+def test_rows_to_compare_are_flags(flags, streets, segmenter, tmp_path):
+    assert start("train", *common(streets, tmp_path), "--checkpoint", segmenter, *flags).is_file()
+
+
+def lines(path):
+    return [line for line in path.read_text().splitlines() if '"train"' in line]
+
+
+def test_an_interrupted_run_goes_on_exactly(streets, segmenter, tmp_path):
+    def adapt(name, epochs, *flags):
+        shared = ("--checkpoint", segmenter, "--night.source", "gamma", "--optim.epochs", epochs, "--name", name)
+        return start("train", *common(streets, tmp_path), *shared, *flags)
+
+    whole = adapt("whole", 2)
+    module = SCRIPTS["train"]
+    original, calls = module.step, []
+
+    def interrupted(*arguments):
+        calls.append(None)
+        if len(calls) == 5:  # in the second epoch: three steps each
+            raise RunError("stop")
+        return original(*arguments)
+
+    module.step = interrupted
+    try:
+        with pytest.raises(RunError, match="stop"):
+            adapt("parts", 2)
+    finally:
+        module.step = original
+    parts = adapt("parts", 2, "--resume")
+    first, second = load_segmenter(whole)[0].state_dict(), load_segmenter(parts)[0].state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert lines(whole.parent / "metrics.jsonl") == lines(parts.parent / "metrics.jsonl")
+
+
+def test_nights_made_in_advance_are_paired_by_name(streets, segmenter, tmp_path):
+    source, folder = streets / "Cityscapes" / "leftImg8bit" / "train", tmp_path / "dark"
+    darken(ApplyConfig(input=source, output=folder, night=NightConfig(source="gamma", exposure=(0.1, 0.1)), workers=0))
+    flags = (*common(streets, tmp_path), "--checkpoint", segmenter, "--darkened", folder)
+    adapted = start("train", *flags)
+    config = torch.load(adapted, weights_only=True)["config"]
+    assert config["darkened"] == str(folder)
+    # Gamma made these nights, so another hand must choose among the checkpoints.
+    assert SCRIPTS["train"].read_night_settings(folder).source == "gamma"
+    with pytest.raises(UsageError, match="nights are made already"):
+        start("train", *flags, "--night.source", "gamma", "--name", "b")
+
+
+def break_missing(folder):
+    (folder / "ulm" / "ulm_000001_000019_leftImg8bit.png").unlink()
+
+
+def break_surplus(folder):
+    Image.new("RGB", (64, 48)).save(folder / "ulm" / "extra.png")
+
+
+def break_size(folder):
+    Image.new("RGB", (60, 48)).save(folder / "ulm" / "ulm_000001_000019_leftImg8bit.png")
+
+
+def break_twice(folder):
+    Image.new("RGB", (64, 48)).save(folder / "ulm_000001_000019_leftImg8bit.png")
+
+
+def break_file(folder):
+    (folder / "ulm" / "ulm_000001_000019_leftImg8bit.png").write_bytes(b"")
+
+
+def break_record(folder):
+    (folder / ".darkening.json").unlink()
+
+
+DARKENED = {
+    "missing": (break_missing, "lacks 1 of 6 images: ulm_000001_000019_leftImg8bit.png"),
+    "surplus": (break_surplus, "holds 1 files that are no training image: extra.png"),
+    "size": (break_size, "ulm_000001_000019_leftImg8bit.png is 60x48, its day image 64x48"),
+    "twice": (break_twice, "ulm_000001_000019_leftImg8bit.png is there twice"),
+    "broken": (break_file, "1 of 6 images of"),
+    "record": (break_record, "which tells what darkened it"),
+}
+
+
+@pytest.mark.parametrize("case", DARKENED)
+def test_a_folder_of_nights_that_does_not_fit_is_refused(case, streets, segmenter, tmp_path):
+    spoil, message = DARKENED[case]
+    source, folder = streets / "Cityscapes" / "leftImg8bit" / "train", tmp_path / "dark"
+    darken(ApplyConfig(input=source, output=folder, night=NightConfig(source="gamma"), workers=0))
+    spoil(folder)
+    with pytest.raises(UsageError) as caught:
+        start("train", *common(streets, tmp_path), "--checkpoint", segmenter, "--darkened", folder)
+    assert message in str(caught.value)
+    assert not (tmp_path / "segmentation").exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_explains_itself(script):
+    shown = subprocess.run(command(script, "--help"), capture_output=True, text=True, check=True)
+    assert "--images.size" in shown.stdout and "--device" in shown.stdout

@@ -1,0 +1,267 @@
+"""Street images: layouts, pairing, broken files, views under one geometry, photometry, pictures."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from cityscapes import StreetConfig, open_streets
+from miou import measure, selection_score
+from night_streets import open_night
+from PIL import Image
+from segmentation_scripts import RUNTIME
+from segmenter import load_segmenter
+from street_images import SceneStreets, read_labels
+from street_labels import VOID
+from street_photometry import PhotometryConfig, change_views
+from street_pictures import draw_side_by_side
+from street_views import DayStreets, TrainingStreets, WholeStreets
+
+from minmax.runtime.errors import UsageError
+from minmax.scenes import render_labelled, render_segmented
+
+CONFIG = StreetConfig(size=(32, 48), crop=(32, 32))
+
+
+@pytest.fixture
+def cityscapes(streets, tmp_path):
+    """A copy of the streets that a test may spoil."""
+    return shutil.copytree(streets / "Cityscapes", tmp_path / "Cityscapes")
+
+
+def test_images_and_labels_come_in_pairs_and_in_order(streets, tmp_path):
+    images = open_streets(str(streets / "Cityscapes"), "train", CONFIG, cache=tmp_path)
+    assert len(images) == 6 and not images.is_night
+    assert [images.name(i) for i in range(2)] == [
+        f"leftImg8bit/train/ulm/ulm_00000{i}_000019_leftImg8bit.png" for i in range(2)
+    ]
+    for i in range(6):
+        street = images.load(i)
+        assert street.image.shape == (3, 48, 64) and street.image.dtype == torch.uint8
+        # The horizon of image i is at row 20 + i: sky above, road below, void at the bottom.
+        assert street.labels[19 + i].unique().tolist() == [10] and street.labels[20 + i].unique().tolist() == [0]
+        assert street.labels[-1].unique().tolist() == [VOID]
+
+
+def test_labels_are_resized_without_inventing_classes(streets, tmp_path):
+    images = open_streets(str(streets / "Cityscapes"), "val", CONFIG, cache=tmp_path)
+    street = images.load(0, (17, 23), (17, 23))
+    assert street.image.shape == (3, 17, 23)
+    assert set(street.labels.unique().tolist()) == {0, 10, VOID}
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("NighttimeDrivingTest", 2),
+        ("Dark_Zurich_val_anon", 2),
+        ("Dark_Zurich_test_anon_withoutGt", 2),
+        ("Cityscapes", 2),
+    ],
+)
+def test_night_data_are_told_apart_by_their_folders(name, count, streets, tmp_path):
+    images = open_night(streets / name, cache=tmp_path)
+    assert len(images) == count and images.is_night
+    assert (images.load(0).labels is None) == ("test" in name and "Zurich" in name)
+
+
+def test_night_images_are_never_trained_or_selected_on(streets, segmenter, tmp_path):
+    images = open_night(streets / "NighttimeDrivingTest", cache=tmp_path)
+    network, _ = load_segmenter(segmenter)
+    for use in (
+        lambda: TrainingStreets(images, CONFIG, seed=0),
+        lambda: DayStreets(images, CONFIG.size),
+        lambda: selection_score(network, images, CONFIG.size, "gamma", RUNTIME),
+    ):
+        with pytest.raises(ValueError, match="night images"):
+            use()
+    assert measure(network, images, CONFIG.size, RUNTIME).confusion.sum() == 2 * 32 * 48  # reporting is allowed
+
+
+def without_labels(root):
+    (root / "gtFine/train/ulm/ulm_000002_000019_gtFine_labelIds.png").unlink()
+
+
+def without_image(root):
+    (root / "leftImg8bit/train/ulm/ulm_000002_000019_leftImg8bit.png").unlink()
+
+
+def foreign_ids(root):
+    Image.fromarray(np.full((48, 64), 255, np.uint8)).save(
+        root / "gtFine/train/ulm/ulm_000002_000019_gtFine_labelIds.png"
+    )
+
+
+def coloured_labels(root):
+    Image.new("RGB", (64, 48)).save(root / "gtFine/train/ulm/ulm_000002_000019_gtFine_labelIds.png")
+
+
+def other_size(root):
+    Image.new("L", (32, 24)).save(root / "gtFine/train/ulm/ulm_000002_000019_gtFine_labelIds.png")
+
+
+def broken_image(root):
+    file = root / "leftImg8bit/train/ulm/ulm_000002_000019_leftImg8bit.png"
+    file.write_bytes(file.read_bytes()[:400])
+
+
+def no_folder(root):
+    shutil.rmtree(root / "gtFine")
+
+
+def a_file_among_cities(root):
+    (root / "leftImg8bit/train/readme.txt").touch()
+
+
+def empty(root):
+    for folder in ("leftImg8bit", "gtFine"):
+        shutil.rmtree(root / folder / "train")
+        (root / folder / "train" / "ulm").mkdir(parents=True)
+
+
+SPOILT = {
+    "without_labels": (
+        without_labels,
+        r"holds 1 images without labels, missing: gtFine/train/ulm/ulm_000002_000019_gtFine_labelIds.png",
+    ),
+    "without_image": (
+        without_image,
+        "holds 1 labels without an image: gtFine/train/ulm/ulm_000002_000019_gtFine_labelIds.png",
+    ),
+    "foreign_ids": (foreign_ids, "ulm_000002_000019_gtFine_labelIds.png: holds the ids 255; expected label ids"),
+    "coloured_labels": (coloured_labels, "holds RGB pixels; expected one byte"),
+    "other_size": (other_size, "labels and image are of different sizes, 32x24 and 64x48"),
+    "broken_image": (broken_image, "1 of 6 images of .* cannot be used:\\n .*ulm_000002_000019_leftImg8bit.png: "),
+    "no_folder": (no_folder, "no folder .*gtFine/train; expected .* found leftImg8bit"),
+    "a_file_among_cities": (a_file_among_cities, "readme.txt is a file; .* holds a folder for each city"),
+    "empty": (empty, "no images of"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_data_set_that_does_not_fit_is_refused_with_the_file_named(case, cityscapes, tmp_path):
+    spoil, message = SPOILT[case]
+    spoil(cityscapes)
+    with pytest.raises(UsageError, match=message):
+        open_streets(str(cityscapes), "train", CONFIG, cache=tmp_path)
+
+
+def test_a_folder_of_no_known_layout_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="no data at"):
+        open_streets(str(tmp_path / "none"), "train", CONFIG)
+    (tmp_path / "jpg").mkdir()
+    with pytest.raises(UsageError, match="expected the layout of Nighttime Driving.*found jpg"):
+        open_night(tmp_path)
+    with pytest.raises(UsageError, match="found no such folder"):
+        open_night(tmp_path / "none")
+
+
+def test_linked_cities_are_followed(cityscapes, tmp_path):
+    for kind in ("leftImg8bit", "gtFine"):
+        shutil.move(cityscapes / kind / "train" / "ulm", tmp_path / kind)
+        (cityscapes / kind / "train" / "ulm").symlink_to(tmp_path / kind)
+    assert len(open_streets(str(cityscapes), "train", CONFIG, cache=tmp_path)) == 6
+
+
+def test_scenes_are_square():
+    with pytest.raises(UsageError, match="--images.size 32 48: expected a square for the built-in scenes"):
+        open_streets("scenes", "train", CONFIG)
+
+
+def test_files_are_checked_once(cityscapes, tmp_path, monkeypatch):
+    open_streets(str(cityscapes), "train", CONFIG, cache=tmp_path)
+
+    def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr("street_images.read_image", never)
+    open_streets(str(cityscapes), "train", CONFIG, cache=tmp_path)
+
+
+def test_views_share_one_geometry(tmp_path):
+    """Colour the image by its labels: after any geometry the colours must still tell the labels."""
+    scenes = SceneStreets("train", 4, 64, tmp_path)
+    scenes.images = np.repeat((scenes.labels * 13)[..., None], 3, axis=-1).astype(np.uint8)
+    files = [tmp_path / f"{i}.png" for i in range(4)]
+    for file, image in zip(files, scenes.images, strict=True):
+        Image.fromarray(image).save(file)
+    config = StreetConfig(size=(64, 64), crop=(48, 40), scale=(0.6, 1.4))
+    views = TrainingStreets(scenes, config, seed=3, darkened=files)
+    for position in [(epoch, i) for epoch in range(3) for i in range(4)]:
+        day, night, labels = views[position]
+        assert day.shape == (3, 48, 40) and labels.shape == (48, 40) and labels.dtype == torch.int64
+        assert torch.equal(day, night)
+        told = (day[0] * 255 / 13).round().long()
+        told[labels == VOID] = VOID
+        # Bilinear zoom mixes colours where classes meet, and at the image's own edge.
+        assert (told == labels).float().mean() > 0.7
+        assert not day[:, labels == VOID].mean() > 0.3
+        assert torch.equal(views[position].labels, labels)
+    assert not torch.equal(views[0, 0].day, views[1, 0].day)
+
+
+def test_whole_images_are_not_augmented(streets, tmp_path):
+    images = open_streets(str(streets / "Cityscapes"), "val", CONFIG, cache=tmp_path)
+    street = WholeStreets(images, (32, 48), full_labels=True)[1]
+    assert street.image.shape == (3, 32, 48) and street.labels.shape == (48, 64) and street.position == 1
+
+
+def test_a_crop_larger_than_the_image_is_refused():
+    with pytest.raises(UsageError, match="--images.crop 64 64: expected two numbers, 16 or more and at most 32 64"):
+        StreetConfig(size=(32, 64), crop=(64, 64))
+
+
+def draws(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_photometry_changes_views_apart_and_cuts_out_together():
+    torch.manual_seed(0)
+    day, night = torch.rand(4, 3, 40, 60), torch.rand(4, 3, 40, 60) * 0.2
+    labels = torch.randint(0, 19, (4, 40, 60))
+    only_cut = PhotometryConfig(blur=0, cutout=1, jitter=0)
+    (changed_day, changed_night), changed_labels = change_views([day, night], labels, only_cut, draws())
+    cut = changed_labels == VOID
+    assert all(0.02 * 0.9 < share < 0.4 * 1.1 for share in cut.float().mean(dim=(1, 2)).tolist())
+    everywhere = cut[:, None].expand_as(day)
+    assert torch.equal(changed_day[everywhere], changed_night[everywhere])
+    assert torch.equal(changed_day[~everywhere], day[~everywhere])
+    assert torch.equal(changed_night[~everywhere], night[~everywhere])
+    assert torch.equal(changed_labels[~cut], labels[~cut])
+    only_blur = PhotometryConfig(blur=1, cutout=0, jitter=0)
+    (blurred, other), same = change_views([day, day], labels, only_blur, draws())
+    assert torch.equal(same, labels) and not torch.equal(blurred, other)
+    assert (blurred.std(dim=(2, 3)) <= day.std(dim=(2, 3)) + 1e-6).all()
+    none = PhotometryConfig(blur=0, cutout=0, jitter=0)
+    (unchanged,), _ = change_views([day], labels, none, draws())
+    assert torch.equal(unchanged, day) and unchanged is not day
+    again, first = (change_views([day, night], labels, PhotometryConfig(), draws(7))[0] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))
+    assert all(view.min() >= 0 and view.max() <= 1 for view in first)
+
+
+def test_scenes_have_a_class_for_every_pixel_of_the_same_pictures(tmp_path):
+    images, labels = render_segmented("day", 8, 48, 5, cache_dir=tmp_path)
+    assert np.array_equal(images, render_labelled("day", 8, 48, 5)[0])
+    assert labels.shape == (8, 48, 48) and labels.dtype == np.uint8 and labels.max() < VOID
+    assert {0, 2, 10} <= set(np.unique(labels))  # road, building, sky
+    night, same = render_segmented("night", 8, 48, 5)
+    assert np.array_equal(labels, same) and night.mean() < images.mean() / 2
+    again = render_segmented("day", 8, 48, 5, cache_dir=tmp_path)
+    assert np.array_equal(again[0], images) and np.array_equal(again[1], labels)
+    assert render_labelled("day", 8, 48, 5, cache_dir=tmp_path)[1].shape == (8,)  # a cache of its own
+
+
+def test_pictures_show_every_column(tmp_path):
+    labels = [torch.zeros(20, 30, dtype=torch.uint8), torch.full((20, 30), VOID)]
+    images = [torch.rand(3, 20, 30) for _ in range(2)]
+    draw_side_by_side("$a_b$", ["a.png", "b.png"], images, {"truth": labels, "after": labels[::-1]}, tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width > picture.height
+
+
+def test_label_files_may_have_a_palette(tmp_path):
+    image = Image.fromarray(np.full((4, 4), 7, np.uint8)).convert("P")
+    image.putdata([7] * 16)
+    image.save(tmp_path / "a.png")
+    assert read_labels(tmp_path / "a.png").unique().tolist() == [0]
