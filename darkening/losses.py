@@ -24,17 +24,21 @@ def exposure_loss(images: Tensor, exposure: Tensor, patch: int = 1, space: Expos
 
     Args:
         images: `(N, 3, H, W)` in [0, 1].
-        exposure: broadcastable to the pooled `(N, 1, H / patch, W / patch)`.
+        exposure: the request, `(N, 1, 1, 1)`, or a map `(N, 1, H, W)` whose local means are compared.
         patch: side of the squares whose mean is compared, in pixels; 0 takes the whole image.
         space: linear compares intensities, as the paper; log compares their logarithms, so that a request of 0.05
             weighs as much as one of 0.5 and a picture that has gone black still has a way back (its tone curve is
             saturated, and in linear space its gradient vanishes).
     """
-    intensity = images.mean(dim=1, keepdim=True)
-    pooled = F.avg_pool2d(intensity, patch) if patch else intensity.mean(dim=(2, 3), keepdim=True)
+    pooled = _local_mean(images.mean(dim=1, keepdim=True), patch)
+    wanted = _local_mean(exposure, patch) if exposure.shape[-2:] == images.shape[-2:] else exposure
     if space == "log":
-        return ((pooled + _LOG_OFFSET).log() - (exposure + _LOG_OFFSET).log()).square().mean()
-    return (pooled - exposure).square().mean()
+        return ((pooled + _LOG_OFFSET).log() - (wanted + _LOG_OFFSET).log()).square().mean()
+    return (pooled - wanted).square().mean()
+
+
+def _local_mean(values: Tensor, patch: int) -> Tensor:
+    return F.avg_pool2d(values, patch) if patch else values.mean(dim=(2, 3), keepdim=True)
 
 
 def colour_loss(images: Tensor) -> Tensor:

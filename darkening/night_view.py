@@ -52,6 +52,34 @@ class NightConfig:
         require(self.cell >= 1, "--night.cell", self.cell, "1 or more")
 
 
+def uniform(bounds: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:
+    """One number for each image, `(count, 1, 1, 1)`, drawn on the CPU from [low, high]."""
+    low, high = bounds
+    return torch.rand(count, 1, 1, 1, generator=generator) * (high - low) + low
+
+
+def follow_day(images: Tensor, exposure: Tensor, power: Tensor, cell: int) -> Tensor:
+    """Requests that follow the day's brightness from cell to cell, their mean kept.
+
+    Args:
+        images: day images `(N, 3, H, W)` in [0, 1].
+        exposure: requested mean intensities, `(N, 1, 1, 1)` or a map `(N, 1, H, W)`.
+        power: of the day's brightness that the request follows, `(N, 1, 1, 1)`; 0 everywhere changes nothing.
+        cell: side of the cells in pixels.
+
+    Returns:
+        A map `(N, 1, H, W)`; where the day is much brighter than its mean it may ask for more than 1.
+    """
+    if not power.any():
+        return exposure
+    height, width = images.shape[-2:]
+    cells = (max(1, height // cell), max(1, width // cell))
+    brightness = F.adaptive_avg_pool2d(images.mean(dim=1, keepdim=True), cells) + _NEARLY_BLACK
+    brightness = F.interpolate(brightness, size=(height, width), mode="bilinear", align_corners=False)
+    share = brightness ** power.to(images)
+    return exposure * share / share.mean(dim=(2, 3), keepdim=True)
+
+
 def day_view(images: Tensor, exposure: Tensor, generator: torch.Generator) -> Tensor:
     """The images as they are: the control in which nothing is darkened."""
     return images
@@ -101,25 +129,14 @@ class NightView:
             choice = torch.randint(len(self.nights), (count,), generator=generator)
         power = torch.zeros(count, 1, 1, 1)
         if self.contrast != (0.0, 0.0):
-            power = _uniform(self.contrast, count, generator)
+            power = uniform(self.contrast, count, generator)
         if images.dim() == 4:
-            return self._darken(images, self._follow_day(images, exposure, power), choice, generator)
+            return self._darken(images, follow_day(images, exposure, power, self.cell), choice, generator)
         frames = images.shape[2]
         flat = images.transpose(1, 2).flatten(0, 1)
         exposure, power, choice = (drawn.repeat_interleave(frames, dim=0) for drawn in (exposure, power, choice))
-        darkened = self._darken(flat, self._follow_day(flat, exposure, power), choice, generator)
+        darkened = self._darken(flat, follow_day(flat, exposure, power, self.cell), choice, generator)
         return darkened.view(-1, frames, *darkened.shape[1:]).transpose(1, 2)
-
-    def _follow_day(self, images: Tensor, exposure: Tensor, power: Tensor) -> Tensor:
-        """The exposure map times a power of the day's brightness in each cell, its mean kept."""
-        if not power.any():
-            return exposure
-        height, width = images.shape[-2:]
-        cells = (max(1, height // self.cell), max(1, width // self.cell))
-        brightness = F.adaptive_avg_pool2d(images.mean(dim=1, keepdim=True), cells) + _NEARLY_BLACK
-        brightness = F.interpolate(brightness, size=(height, width), mode="bilinear", align_corners=False)
-        share = brightness ** power.to(images)
-        return exposure * share / share.mean(dim=(2, 3), keepdim=True)
 
     def _darken(self, images: Tensor, exposure: Tensor, choice: Tensor, generator: torch.Generator) -> Tensor:
         """Darken each image by the night of the number in `choice`."""
@@ -134,7 +151,7 @@ class NightView:
 
     def exposure_map(self, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
         """Draw `(count, 1, height, width)` requested exposures with their noise."""
-        exposure = _uniform(self.exposure, count, generator)
+        exposure = uniform(self.exposure, count, generator)
         if self.noise == 0:
             return exposure.expand(count, 1, height, width)
         cells = (count, 1, max(1, height // self.cell), max(1, width // self.cell))
@@ -142,11 +159,6 @@ class NightView:
         coarse = F.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
         fine = torch.randn(count, 1, height, width, generator=generator) * self.noise
         return exposure + coarse + fine
-
-
-def _uniform(bounds: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:
-    low, high = bounds
-    return torch.rand(count, 1, 1, 1, generator=generator) * (high - low) + low
 
 
 def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Runtime) -> NightView:

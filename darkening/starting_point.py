@@ -22,7 +22,14 @@ from torchvision.transforms import v2
 
 from darkening.curve_estimator import Darkener, DarkenerSettings, DepthwiseSeparable, load_darkener
 from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
-from darkening.training import DarkenerOptim, DarkenerTraining, obedience, obedience_table, train_darkener
+from darkening.training import (
+    DarkenerOptim,
+    DarkenerTraining,
+    RequestConfig,
+    obedience,
+    obedience_table,
+    train_darkener,
+)
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.checkpoints import load_strictly, write_atomically
 from minmax.runtime.config import CommonFlags, replaced, run_script
@@ -150,8 +157,7 @@ class Config(CommonFlags):
     """Day scenes to train on."""
     size: int = 32
     """Height and width of the crops in pixels; the scenes are twice as large."""
-    exposure: tuple[float, float] = (0.0, 0.5)
-    """Range of requested exposures."""
+    request: RequestConfig = field(default_factory=RequestConfig)
     loss: DarkeningLoss = OBEDIENT_LOSS
     """Weights of the losses; there is no network here that similarity could be measured with."""
     optim: DarkenerOptim = field(
@@ -165,7 +171,7 @@ def main(config: Config) -> Path:
         raise UsageError("the starting point is trained on --data scenes in --precision fp32 only")
     if config.quick:
         config = replaced(config, count=64, size=32, optim={"epochs": 1})
-    recipe = DarkenerTraining(config.exposure, config.loss, config.optim)
+    recipe = DarkenerTraining(config.request, config.loss, config.optim)
     with open_runtime(config.device, config.precision, config.threads) as runtime:
         if runtime.is_main:
             check_run_folder("darkening", config)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from darkening.curve_estimator import Darkener
 from darkening.losses import DarkeningLoss
+from darkening.night_view import follow_day, uniform
 from minmax.runtime.config import require, require_range
 from minmax.runtime.devices import Runtime
 from minmax.runtime.report import markdown_table
@@ -61,17 +62,39 @@ class DarkenerOptim:
 
 
 @dataclass(frozen=True)
-class DarkenerTraining:
-    """How a darkener is trained."""
+class RequestConfig:
+    """What the darkener is asked for in training."""
 
     exposure: tuple[float, float] = (0.0, 0.5)
-    """Range of requested exposures; wider than the one used for adaptation."""
-    loss: DarkeningLoss = field(default_factory=DarkeningLoss)
-    optim: DarkenerOptim = field(default_factory=DarkenerOptim)
+    """Range of requested mean intensities; wider than the one used for adaptation."""
+    contrast: tuple[float, float] = (0.0, 0.0)
+    """Power by which the request follows the day's brightness from cell to cell, drawn per image; 0: it is even."""
+    cell: int = 8
+    """Side of the cells of contrast, in pixels."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        require_range("--exposure", self.exposure, 0.0, 1.0)
+        require_range("--request.exposure", self.exposure, 0.0, 1.0)
+        require_range("--request.contrast", self.contrast, 0.0, 4.0)
+        require(self.cell >= 1, "--request.cell", self.cell, "1 or more")
+
+    def draw(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """One request for each of `images` `(N, 3, H, W)`: `(N, 1, 1, 1)`, or a map `(N, 1, H, W)` in [0, 1]."""
+        exposure = uniform(self.exposure, len(images), generator).to(images)
+        if self.contrast == (0.0, 0.0):
+            return exposure
+        power = uniform(self.contrast, len(images), generator)
+        # No darkening reaches more than white.
+        return follow_day(images, exposure, power, self.cell).clamp(max=1.0)
+
+
+@dataclass(frozen=True)
+class DarkenerTraining:
+    """How a darkener is trained."""
+
+    request: RequestConfig = field(default_factory=RequestConfig)
+    loss: DarkeningLoss = field(default_factory=DarkeningLoss)
+    optim: DarkenerOptim = field(default_factory=DarkenerOptim)
 
 
 def train_darkener(
@@ -104,13 +127,11 @@ def train_darkener(
     if encoder is not None:
         freeze(encoder)
     run.restore(darkener=darkener, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
-    low, high = config.exposure
     for epoch in run.epochs(optim.epochs):
         darkener.train()
         for batch in run.batches(loader, epoch):
             images = runtime.to_device(batch)
-            drawn = torch.rand(len(images), 1, 1, 1, generator=run.generator("exposure")) * (high - low) + low
-            exposure = drawn.to(images)
+            exposure = config.request.draw(images, run.generator("exposure"))
             darkening = parallel(images, exposure)
             if encoder is None:
                 losses = config.loss(images, darkening, exposure)

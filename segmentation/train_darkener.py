@@ -21,9 +21,16 @@ from darkening.curve_estimator import DarkenerSettings, save_darkener
 from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
 from darkening.preview import contact_sheet
 from darkening.starting_point import STARTING_POINT_NAME, initial_darkener
-from darkening.training import DarkenerOptim, DarkenerTraining, obedience, obedience_table, train_darkener
+from darkening.training import (
+    DarkenerOptim,
+    DarkenerTraining,
+    RequestConfig,
+    obedience,
+    obedience_table,
+    train_darkener,
+)
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.config import CommonFlags, replaced, require_range, run_script, to_plain
+from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.report import draw_curves, save_picture
 from minmax.runtime.run import Run, check_run_folder
@@ -48,8 +55,7 @@ class Config(CommonFlags):
     """starting-point (ships with the package), scratch, or the path of a darkener to continue from."""
     features: Literal["normalised", "unnormalised"] = "normalised"
     """What the frozen network is fed: images normalised as it was trained, or raw as in the authors' code."""
-    exposure: tuple[float, float] = (0.0, 0.5)
-    """Range of requested exposures; wider than the one used for adaptation."""
+    request: RequestConfig = field(default_factory=RequestConfig)
     images: StreetConfig = field(default_factory=lambda: StreetConfig(size=(256, 512)))
     """Whole images are shown; crop and scale do not matter here."""
     darkener: DarkenerSettings = field(default_factory=DarkenerSettings)
@@ -60,7 +66,6 @@ class Config(CommonFlags):
     def __post_init__(self) -> None:
         """Refuse values out of range; `init` may be a path as well."""
         super().__post_init__()
-        require_range("--exposure", self.exposure, 0.0, 1.0)
         if self.init not in ("scratch", STARTING_POINT_NAME):
             object.__setattr__(self, "init", str(Path(self.init).expanduser().absolute()))
 
@@ -74,7 +79,7 @@ def main(config: Config) -> Path:
             optim={"epochs": 2, "batch_size": 4, "milestones": (1,)},
             workers=0,
         )
-    recipe = DarkenerTraining(config.exposure, config.loss, config.optim)
+    recipe = DarkenerTraining(config.request, config.loss, config.optim)
     with open_runtime(config.device, config.precision, config.threads) as runtime:
         if runtime.is_main:
             check_run_folder("segmentation", config)

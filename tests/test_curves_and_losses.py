@@ -96,6 +96,15 @@ def test_exposure_loss_averages_channels_and_takes_one_request_per_image():
     assert float(exposure_loss(images, request)) == pytest.approx(0.2**2 / 2)
 
 
+@pytest.mark.parametrize("patch", [0, 1, 2])
+def test_exposure_loss_compares_local_means_with_those_of_a_map(patch):
+    request = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert float(exposure_loss(request.expand(2, 3, 4, 4), request, patch, "log")) == pytest.approx(0, abs=1e-12)
+    shuffled = request.flip(3)  # the same means of whole images, others of their parts
+    found = float(exposure_loss(shuffled.expand(2, 3, 4, 4), request, patch))
+    assert found == pytest.approx(0, abs=1e-12) if patch == 0 else found > 0.01
+
+
 def test_exposure_loss_in_log_space_lets_a_black_picture_come_back():
     black = torch.zeros(1, 3, 4, 4, requires_grad=True)
     exposure_loss(black, torch.full((1, 1, 1, 1), 0.2), 0, "log").backward()

@@ -18,7 +18,7 @@ from darkening.curve_estimator import (
     save_darkener,
 )
 from darkening.starting_point import export, load_starting_point, open_exposure_path
-from darkening.training import DarkenerOptim
+from darkening.training import DarkenerOptim, RequestConfig
 from minmax.runtime.errors import UsageError
 from minmax.scenes import render_labelled
 
@@ -281,3 +281,29 @@ def test_the_learning_rate_warms_up_and_falls_tenfold_at_the_milestones():
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert factors[4:8] == [1.0] * 4
     assert factors[8:] == pytest.approx([0.1] * 4 + [0.01] * 4)
+
+
+def test_requests_are_even_or_follow_the_day_and_never_ask_for_more_than_white():
+    images = torch.full((16, 3, 16, 16), 0.1)
+    images[..., :8] = 0.9  # two cells of 8 pixels
+    even = RequestConfig((0.2, 0.4)).draw(images, torch.Generator().manual_seed(0))
+    assert even.shape == (16, 1, 1, 1) and 0.2 <= float(even.min()) < 0.25 and 0.35 < float(even.max()) <= 0.4
+    follows = RequestConfig((0.2, 0.2), contrast=(1.0, 1.0)).draw(images, torch.Generator().manual_seed(0))
+    assert follows.shape == (16, 1, 16, 16)
+    assert float(follows[0, 0, 0, 0] / follows[0, 0, 0, -1]) == pytest.approx(0.91 / 0.11, rel=1e-3)
+    torch.testing.assert_close(follows.mean(dim=(1, 2, 3)), torch.full((16,), 0.2))
+    steep = RequestConfig((0.5, 0.9), contrast=(2.0, 4.0)).draw(images, torch.Generator().manual_seed(0))
+    assert float(steep.max()) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "flag"),
+    [
+        ({"exposure": (0.5, 0.1)}, "--request.exposure 0.5 0.1"),
+        ({"contrast": (0.0, 5.0)}, "--request.contrast 0.0 5.0"),
+        ({"cell": 0}, "--request.cell 0"),
+    ],
+)
+def test_requests_out_of_range_are_refused(settings, flag):
+    with pytest.raises(UsageError, match=flag):
+        RequestConfig(**settings)
