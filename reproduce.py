@@ -2,12 +2,13 @@
 
     python reproduce.py --data classification/data --recipe paper
     python reproduce.py --data DATA --recipe small --seeds 0 1 2 --rows continued gamma no-similarity full --jobs 2
+    python reproduce.py --task segmentation --data DATA --night NIGHT --recipe small --rows continued gamma full
 
-For each seed it trains a daytime classifier, the darkeners that the rows need, and every row, by the scripts in
-classification/; then it tests each and writes RUNS/comparison.md, mean and spread by day and by night, and .json, with
-every seed and the number by which one may choose (day validation images, as they are and darkened by hand; by another
-hand for `gamma`, so that its number is not comparable). Given again, it goes on where it was stopped, and rows or seeds
-can be added. In the recipe `paper`, rows that only undo a change of ours are the same training as `full`.
+For each seed it trains a daytime model, the darkeners that the rows need, and every row, by the scripts of the task;
+then it tests each and writes RUNS/comparison.md, mean and spread by day and by night, and .json, with every seed and
+the number by which one may choose (day validation images, as they are and darkened by hand; by another hand for
+`gamma`, so that its number is not comparable). Given again, it goes on where it was stopped, and rows or seeds can be
+added. In the recipe `paper`, rows that only undo a change of ours are the same training as `full`.
 """
 
 import json
@@ -15,9 +16,9 @@ import os
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from minmax.runtime.checkpoints import write_atomically
 from minmax.runtime.commands import Commands
@@ -26,6 +27,8 @@ from minmax.runtime.devices import Precision
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.report import markdown_table, recorded, write_json
 
+Task = Literal["classification", "segmentation"]
+RecipeName = Literal["paper", "small"]
 RowName = Literal[
     "continued", "brightness", "gamma", "camera", "no-similarity", "no-byol", "full", "unnormalised", "cosine",
     "two-pass", "two-pass-reestimated", "frozen-statistics", "dark-exposures", "even-exposure",
@@ -75,37 +78,62 @@ class Recipe:
     day: tuple[str, ...]
     darkener: tuple[str, ...]
     adaptation: tuple[str, ...]
+    test: tuple[str, ...] = ()
 
 
-RECIPES: dict[str, Recipe] = {
-    # The defaults of the scripts are the paper's; the daytime model's and the darkener's losses are ours.
-    "paper": Recipe(("--images.size", "224", "--images.evaluation", "native"), (), (), ()),
-    # Photos or scenes of 64 px on a small machine; chosen on day validation images of seed 0.
-    "small": Recipe(
-        ("--images.size", "64"),
-        ("--optim.epochs", "20"),
-        (
-            *("--optim.epochs", "3", "--optim.milestones", "2", "--optim.lr", "3e-4", "--optim.clip", "1"),
-            *("--loss.similarity", "1"),
+# The paper's: the defaults of the scripts; the daytime model's and the darkener's losses are ours. The small ones: for
+# small photos or scenes on a small machine, chosen on day validation images of seed 0.
+RECIPES: dict[Task, dict[RecipeName, Recipe]] = {
+    "classification": {
+        "paper": Recipe(("--images.size", "224", "--images.evaluation", "native"), (), (), ()),
+        "small": Recipe(
+            ("--images.size", "64"),
+            ("--optim.epochs", "20"),
+            (
+                *("--optim.epochs", "3", "--optim.milestones", "2", "--optim.lr", "3e-4", "--optim.clip", "1"),
+                *("--loss.similarity", "1", "--request.contrast", "0", "1.5"),
+            ),
+            (
+                *("--optim.epochs", "6", "--optim.milestones", "4", "5", "--optim.lr", "5e-4"),
+                *("--night.exposure", "0.05", "0.4", "--night.contrast", "0.5", "1.5", "--night.cell", "8"),
+                *("--byol.batch-norm", "joint"),
+            ),
         ),
-        (
-            *("--optim.epochs", "6", "--optim.milestones", "4", "5", "--optim.lr", "5e-4"),
-            *("--night.exposure", "0.05", "0.4", "--night.contrast", "0.5", "1.5", "--byol.batch-norm", "joint"),
+    },
+    "segmentation": {
+        "paper": Recipe((), ("--pretrained",), (), ()),
+        "small": Recipe(
+            ("--images.size", "120", "160"),
+            ("--model", "refinenet_resnet18", "--width", "64", "--optim.epochs", "40", "--optim.lr", "5e-4"),
+            (
+                *("--optim.epochs", "4", "--optim.milestones", "3", "--optim.lr", "3e-4", "--optim.clip", "1"),
+                *("--loss.similarity", "1", "--request.contrast", "0", "1.5"),
+            ),
+            (
+                *("--optim.epochs", "6", "--optim.milestones", "4", "5", "--night.exposure", "0.05", "0.4"),
+                *("--night.contrast", "0.5", "1.5", "--night.cell", "8", "--byol.batch-norm", "joint"),
+            ),
+            ("--classes", "occurring"),
         ),
-    ),
+    },
 }
+ONLY_CLASSIFICATION: tuple[RowName, ...] = ("two-pass-reestimated",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Compare the method with its rivals."""
 
-    data: str = str(REPOSITORY / "classification" / "data")
-    """Folder with train/, val/, test_day/ and test_night/ in class folders, or `scenes` for the built-in data."""
-    recipe: Literal["paper", "small"] = "paper"
-    """paper: 224 px, the paper's schedule; small: 64 px, 20 day epochs and 6 of adaptation."""
-    rows: tuple[RowName, ...] = get_args(RowName)
-    """The rows, beside that of the daytime model."""
+    task: Task = "classification"
+    """Whose scripts."""
+    data: str = ""
+    """Data as the scripts of the task take it, `scenes` for the built-in data; by default where they look for it."""
+    night: tuple[Path, ...] = ()
+    """Night data sets of segmentation; by default those that lie in segmentation/data."""
+    recipe: RecipeName = "paper"
+    """paper: the paper's sizes and schedule; small: 64 or 160 px, 20 or 40 day epochs and 6 of adaptation."""
+    rows: tuple[RowName, ...] = ()
+    """The rows, beside that of the daytime model; by default all that the task has."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; each has a daytime model and darkeners of its own."""
     jobs: int = 1
@@ -124,21 +152,36 @@ class Config:
         require(self.jobs >= 1, "--jobs", self.jobs, "1 or more")
         require(0 < len(self.seeds) == len(set(self.seeds)), "--seeds", self.seeds, "at least one seed, each once")
         require(len(self.rows) == len(set(self.rows)), "--rows", self.rows, "each row once")
+        if self.task == "segmentation":
+            lacking = set(self.rows) & set(ONLY_CLASSIFICATION)
+            require(not lacking, "--rows", self.rows, f"rows that segmentation has; it lacks {', '.join(lacking)}")
+        else:
+            require(not self.night, "--night", self.night, "none: the nights of classification are in its --data")
+
+    @property
+    def chosen_rows(self) -> tuple[RowName, ...]:
+        """The rows as asked for, or all that the task has."""
+        left_out = ONLY_CLASSIFICATION if self.task == "segmentation" else ()
+        return self.rows or tuple(name for name in ROWS if name not in left_out)
 
 
 def main(config: Config) -> None:
     """Train and test every row of every seed, and report."""
     check_settings(config)
-    recipe = RECIPES[config.recipe]
+    recipe = RECIPES[config.task][config.recipe]
     threads = max(1, (os.cpu_count() or 1) // config.jobs) if config.jobs > 1 else 0
-    common = ["--data", config.data, "--device", config.device, "--precision", config.precision, *recipe.common]
+    common = ["--device", config.device, "--precision", config.precision, *recipe.common]
+    common += ["--data", config.data] if config.data else []
     common += ["--threads", str(threads), "--workers", "2" if config.jobs == 1 else "0"]
     commands = Commands(
-        "classification", config.runs, [*common, "--quick"] if config.quick else common, quiet=config.jobs > 1
+        config.task, config.runs, [*common, "--quick"] if config.quick else common, quiet=config.jobs > 1
     )
+    testing = [*recipe.test, *(["--night", *map(str, config.night)] if config.night else [])]
     with ThreadPoolExecutor(config.jobs) as pool:
         try:
-            found = {seed: start_seed(commands, recipe, config.rows, seed, pool) for seed in config.seeds}
+            found = {
+                seed: start_seed(commands, recipe, testing, config.chosen_rows, seed, pool) for seed in config.seeds
+            }
             results = {
                 title: [found[seed][title].result() for seed in config.seeds] for title in found[config.seeds[0]]
             }
@@ -148,8 +191,9 @@ def main(config: Config) -> None:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    table = comparison_table(results)
-    lines = f"{config.data}, recipe {config.recipe}, seeds {' '.join(map(str, config.seeds))}\n\n{table}\n"
+    table = comparison_table(results, config.task)
+    what = config.data or config.task
+    lines = f"{what}, recipe {config.recipe}, seeds {' '.join(map(str, config.seeds))}\n\n{table}\n"
     write_atomically(config.runs / "comparison.md", lambda temporary: temporary.write_text(lines, encoding="utf-8"))
     write_json({"seeds": list(config.seeds), "results": results}, config.runs / "comparison.json")
     print(lines)  # noqa: T201  (the result of the command)
@@ -161,17 +205,40 @@ def check_settings(config: Config) -> None:
     Raises:
         UsageError: names what differs.
     """
-    data = config.data if config.data == "scenes" else str(Path(config.data).expanduser().absolute())
-    now = {"data": data, "recipe": config.recipe, "precision": config.precision, "quick": config.quick}
+    data = config.data if config.data in ("", "scenes") else str(Path(config.data).expanduser().absolute())
+    now = {
+        "task": config.task,
+        "data": data,
+        "recipe": config.recipe,
+        "flags": flags_of(RECIPES[config.task][config.recipe]),
+        "precision": config.precision,
+        "quick": config.quick,
+    }
     path = config.runs / "settings.json"
     before = recorded(now, path)
-    changed = [f"--{name} {before.get(name)}, not {value}" for name, value in now.items() if before.get(name) != value]
+    changed = [
+        f"--{name} {before.get(name)}, not {value}"
+        for name, value in now.items()
+        if name != "flags" and before.get(name) != value
+    ]
+    if not changed and before.get("flags") != now["flags"]:
+        changed = [f"other flags of --recipe {config.recipe}"]
     if changed:
         raise UsageError(f"--runs {config.runs} holds runs of {' and '.join(changed)}; choose another folder")
 
 
+def flags_of(recipe: Recipe) -> dict[str, list[str]]:
+    """The flags of a recipe by script, as they are recorded."""
+    return {script: list(flags) for script, flags in asdict(recipe).items()}
+
+
 def start_seed(
-    commands: Commands, recipe: Recipe, rows: Sequence[RowName], seed: int, pool: ThreadPoolExecutor
+    commands: Commands,
+    recipe: Recipe,
+    testing: Sequence[str],
+    rows: Sequence[RowName],
+    seed: int,
+    pool: ThreadPoolExecutor,
 ) -> dict[str, Future[dict[str, Any]]]:
     """Queue everything of one seed: what others wait for comes first, so that a waiting thread never blocks it."""
 
@@ -184,14 +251,14 @@ def start_seed(
         for name in DARKENERS
         if any(ROWS[row].darkener == name for row in rows)
     }
-    futures = {"daytime model": pool.submit(lambda: commands.test(f"day-{seed}", day.result()))}
+    futures = {"daytime model": pool.submit(lambda: commands.test(f"day-{seed}", day.result(), *testing))}
     for name in rows:
         row = ROWS[name]
 
         def train_and_test(name: RowName = name, row: Row = row) -> dict[str, Any]:
             learned = ("--darkener", str(darkeners[row.darkener].result())) if row.darkener else ()
             checkpoint = _after(day, train, "train.py", name, "last-epoch.pt", *learned, *recipe.adaptation, *row.flags)
-            found = commands.test(f"{name}-{seed}", checkpoint)
+            found = commands.test(f"{name}-{seed}", checkpoint, *testing)
             found["selection"] = last_score(commands.run_of(f"{name}-{seed}"))
             return found
 
@@ -209,16 +276,26 @@ def last_score(run: Path) -> float:
     return float([line["score"] for line in lines if line["kind"] == "validation"][-1])
 
 
-def comparison_table(results: dict[str, list[dict[str, Any]]]) -> str:
-    """Mean and, in brackets, the lowest and highest seed, of top-1 and balanced accuracy in percent."""
-    columns = [(split, kind) for split in ("test_day", "test_night") for kind in ("top1", "balanced")]
-    present = [(split, kind) for split, kind in columns if all(split in found for found in results["daytime model"])]
-    header = ["", *(f"{split.removeprefix('test_')} {kind.replace('top1', 'top-1')}" for split, kind in present)]
+def comparison_table(results: dict[str, list[dict[str, Any]]], task: Task) -> str:
+    """Mean and, in brackets, the lowest and highest seed, in percent.
+
+    Top-1 and balanced accuracy by day and by night, or the mean IoU on each data set.
+    """
+    every = results["daytime model"]
+    if task == "classification":
+        splits = [split for split in ("test_day", "test_night") if all(split in found for found in every)]
+        columns = {
+            f"{split.removeprefix('test_')} {title}": (split, kind)
+            for split in splits
+            for title, kind in (("top-1", "top1"), ("balanced", "balanced"))
+        }
+    else:
+        columns = {f"{name}, mean IoU": (name, "mean_iou") for name, found in every[0].items() if name != "file"}
     rows = [
-        [title, *(_spread([100 * found[split][kind] for found in by_seed]) for split, kind in present)]
+        [title, *(_spread([100 * found[where][kind] for found in by_seed]) for where, kind in columns.values())]
         for title, by_seed in results.items()
     ]
-    return markdown_table(header, rows)
+    return markdown_table(["", *columns], rows)
 
 
 def _spread(values: list[float]) -> str:

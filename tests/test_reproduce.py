@@ -6,12 +6,14 @@ import re
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
 import pytest
 from classification_scripts import SCRIPTS
+from segmentation_scripts import SCRIPTS as SEGMENTATION_SCRIPTS
 from torch import nn
 
 from minmax.byol import MomentumPair, ViewPair
@@ -32,6 +34,7 @@ class Scripts:
         self.failing = set()
         self.shares = {}  # top-1 by day and by night of a run
         self.splits = ("test_day", "test_night")
+        self.task = "classification"
         self.running = self.most_running = 0
         self.lock = threading.Lock()
 
@@ -57,9 +60,12 @@ class Scripts:
             numbers = {split: {"top1": share, "balanced": share / 2} for split, share in by_split}
             given["--output"].mkdir(parents=True, exist_ok=True)
             found = {"results": {"checkpoint": {split: numbers[split] for split in self.splits}}}
+            if self.task == "segmentation":
+                by_set = {name: {"mean_iou": self.shares.get(run, (0.5, 0.5))[0]} for name in ("day", "night")}
+                found = {"results": {"checkpoint": {"file": "best.pt", **by_set}}}
             (given["--output"] / "results.json").write_text(json.dumps(found))
         else:
-            folder = given["--runs"] / "classification" / run
+            folder = given["--runs"] / self.task / run
             folder.mkdir(parents=True, exist_ok=True)
             results = ["best.pt", *(["last-epoch.pt"] if script == "train.py" else [])]
             for name in ("config.yaml", *([] if failed else results)):
@@ -112,15 +118,15 @@ def test_one_job_runs_everything_in_order(reproduce, scripts, tmp_path):
 
 @pytest.mark.parametrize("jobs", [2, 5])
 def test_more_jobs_run_side_by_side_and_none_before_what_it_needs(reproduce, scripts, tmp_path, jobs):
-    config = config_of(reproduce, tmp_path, rows=get_args(reproduce.RowName), seeds=(0, 1), jobs=jobs)
+    config = config_of(reproduce, tmp_path, seeds=(0, 1), jobs=jobs, rows=())
     reproduce.main(config)  # the stand-in looks for the checkpoints that are named
     assert 1 < scripts.most_running <= jobs
-    runs = [*config.rows, "day", *reproduce.DARKENERS]
+    runs = [*reproduce.ROWS, "day", *reproduce.DARKENERS]
     assert sorted(scripts.trained()) == sorted(f"{run}-{seed}" for run in runs for seed in (0, 1))
-    assert sorted(scripts.tested()) == sorted(f"{run}-{seed}" for run in ("day", *config.rows) for seed in (0, 1))
+    assert sorted(scripts.tested()) == sorted(f"{run}-{seed}" for run in ("day", *reproduce.ROWS) for seed in (0, 1))
     for seed in (0, 1):
         ends = [run for _, run in scripts.ended]
-        for row in config.rows:
+        for row in reproduce.ROWS:
             begin = next(i for i, (_, run, _) in enumerate(scripts.started) if run == f"{row}-{seed}")
             assert begin > [run for _, run, _ in scripts.started].index(f"day-{seed}")
         assert ends.index(f"day-{seed}") < ends.index(f"full-{seed}")
@@ -166,10 +172,12 @@ def parsed(reproduce, scripts, tmp_path):
     """The configs that the real scripts make of the flags of a recipe, by script and run."""
 
     def parsed(recipe, **given):
-        config = config_of(reproduce, tmp_path, recipe=recipe, rows=get_args(reproduce.RowName), **given)
+        config = config_of(reproduce, tmp_path, recipe=recipe, rows=(), **given)
+        scripts.task = config.task
         reproduce.main(config)
+        modules = {"classification": SCRIPTS, "segmentation": SEGMENTATION_SCRIPTS}[config.task]
         return {
-            (script, run.removesuffix("-0")): parse_flags(SCRIPTS[Path(script).stem].Config, None, flags)
+            (script, run.removesuffix("-0")): parse_flags(modules[Path(script).stem].Config, None, flags)
             for script, run, flags in scripts.started
         }
 
@@ -212,10 +220,27 @@ def test_the_scripts_accept_the_flags_of_every_row_and_mean_them(reproduce, pars
     }
 
 
-def test_no_two_rows_of_the_small_recipe_are_the_same(reproduce, parsed):
-    configs = [to_plain(config) for (script, _), config in parsed("small").items() if script == "train.py"]
+@pytest.mark.parametrize("recipe", ["paper", "small"])
+def test_the_scripts_of_segmentation_accept_their_flags_too(reproduce, parsed, recipe):
+    found = parsed(recipe, task="segmentation", data="streets", night=(Path("dusk"), Path("dark")))
+    rows = {run: config for (script, run), config in found.items() if script == "train.py"}
+    assert set(rows) == set(reproduce.ROWS) - {"two-pass-reestimated"}
+    tests = [config for (script, _), config in found.items() if script == "test.py"]
+    assert len(tests) == len(rows) + 1
+    assert all((config.data, config.night) == ("streets", (Path("dusk"), Path("dark"))) for config in tests)
+    assert {config.images.size for config in [*rows.values(), *tests]} == {
+        (512, 1024) if recipe == "paper" else (120, 160)
+    }
+    assert {config.classes for config in tests} == {"all" if recipe == "paper" else "occurring"}
+
+
+@pytest.mark.parametrize(("task", "count"), [("classification", 14), ("segmentation", 13)])
+def test_no_two_rows_of_the_small_recipe_are_the_same(parsed, task, count):
+    data = "scenes" if task == "classification" else "streets"
+    found = parsed("small", task=task, data=data)
+    configs = [to_plain(config) for (script, _), config in found.items() if script == "train.py"]
     different = {json.dumps({**config, "name": ""}, sort_keys=True) for config in configs}
-    assert len(configs) == len(different) == len(reproduce.ROWS)
+    assert len(configs) == len(different) == count
 
 
 def test_the_rows_compare_features_by_what_their_titles_say(parsed):
@@ -231,15 +256,17 @@ def test_every_row_and_recipe_can_be_named(reproduce):
     assert set(get_args(reproduce.RowName)) == set(reproduce.ROWS)
     assert set(get_args(reproduce.DarkenerName)) == set(reproduce.DARKENERS)
     assert len({row.title for row in reproduce.ROWS.values()} | {"daytime model"}) == len(reproduce.ROWS) + 1
-    for recipe in reproduce.RECIPES:
-        assert parse_flags(reproduce.Config, None, ["--recipe", recipe]).recipe == recipe
+    assert set(get_args(reproduce.Task)) == set(reproduce.RECIPES)
+    for recipes in reproduce.RECIPES.values():
+        assert set(recipes) == set(get_args(reproduce.RecipeName))
 
 
 def test_the_commands_of_the_help_text_are_accepted(reproduce):
     lines = re.findall(r"^    python reproduce.py (.*)$", reproduce.__doc__, re.MULTILINE)
-    first, second = (parse_flags(reproduce.Config, None, line.split()) for line in lines)
-    assert (first.recipe, first.seeds, set(first.rows)) == ("paper", (0, 1, 2), set(reproduce.ROWS))
+    first, second, third = (parse_flags(reproduce.Config, None, line.split()) for line in lines)
+    assert (first.recipe, first.seeds, set(first.chosen_rows)) == ("paper", (0, 1, 2), set(reproduce.ROWS))
     assert (second.recipe, second.jobs, second.rows) == ("small", 2, ("continued", "gamma", "no-similarity", "full"))
+    assert (third.task, third.night, third.rows) == ("segmentation", (Path("NIGHT"),), ("continued", "gamma", "full"))
 
 
 @pytest.mark.parametrize(
@@ -249,6 +276,11 @@ def test_the_commands_of_the_help_text_are_accepted(reproduce):
         ({"seeds": ()}, "--seeds : expected at least one seed, each once"),
         ({"seeds": (1, 0, 1)}, "--seeds 1 0 1: expected at least one seed, each once"),
         ({"rows": ("full", "full")}, "--rows full full: expected each row once"),
+        (
+            {"task": "segmentation", "rows": ("full", "two-pass-reestimated")},
+            "--rows full two-pass-reestimated: expected rows that segmentation has; it lacks two-pass-reestimated",
+        ),
+        ({"night": (Path("dusk"),)}, "--night dusk: expected none: the nights of classification are in its --data"),
     ],
 )
 def test_bad_flags_are_refused(reproduce, tmp_path, flags, message):
@@ -276,6 +308,14 @@ def test_runs_of_other_settings_never_enter_a_table(reproduce, scripts, tmp_path
     expected = f"--runs {runs} holds runs of {message.format(here=tmp_path)}; choose another folder"
     assert str(caught.value) == expected
     assert scripts.started == [] and (runs / "comparison.md").read_text() == table
+
+
+def test_runs_of_an_earlier_recipe_never_enter_a_table(reproduce, scripts, tmp_path, monkeypatch):
+    reproduce.main(config_of(reproduce, tmp_path))
+    changed = replace(reproduce.RECIPES["classification"]["small"], day=("--optim.epochs", "21"))
+    monkeypatch.setitem(reproduce.RECIPES["classification"], "small", changed)
+    with pytest.raises(UsageError, match="holds runs of other flags of --recipe small; choose another folder"):
+        reproduce.main(config_of(reproduce, tmp_path))
 
 
 # ------------------------------------------------------------------------------------------ what is reported
@@ -313,6 +353,17 @@ def test_one_seed_has_no_range_and_a_missing_split_no_column(reproduce, scripts,
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert rows[0] == ["", "night top-1", "night balanced"]
     assert rows[2:] == [["daytime model", "62.5", "31.2"], ["gamma night", "50.0", "25.0"]]
+
+
+def test_segmentation_reports_the_mean_iou_on_each_data_set(reproduce, scripts, tmp_path):
+    scripts.task, scripts.shares = "segmentation", {"day-0": (0.25, 0)}
+    reproduce.main(config_of(reproduce, tmp_path, task="segmentation", data="", rows=("gamma",)))
+    head, table = (tmp_path / "comparison.md").read_text().split("\n\n")
+    assert head == "segmentation, recipe small, seeds 0"
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert rows[0] == ["", "day, mean IoU", "night, mean IoU"]
+    assert rows[2:] == [["daytime model", "25.0", "25.0"], ["gamma night", "50.0", "50.0"]]
+    assert not any("--data" in flags for _, _, flags in scripts.started)
 
 
 # ------------------------------------------------------------------------------------------ when something fails
@@ -364,7 +415,7 @@ def test_control_c_cancels_the_queue_and_waits_for_what_runs(reproduce, tmp_path
         begun.wait()
         raise KeyboardInterrupt
 
-    def start_seed(commands, recipe, rows, seed, pool):
+    def start_seed(commands, recipe, testing, rows, seed, pool):
         pool.submit(lambda: (begun.set(), time.sleep(0.1), done.append("running")))
         pool.submit(done.append, "queued")
         return {"daytime model": SimpleNamespace(result=interrupted)}
