@@ -24,6 +24,7 @@ from minmax.runtime.config import CommonFlags, read_yaml, to_plain, write_yaml
 from minmax.runtime.devices import Runtime
 from minmax.runtime.environment import write_environment
 from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.exclusive import claim
 from minmax.runtime.seeding import generator_for, seed_globally
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class Run:
     `pictures/`. Only the main process writes.
 
     Raises:
-        UsageError: as `check_run_folder`, or when the folder cannot be made.
+        UsageError: as `check_run_folder`, or when the folder cannot be made or another process trains in it.
     """
 
     def __init__(self, task: str, config: CommonFlags, runtime: Runtime, data_fingerprint: str = "") -> None:
@@ -128,7 +129,8 @@ class Run:
             raise UsageError(f"cannot create the run {self.directory}: {error}") from error
 
     def __enter__(self) -> Self:
-        """Start logging to the folder and listen for SIGTERM and Ctrl-C."""
+        """Claim the folder, start logging to it and listen for SIGTERM and Ctrl-C."""
+        self._lock = claim(self.directory) if self.runtime.is_main else None
         logging.getLogger().addHandler(self._handler)
         self._former_handlers = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
         log.info("%s", self.directory)
@@ -147,6 +149,8 @@ class Run:
             signal.signal(number, handler)
         logging.getLogger().removeHandler(self._handler)
         self._handler.close()
+        if self._lock is not None:
+            self._lock.release()
         if self._writer is not None:
             self._writer.close()
 
