@@ -75,6 +75,8 @@ class Recipe:
     """Flags that all rows share, by script."""
 
     common: tuple[str, ...]
+    size: tuple[str, ...]
+    """Of --images.size; none where the scripts' own differ."""
     day: tuple[str, ...]
     darkener: tuple[str, ...]
     adaptation: tuple[str, ...]
@@ -85,9 +87,10 @@ class Recipe:
 # small photos or scenes on a small machine, chosen on day validation images of seed 0.
 RECIPES: dict[Task, dict[RecipeName, Recipe]] = {
     "classification": {
-        "paper": Recipe(("--images.size", "224", "--images.evaluation", "native"), (), (), ()),
+        "paper": Recipe(("--images.evaluation", "native"), ("224",), (), (), ()),
         "small": Recipe(
-            ("--images.size", "64"),
+            (),
+            ("64",),
             ("--optim.epochs", "20"),
             (
                 *("--optim.epochs", "3", "--optim.milestones", "2", "--optim.lr", "3e-4", "--optim.clip", "1"),
@@ -101,9 +104,10 @@ RECIPES: dict[Task, dict[RecipeName, Recipe]] = {
         ),
     },
     "segmentation": {
-        "paper": Recipe((), ("--pretrained",), (), ()),
+        "paper": Recipe((), (), ("--pretrained",), (), ()),
         "small": Recipe(
-            ("--images.size", "120", "160"),
+            (),
+            ("120", "160"),
             ("--model", "refinenet_resnet18", "--width", "64", "--optim.epochs", "40", "--optim.lr", "5e-4"),
             (
                 *("--optim.epochs", "4", "--optim.milestones", "3", "--optim.lr", "3e-4", "--optim.clip", "1"),
@@ -117,6 +121,8 @@ RECIPES: dict[Task, dict[RecipeName, Recipe]] = {
         ),
     },
 }
+SQUARE = ("96", "96")
+"""Size of the built-in scenes in segmentation, whatever the recipe."""
 ONLY_CLASSIFICATION: tuple[RowName, ...] = ("two-pass-reestimated",)
 
 
@@ -172,6 +178,8 @@ def main(config: Config) -> None:
     threads = max(1, (os.cpu_count() or 1) // config.jobs) if config.jobs > 1 else 0
     common = ["--device", config.device, "--precision", config.precision, *recipe.common]
     common += ["--data", config.data] if config.data else []
+    size = SQUARE if (config.task, config.data) == ("segmentation", "scenes") else recipe.size
+    common += ["--images.size", *size] if size else []
     common += ["--threads", str(threads), "--workers", "2" if config.jobs == 1 else "0"]
     commands = Commands(
         config.task, config.runs, [*common, "--quick"] if config.quick else common, quiet=config.jobs > 1

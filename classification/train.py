@@ -28,6 +28,7 @@ from darkening.night_view import NightConfig, NightView, build_night_view
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.photometric_jitter import jitter
 from minmax.runtime.batches import epoch_loader
+from minmax.runtime.checkpoints import file_digest, joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.errors import UsageError
@@ -138,7 +139,11 @@ def main(config: Config) -> Path:
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, config.optim.milestones)
         parallel = runtime.parallel(pair)
 
-        with Run("classification", config, runtime, training.fingerprint()) as run:
+        used = {"training": training.fingerprint(), "validation": validation.fingerprint()}
+        if config.darkener:
+            used["--darkener"] = file_digest(config.darkener)
+
+        with Run("classification", config, runtime, joint_fingerprint(used)) as run:
             run.restore(pair=pair, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
             for epoch in run.epochs(config.optim.epochs):
                 pair.train()

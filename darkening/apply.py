@@ -6,7 +6,6 @@ Finished files are skipped when the same command is given again. Each image's ex
 on its path below the input alone, so an interrupted run ends with the files that an uninterrupted one would have made.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -27,6 +26,7 @@ from darkening.pictures import (
     write_picture,
 )
 from darkening.starting_point import STARTING_POINT_NAME, load_darkener_or_starting_point
+from minmax.runtime.checkpoints import file_digest
 from minmax.runtime.config import from_plain, require, run_script, to_plain
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import RunError, UsageError
@@ -48,6 +48,8 @@ class Config:
     darkener: str = STARTING_POINT_NAME
     """A darkener checkpoint, or `starting-point` for the one that ships with the package."""
     night: NightConfig = field(default_factory=NightConfig)
+    size: tuple[int, int] | None = None
+    """Height and width that images are brought to before they are darkened; by default they keep theirs."""
     seed: int = 0
     """Seed of exposures and noise."""
     skip_corrupt: bool = False
@@ -60,13 +62,15 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         require(self.workers >= 0, "--workers", self.workers, "0 or more")
+        if self.size is not None:
+            require(min(self.size) >= 8, "--size", self.size, "two numbers, 8 or more each")
 
 
 class PictureFiles(Dataset[tuple[Path, torch.Tensor | str]]):
-    """Decoded files, or the reason why one cannot be decoded."""
+    """Decoded files, brought to a size if one is given, or the reason why one cannot be decoded."""
 
-    def __init__(self, files: list[Path]) -> None:
-        self.files = files
+    def __init__(self, files: list[Path], size: tuple[int, int] | None = None) -> None:
+        self.files, self.size = files, size
 
     def __len__(self) -> int:
         """Number of files."""
@@ -76,7 +80,7 @@ class PictureFiles(Dataset[tuple[Path, torch.Tensor | str]]):
         """File and pixels, uint8 `(3, H, W)`; or file and reason."""
         file = self.files[index]
         try:
-            return file, decode_picture(file)
+            return file, decode_picture(file, self.size)
         except DECODING_ERRORS as error:
             return file, str(error) or type(error).__name__
 
@@ -95,7 +99,9 @@ def main(config: Config) -> None:
         darkener = load_darkener_or_starting_point(config.darkener) if wanted else None
         view = build_night_view(config.night, darkener, runtime)
         _refuse_other_settings(config)
-        loader = DataLoader(PictureFiles(left), batch_size=None, num_workers=min(config.workers, len(left)))
+        loader = DataLoader(
+            PictureFiles(left, config.size), batch_size=None, num_workers=min(config.workers, len(left))
+        )
         for file, pixels in tqdm(loader, desc="darkening", unit="image", disable=None):
             if isinstance(pixels, str):
                 bad.append(f"{file}: {pixels}")
@@ -112,12 +118,12 @@ def main(config: Config) -> None:
 
 
 def read_night_settings(folder: Path) -> NightConfig:
-    """What darkened a folder, or any folder above it: the record that `main` keeps beside its images.
+    """What darkened a folder: the record that `main` keeps there, or up to two folders above a part of its output.
 
     Raises:
         UsageError: when there is no such record.
     """
-    for place in (folder, *folder.absolute().parents):
+    for place in (folder, *folder.absolute().parents[:2]):
         if (place / SETTINGS_FILE).is_file():
             record = place / SETTINGS_FILE
             try:
@@ -135,8 +141,9 @@ def _refuse_other_settings(config: Config) -> None:
     darkener = Path(config.darkener)
     now = {
         "night": to_plain(config.night),
+        "size": to_plain(config)["size"],
         "seed": config.seed,
-        "darkener": hashlib.sha256(darkener.read_bytes()).hexdigest() if darkener.is_file() else config.darkener,
+        "darkener": file_digest(darkener) if darkener.is_file() else config.darkener,
     }
     before = recorded(now, config.output / SETTINGS_FILE)
     changed = [name for name in now if before.get(name) != now[name]]

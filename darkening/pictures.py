@@ -1,5 +1,6 @@
 """Picture files in and out."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,12 @@ _WRITTEN_AS = {".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff"}
 _OPTIONS = {"jpeg": {"quality": 95, "subsampling": 0}}
 
 
+def files_below(folder: Path, ending: str | tuple[str, ...]) -> list[Path]:
+    """All files with an ending (any case) below a folder, links to folders followed, sorted."""
+    found = [Path(place) / name for place, _, names in os.walk(folder, followlinks=True) for name in names]
+    return sorted(file for file in found if file.name.lower().endswith(ending) and file.is_file())
+
+
 def find_pictures(source: Path) -> list[Path]:
     """The picture file itself, or all below a folder, sorted.
 
@@ -31,16 +38,25 @@ def find_pictures(source: Path) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise UsageError(f"no file or folder {source}")
-    found = sorted(p for p in source.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
+    found = files_below(source, tuple(PICTURE_SUFFIXES))
     if not found:
         raise UsageError(f"no pictures below {source} ({', '.join(sorted(PICTURE_SUFFIXES))})")
     return found
 
 
-def decode_picture(file: Path) -> Tensor:
-    """Decode a file to uint8 RGB `(3, H, W)`; one of DECODING_ERRORS when it is broken."""
-    with Image.open(file) as image:
-        pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+def decode_picture(file: Path, size: tuple[int, int] | None = None, upright: bool = True) -> Tensor:
+    """Decode a file to uint8 RGB `(3, H, W)`; one of DECODING_ERRORS when it is broken.
+
+    Args:
+        file: the picture.
+        size: height and width to resize to, by Lanczos; None keeps its own.
+        upright: turn it as its EXIF entry says; off where a label for each pixel lies in a file of its own.
+    """
+    with Image.open(file) as opened:
+        image = (ImageOps.exif_transpose(opened) if upright else opened).convert("RGB")
+    if size is not None and (image.height, image.width) != size:
+        image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    pixels = np.array(image)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

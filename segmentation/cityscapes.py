@@ -16,10 +16,10 @@ from street_images import (
     StreetFiles,
     StreetImages,
     check_files,
-    files_below,
 )
 from torchvision.datasets import Cityscapes
 
+from darkening.pictures import files_below
 from minmax.runtime.config import REPOSITORY, require
 from minmax.runtime.errors import UsageError
 

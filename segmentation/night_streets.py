@@ -1,14 +1,17 @@
 """Night images for reporting: Nighttime Driving, Dark Zurich, or Cityscapes' layout, told apart by their folders."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from cityscapes import find_cityscapes, pair_up
-from street_images import QUICK_IMAGES, StreetFile, StreetFiles, check_files, files_below
+from street_images import QUICK_IMAGES, StreetFile, StreetFiles, check_files
 
+from darkening.pictures import files_below
 from minmax.runtime.config import REPOSITORY
 from minmax.runtime.errors import UsageError
 
+log = logging.getLogger(__name__)
 DEFAULT_FOLDER = Path(__file__).resolve().parent / "data"
 DEFAULT_NAMES = ("NighttimeDrivingTest", "Dark_Zurich_val_anon", "Dark_Zurich_test_anon_withoutGt")
 
@@ -37,10 +40,12 @@ def open_night(root: Path, quick: bool = False, cache: Path = REPOSITORY / "runs
         DARK_ZURICH_TEST: _dark_zurich_test,
         CITYSCAPES: lambda root: find_cityscapes(root, "val", is_night=True),
     }
-    for folder, opener in openers.items():
-        if (root / folder).is_dir():
-            images = opener(root)
-            return check_files(images.subset(QUICK_IMAGES) if quick else images, cache / "checked")
+    found = [folder for folder in openers if (root / folder).is_dir()]
+    if found:
+        for folder in found[1:]:
+            log.warning("--night %s: %s is passed over for %s; give it a root of its own", root, folder, found[0])
+        images = openers[found[0]](root)
+        return check_files(images.subset(QUICK_IMAGES) if quick else images, cache / "checked")
     known = ", ".join(f"{folder}/" for folder in openers)
     there = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) if root.is_dir() else "no such folder"
     raise UsageError(

@@ -1,5 +1,6 @@
 """Segmentation networks as task networks: RefineNet and DeepLabV3 over backbones of torchvision or timm, and files."""
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from minmax.runtime.errors import UsageError
 from minmax.similarity import at_least_float32
 from minmax.task_network import InputNormalization, LayeredEncoder, TaskNetwork
 
+log = logging.getLogger(__name__)
 CHECKPOINT_FORMAT = "similarity-minmax/segmenter"
 TIMM = "timm/"
 STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -128,17 +130,22 @@ def _width(stage: nn.Module) -> int:
 class PyramidEncoder(nn.Module):
     """The last four maps of a timm backbone; those of one that keeps channels last are turned.
 
+    Args:
+        name: of the backbone in timm.
+        pretrained: load its published weights.
+        options: of timm beside these.
+
     Raises:
         UsageError: when it does not give four maps.
     """
 
-    def __init__(self, name: str, pretrained: bool) -> None:
+    def __init__(self, name: str, pretrained: bool, **options: Any) -> None:
         super().__init__()
         self.normalization = InputNormalization.imagenet()
         published = timm.get_pretrained_cfg(name)
         if published is not None:
             self.normalization = InputNormalization(published.mean, published.std)
-        body: Any = timm.create_model(name, features_only=True, pretrained=pretrained)
+        body: Any = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
         self.body = body
         self.widths: list[int] = body.feature_info.channels()[-4:]
         with torch.no_grad():
@@ -164,14 +171,18 @@ def _timm_encoder(name: str, pretrained: bool) -> tuple[nn.Module, list[int]]:
         raise UsageError(
             f"--pretrained: timm publishes no weights of {name}; choose another backbone, or drop the flag"
         )
+    unusable = (AssertionError, AttributeError, RuntimeError, TypeError, ValueError)
     try:
         encoder = PyramidEncoder(name, pretrained)
-    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"--model refinenet_timm/{name}: this backbone gives no maps of images of any size ({reason}); "
-            "choose a convolutional one, such as convnext_tiny"
-        ) from error
+    except unusable as error:
+        try:  # windowed transformers take images of any size only when told to
+            encoder = PyramidEncoder(name, pretrained, strict_img_size=False)
+        except unusable:
+            reason = " ".join(str(error).split())[:200]
+            raise UsageError(
+                f"--model refinenet_timm/{name}: this backbone gives no maps of images of any size ({reason}); "
+                "choose another one, such as convnext_tiny"
+            ) from error
     return encoder, encoder.widths
 
 
@@ -214,7 +225,7 @@ def save_segmenter(
     save_network(network, settings, CHECKPOINT_FORMAT, path, config)
 
 
-def load_segmenter(path: Path) -> tuple[TaskNetwork, SegmenterSettings]:
+def load_segmenter(path: Path, size: Sequence[int] | None = None) -> tuple[TaskNetwork, SegmenterSettings]:
     """Rebuild a segmentation network from a checkpoint of this project, of the authors, or of torchvision's DeepLabV3.
 
     - Ours (`save_segmenter`) carries what rebuilds it.
@@ -223,11 +234,19 @@ def load_segmenter(path: Path) -> tuple[TaskNetwork, SegmenterSettings]:
 
     The last two tell backbone and sizes by their tensors; the parts of them that only training needs are left out.
 
+    Args:
+        path: the checkpoint.
+        size: height and width that images will be brought to; another than the network was trained at is warned of.
+
     Raises:
         UsageError: when the file is missing, unreadable, none of these, or does not fit.
     """
     payload = load_checkpoint(path)
     if payload.get("format") == CHECKPOINT_FORMAT:
+        trained = (payload.get("config") or {}).get("images", {}).get("size")
+        if size is not None and trained is not None and list(trained) != list(size):
+            typed = " ".join(map(str, trained))
+            log.warning("%s was trained at --images.size %s, not %s", path, typed, " ".join(map(str, size)))
         return rebuild_network(payload, SegmenterSettings, build_segmenter, path)
     weights = {
         name: tensor for name, tensor in find_weights(payload, path).items() if not name.startswith(_TRAINING_PARTS)

@@ -1,7 +1,6 @@
 """Street images with a class for every pixel: files on disk and built-in scenes under one interface."""
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 from street_labels import to_train_ids
 from torch import Tensor
 
-from darkening.pictures import DECODING_ERRORS, listed_below
+from darkening.pictures import DECODING_ERRORS, decode_picture, listed_below
 from minmax.runtime.checked import find_problems
 from minmax.runtime.errors import RunError, UsageError
 from minmax.scenes import HELD_OUT_NIGHT, render_segmented
@@ -83,7 +82,7 @@ class StreetFiles(StreetImages):
         """One image and its labels; RunError when a file has vanished or broken since it was checked."""
         file = self.files[index]
         try:
-            image = read_image(file.image, size)
+            image = decode_picture(file.image, size, upright=False)
             return Street(image, None if file.labels is None else read_labels(file.labels, label_size))
         except DECODING_ERRORS as error:
             raise RunError(f"cannot read {file.image} or its labels any more: {error}") from error
@@ -101,9 +100,10 @@ class StreetFiles(StreetImages):
         return digest.hexdigest()[:16]
 
     def subset(self, count: int) -> "StreetFiles":
-        """About `count` images, evenly spread."""
-        every = max(1, len(self) // count)
-        return StreetFiles(self.title, self.root, self.files[::every], self.is_night)
+        """At most `count` images, evenly spread."""
+        count = min(count, len(self))
+        chosen = [self.files[i * len(self) // count] for i in range(count)]
+        return StreetFiles(self.title, self.root, chosen, self.is_night)
 
 
 class SceneStreets(StreetImages):
@@ -133,12 +133,6 @@ class SceneStreets(StreetImages):
         return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()[:16]
 
 
-def read_image(file: Path, size: Size | None = None) -> Tensor:
-    """Decode a file to uint8 RGB `(3, H, W)`, resized by Lanczos; one of DECODING_ERRORS when it is broken."""
-    with Image.open(file) as image:
-        return _resized(image.convert("RGB"), size, Image.Resampling.LANCZOS)
-
-
 def read_labels(file: Path, size: Size | None = None) -> Tensor:
     """Decode label ids to train ids, uint8 `(H, W)`, resized to the nearest pixel.
 
@@ -152,12 +146,6 @@ def read_labels(file: Path, size: Size | None = None) -> Tensor:
     return _nearest(Image.fromarray(train_ids), size)
 
 
-def files_below(folder: Path, ending: str | tuple[str, ...]) -> list[Path]:
-    """All files with an ending (any case) below a folder, links to folders followed, sorted."""
-    found = [Path(place) / name for place, _, names in os.walk(folder, followlinks=True) for name in names]
-    return sorted(file for file in found if file.name.lower().endswith(ending))
-
-
 def check_files(images: StreetFiles, records: Path) -> StreetFiles:
     """Decode every file once, or find the record of an earlier time.
 
@@ -169,7 +157,7 @@ def check_files(images: StreetFiles, records: Path) -> StreetFiles:
     def problem(file: StreetFile) -> str | None:
         where = file.image
         try:
-            image = read_image(file.image)
+            image = decode_picture(file.image, upright=False)
             if file.labels is None:
                 return None
             where = file.labels

@@ -1,7 +1,6 @@
 """The zip that Dark Zurich's evaluation server takes (https://codalab.lisn.upsaclay.fr/competitions/3783)."""
 
 import io
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,13 @@ LABELS, LABELS_WITH_INVALID, CONFIDENCE = "labelTrainIds", "labelTrainIds_invali
 
 
 def write_submission(
-    network: nn.Module, images: StreetImages, size: Size, runtime: Runtime, target: Path, workers: int = 0
+    network: nn.Module,
+    images: StreetImages,
+    size: Size,
+    runtime: Runtime,
+    target: Path,
+    batch_size: int = 4,
+    workers: int = 0,
 ) -> None:
     """Predict every image and write three folders of PNG files, named as the images, into a zip.
 
@@ -36,25 +41,27 @@ def write_submission(
         size: what images are brought to for the network; predictions are then brought to 1080x1920, nearest pixel.
         runtime: the devices.
         target: the zip, written whole or not at all.
+        batch_size: images per forward pass.
         workers: processes that decode.
 
     Raises:
-        RunError: when the disk is full or the folder cannot be written.
+        RunError: when two images have the same name, the disk is full or the folder cannot be written.
     """
-    with tempfile.TemporaryFile(dir=target.parent) as file:
-        try:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed already
-                for street, logits in predict(network, images, size, runtime, workers=workers):
-                    confidence, prediction = (found.cpu().numpy() for found in logits[:VOID].softmax(dim=0).max(dim=0))
-                    name = Path(images.name(street.position)).with_suffix(".png").name
-                    label_map = _full_size_png(prediction.astype(np.uint8))
-                    archive.writestr(f"{LABELS}/{name}", label_map)
-                    archive.writestr(f"{LABELS_WITH_INVALID}/{name}", label_map)
-                    archive.writestr(f"{CONFIDENCE}/{name}", _full_size_png(_two_bytes(confidence)))
-            file.seek(0)
-        except OSError as error:
-            raise RunError(f"could not write {target}: {error}; free some space or choose another folder") from error
-        write_atomically(target, lambda temporary: temporary.write_bytes(file.read()))
+    names = [Path(images.name(index)).with_suffix(".png").name for index in range(len(images))]
+    if len(set(names)) < len(names):
+        raise RunError(f"{images.title} holds images of the same name, which the zip has one place for")
+
+    def write_zip(temporary: Path) -> None:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed already
+            for street, logits in predict(network, images, size, runtime, batch_size=batch_size, workers=workers):
+                confidence, prediction = (found.cpu().numpy() for found in logits[:VOID].softmax(dim=0).max(dim=0))
+                name = names[street.position]
+                label_map = _full_size_png(prediction.astype(np.uint8))
+                archive.writestr(f"{LABELS}/{name}", label_map)
+                archive.writestr(f"{LABELS_WITH_INVALID}/{name}", label_map)
+                archive.writestr(f"{CONFIDENCE}/{name}", _full_size_png(_two_bytes(confidence)))
+
+    write_atomically(target, write_zip)
 
 
 def _two_bytes(confidence: NDArray[np.float32]) -> NDArray[np.uint16]:

@@ -13,8 +13,6 @@ from street_images import (
     StreetFiles,
     StreetImages,
     check_files,
-    files_below,
-    read_image,
     refuse_night,
 )
 from street_labels import VOID
@@ -25,7 +23,7 @@ from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import Image as ImageTensor
 from torchvision.tv_tensors import Mask
 
-from darkening.pictures import DECODING_ERRORS, PICTURE_SUFFIXES
+from darkening.pictures import DECODING_ERRORS, PICTURE_SUFFIXES, decode_picture, files_below
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.seeding import derive_seed
 
@@ -88,22 +86,24 @@ class TrainingStreets(Dataset[StreetViews]):
     def _darkened(self, index: int) -> Tensor:
         assert self.darkened is not None
         try:
-            return read_image(self.darkened[index], self.size)
+            return decode_picture(self.darkened[index], self.size)
         except DECODING_ERRORS as error:
             raise RunError(f"cannot read {self.darkened[index]}: {error}") from error
 
 
-def find_darkened(images: StreetImages, folder: Path, cache: Path, quick: bool = False) -> list[Path]:
+def find_darkened(images: StreetImages, folder: Path, size: Size, cache: Path, quick: bool = False) -> list[Path]:
     """The files of a folder made by `python -m darkening.apply`, one for each image and of the same name.
 
     Args:
         images: the day images.
         folder: their darkened copies, with any folders below it.
+        size: what images are brought to; the copies may have it already.
         cache: folder for the record of which files were checked.
         quick: `images` are a few of those that were darkened.
 
     Raises:
-        UsageError: names a file that is missing, surplus, there twice, broken, or of another size than its day image.
+        UsageError: names a file that is missing, surplus, there twice, broken, or of neither its day image's size nor
+            `size`.
     """
     if not isinstance(images, StreetFiles):
         raise UsageError(
@@ -111,12 +111,19 @@ def find_darkened(images: StreetImages, folder: Path, cache: Path, quick: bool =
         )
     if not folder.is_dir():
         raise UsageError(f"--darkened {folder}: no such folder; make it with python -m darkening.apply")
+    day: dict[str, Path] = {}
+    for street in images.files:
+        if street.image.name in day:
+            raise UsageError(
+                f"--darkened pairs by file name, and two day images have the same: {day[street.image.name]} and "
+                f"{street.image}; rename one, or name a --darkener instead"
+            )
+        day[street.image.name] = street.image
     found: dict[str, Path] = {}
     for file in files_below(folder, tuple(PICTURE_SUFFIXES)):
         if file.name in found:
             raise UsageError(f"--darkened {folder}: {file.name} is there twice, {found[file.name]} and {file}")
         found[file.name] = file
-    day = {file.image.name: file.image for file in images.files}
     missing, surplus = sorted(day.keys() - found.keys()), sorted(found.keys() - day.keys())
     if missing:
         raise UsageError(f"--darkened {folder}: lacks {len(missing)} of {len(day)} images: {', '.join(missing[:3])}")
@@ -125,16 +132,24 @@ def find_darkened(images: StreetImages, folder: Path, cache: Path, quick: bool =
             f"--darkened {folder}: holds {len(surplus)} files that are no training image: {', '.join(surplus[:3])}"
         )
     files = [found[name] for name in day]
+    for original, file in zip(day.values(), files, strict=True):
+        try:
+            sizes = [_size_in_header(picture) for picture in (original, file)]
+        except DECODING_ERRORS:
+            continue  # named below, with all others that are broken
+        if sizes[1] not in (sizes[0], f"{size[1]}x{size[0]}"):
+            raise UsageError(
+                f"--darkened {folder}: {file.name} is {sizes[1]}, its day image {sizes[0]}; expected that, or the "
+                f"{size[1]}x{size[0]} of --images.size"
+            )
     copies = StreetFiles("darkened images", folder, [StreetFile(file, None) for file in files], is_night=False)
     check_files(copies, cache / "checked")
-    for original, file in zip(day.values(), files, strict=True):
-        sizes = []
-        for picture in (original, file):
-            with Image.open(picture) as image:  # reads the header only
-                sizes.append(f"{image.width}x{image.height}")
-        if sizes[0] != sizes[1]:
-            raise UsageError(f"--darkened {folder}: {file.name} is {sizes[1]}, its day image {sizes[0]}")
     return files
+
+
+def _size_in_header(file: Path) -> str:
+    with Image.open(file) as image:  # decodes nothing
+        return f"{image.width}x{image.height}"
 
 
 class WholeStreet(NamedTuple):

@@ -75,7 +75,9 @@ def main(config: Config) -> dict[str, dict[str, StreetScore]]:
     """Measure, report, and return the scores by checkpoint (`before`, `checkpoint`) and data set."""
     paths = {"before": config.before, "checkpoint": config.checkpoint}
     with open_runtime(config.device, config.precision, config.threads) as runtime:
-        networks = {name: load_segmenter(path)[0] for name, path in paths.items() if path is not None}
+        networks = {
+            name: load_segmenter(path, config.images.size)[0] for name, path in paths.items() if path is not None
+        }
         sets = open_sets(config)
         output = config.open_output(config.checkpoint)
         words = {"before": "before", "checkpoint": "after"} if "before" in networks else {"checkpoint": "prediction"}
@@ -84,7 +86,9 @@ def main(config: Config) -> dict[str, dict[str, StreetScore]]:
             if images.load(0).labels is None:
                 target = output / f"{file_name(title)}-submission.zip"
                 network = runtime.place(networks["checkpoint"])
-                write_submission(network, images, config.images.size, runtime, target, config.workers)
+                write_submission(
+                    network, images, config.images.size, runtime, target, config.batch_size, config.workers
+                )
                 log.info("%s has no labels here; its evaluation server takes %s", title, target)
                 continue
             shown = Shown([], [], {"truth": []})
@@ -107,8 +111,11 @@ def open_sets(config: Config) -> dict[str, StreetImages]:
         opened = [open_streets(SCENES, split, config.images, config.quick) for split in ("test_day", "test_night")]
     else:
         nights = config.night or default_nights()
-        opened = [open_streets(config.data, "val", config.images, config.quick)]
-        opened += [open_night(root.expanduser(), config.quick) for root in nights]
+        opened = [open_night(root.expanduser().resolve(), config.quick) for root in nights]
+        if nights and config.data == str(DEFAULT_DATA) and not DEFAULT_DATA.exists():
+            log.info("only by night: no --data given, and no %s", DEFAULT_DATA)
+        else:
+            opened.insert(0, open_streets(config.data, "val", config.images, config.quick))
         if not nights:
             log.info("only by day: no --night given, and none in segmentation/data")
     sets = {images.title: images for images in opened}
@@ -158,7 +165,7 @@ def report(
     write_json(as_plain(found, files, config), output / "results.json")
     if sets:
         panels = [[confusion_panel(f"{title}\n{words[name]}", found[name][title]) for title in sets] for name in found]
-        draw_confusion(panels, (*CLASSES, "void"), output / "confusion.png")
+        draw_confusion(panels, (*CLASSES, "void"), output / "confusion.png", "pixels")
 
 
 def summary_table(titled: dict[str, StreetScore], classes: ScoredClasses) -> str:

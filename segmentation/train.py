@@ -18,6 +18,7 @@ import torch
 from cityscapes import DEFAULT_DATA, StreetConfig, open_streets
 from miou import selection_score
 from segmenter import build_projectors, load_segmenter, pixel_cross_entropy, save_segmenter
+from street_images import StreetFile, StreetFiles
 from street_photometry import PhotometryConfig, change_views
 from street_views import StreetViews, TrainingStreets, find_darkened
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from darkening.curve_estimator import load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view, selection_heuristic
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.runtime.batches import epoch_loader
+from minmax.runtime.checkpoints import file_digest, joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.errors import UsageError
@@ -92,6 +94,14 @@ class Config(CommonFlags):
         super().__post_init__()
         if self.darkened is not None and (self.darkener is not None or self.night != NightConfig(cell=64)):
             raise UsageError("--darkened: these nights are made already; drop --darkener and the flags of --night")
+        side = min(self.images.crop_size)
+        if self.darkened is None and not self.quick:
+            require(
+                2 * self.night.cell <= side,
+                "--night.cell",
+                self.night.cell,
+                f"at most {side // 2}, half the crop of --images.crop, or noise and contrast of cells do nothing",
+            )
 
 
 def build_views(
@@ -126,20 +136,23 @@ def main(config: Config) -> Path:
             config,
             images={"size": (64, 64), "crop": None},
             optim={"epochs": 2, "batch_size": 4, "milestones": (1,)},
+            night={} if config.darkened else {"cell": 16},
             workers=0,
         )
     with open_runtime(config.device, config.precision, config.threads) as runtime:
         if runtime.is_main:
             check_run_folder("segmentation", config)
         runtime.require_pairs(config.optim.batch_size)
-        network, settings = load_segmenter(config.checkpoint)
-        training = open_streets(config.data, "train", config.images, config.quick, config.runs)
-        validation = open_streets(config.data, "val", config.images, config.quick, config.runs)
-        darkened = find_darkened(training, config.darkened, config.runs, config.quick) if config.darkened else None
+        network, settings = load_segmenter(config.checkpoint, config.images.size)
         # What made the folder must not choose the checkpoint either.
         night = read_night_settings(config.darkened) if config.darkened else config.night
         darkener = load_darkener(config.darkener) if config.darkener else None
-        night_view = None if darkened else build_night_view(config.night, darkener, runtime)
+        night_view = None if config.darkened else build_night_view(config.night, darkener, runtime)
+        training = open_streets(config.data, "train", config.images, config.quick, config.runs)
+        validation = open_streets(config.data, "val", config.images, config.quick, config.runs)
+        darkened = None
+        if config.darkened:
+            darkened = find_darkened(training, config.darkened, config.images.size, config.runs, config.quick)
         seed_globally(config.seed, "heads")
         pair = runtime.place(build_pair(network, config.byol, build_projectors))
         dataset = TrainingStreets(training, config.images, config.seed, darkened)
@@ -161,7 +174,14 @@ def main(config: Config) -> Path:
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, config.optim.milestones)
         parallel = runtime.parallel(pair)
 
-        with Run("segmentation", config, runtime, training.fingerprint()) as run:
+        used = {"training": training.fingerprint(), "validation": validation.fingerprint()}
+        if config.darkener:
+            used["--darkener"] = file_digest(config.darkener)
+        if config.darkened and darkened:  # both or none
+            copies = [StreetFile(file, None) for file in darkened]
+            used["--darkened"] = StreetFiles("darkened", config.darkened, copies, is_night=False).fingerprint()
+
+        with Run("segmentation", config, runtime, joint_fingerprint(used)) as run:
             run.restore(pair=pair, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
             for epoch in run.epochs(config.optim.epochs):
                 pair.train()

@@ -84,6 +84,8 @@ def main(config: Config) -> Path:
         if runtime.is_main:
             check_run_folder("segmentation", config)
         network, _ = load_segmenter(config.checkpoint)
+        seed_globally(config.seed, "darkener")
+        darkener = runtime.place(initial_darkener(config.init, config.darkener))
         training = open_streets(config.data, "train", config.images, config.quick, config.runs)
         validation = open_streets(config.data, "val", config.images, config.quick, config.runs)
         encoder = runtime.place(network.encoder)
@@ -92,8 +94,6 @@ def main(config: Config) -> Path:
         held_out = WholeStreets(validation, config.images.size)
         every = max(1, len(held_out) // VALIDATION_IMAGES)
         held_out_images = torch.stack([held_out[index].image for index in range(0, len(held_out), every)])
-        seed_globally(config.seed, "darkener")
-        darkener = runtime.place(initial_darkener(config.init, config.darkener))
         dataset = DayStreets(training, config.images.size)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 

@@ -90,11 +90,11 @@ def main(config: Config) -> Path:
         if runtime.is_main:
             check_run_folder("segmentation", config)
         runtime.require_pairs(config.optim.batch_size)
-        training = open_streets(config.data, "train", config.images, config.quick, config.runs)
-        validation = open_streets(config.data, "val", config.images, config.quick, config.runs)
         seed_globally(config.seed, "network")
         settings = SegmenterSettings(config.model, len(CLASSES), config.width)
         network = runtime.place(build_segmenter(settings, config.pretrained))
+        training = open_streets(config.data, "train", config.images, config.quick, config.runs)
+        validation = open_streets(config.data, "val", config.images, config.quick, config.runs)
         dataset = TrainingStreets(training, config.images, config.seed)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 

@@ -1,6 +1,9 @@
 """Scripts as modules: four tasks have a train.py, so each is loaded under a name of its own."""
 
 import importlib.util
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +18,18 @@ def load_module(name, file):
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def run_ranks(command, count=2):
+    """The exit codes of one command started as several gloo processes, as torchrun does."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {**os.environ, "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)
+    ]
+    return [process.wait() for process in processes]
 
 
 class TaskScripts:

@@ -1,15 +1,14 @@
 """The classification scripts as processes: help, kill -9 and resume, SIGTERM, two ranks."""
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import time
 
 import pytest
 import torch
 from classification_scripts import SCRIPTS, SIZE, command, common, start
+from script_modules import run_ranks
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -61,19 +60,6 @@ def test_sigterm_saves_and_exits_with_its_code(data, checkpoint, tmp_path):
 def test_two_processes_train_together(data, checkpoint, tmp_path):
     """Two gloo ranks run the real script; they must agree and write one run."""
     flags = [*common(data, tmp_path), "--checkpoint", checkpoint, "--night.source", "gamma", "--threads", 1]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {
-        **os.environ,
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    processes = [
-        subprocess.Popen(command("train", *flags), env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
-    ]
-    assert [process.wait() for process in processes] == [0, 0]
+    assert run_ranks(command("train", *flags)) == [0, 0]
     lines = (tmp_path / "classification" / "adapt" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["kind"] for line in lines] == ["train", "validation"]  # 12 images, 2 x 4 a step

@@ -234,6 +234,12 @@ def test_the_scripts_of_segmentation_accept_their_flags_too(reproduce, parsed, r
     assert {config.classes for config in tests} == {"all" if recipe == "paper" else "occurring"}
 
 
+@pytest.mark.parametrize("recipe", ["paper", "small"])
+def test_segmentation_takes_the_built_in_scenes_in_their_own_size(parsed, recipe, tmp_path):
+    for config in parsed(recipe, task="segmentation", data="scenes").values():
+        assert config.images.size == (96, 96)
+
+
 @pytest.mark.parametrize(("task", "count"), [("classification", 14), ("segmentation", 13)])
 def test_no_two_rows_of_the_small_recipe_are_the_same(parsed, task, count):
     data = "scenes" if task == "classification" else "streets"

@@ -1,6 +1,7 @@
 """The four scripts of segmentation, end to end on built-in scenes and on files in the real layouts."""
 
 import json
+import shutil
 import subprocess
 import zipfile
 from io import BytesIO
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from script_modules import run_ranks
 from segmentation_scripts import SCRIPTS, SIZE, command, common, start
 from segmenter import load_segmenter
 from street_labels import VOID
@@ -18,6 +20,7 @@ from darkening.apply import main as darken
 from darkening.night_view import NightConfig
 from minmax.runtime.errors import RunError, UsageError
 
+CELL = ("--night.cell", 8)
 SMALL = ("--model", "refinenet_resnet18", "--width", 8)
 
 
@@ -47,7 +50,7 @@ def test_four_scripts_on_the_real_layouts(streets, tmp_path):
     flags = common(streets, tmp_path)
     day = start("train_day", *flags, *SMALL)
     darkener = start("train_darkener", *flags, "--checkpoint", day)
-    adapted = start("train", *flags, "--checkpoint", day, "--darkener", darkener)
+    adapted = start("train", *flags, "--checkpoint", day, "--darkener", darkener, *CELL)
     nights = [streets / "NighttimeDrivingTest", streets / "Dark_Zurich_val_anon"]
     nights.append(streets / "Dark_Zurich_test_anon_withoutGt")
     where = ("--checkpoint", adapted, "--data", streets / "Cityscapes", "--night", *nights)
@@ -102,7 +105,7 @@ def test_the_batch_size_of_a_test_changes_nothing(streets, segmenter, tmp_path):
     ],
 )
 def test_rows_to_compare_are_flags(flags, streets, segmenter, tmp_path):
-    assert start("train", *common(streets, tmp_path), "--checkpoint", segmenter, *flags).is_file()
+    assert start("train", *common(streets, tmp_path), "--checkpoint", segmenter, *CELL, *flags).is_file()
 
 
 def lines(path):
@@ -112,7 +115,7 @@ def lines(path):
 def test_an_interrupted_run_goes_on_exactly(streets, segmenter, tmp_path):
     def adapt(name, epochs, *flags):
         shared = ("--checkpoint", segmenter, "--night.source", "gamma", "--optim.epochs", epochs, "--name", name)
-        return start("train", *common(streets, tmp_path), *shared, *flags)
+        return start("train", *common(streets, tmp_path), *CELL, *shared, *flags)
 
     whole = adapt("whole", 2)
     module = SCRIPTS["train"]
@@ -147,6 +150,72 @@ def test_nights_made_in_advance_are_paired_by_name(streets, segmenter, tmp_path)
     assert SCRIPTS["train"].read_night_settings(folder).source == "gamma"
     with pytest.raises(UsageError, match="nights are made already"):
         start("train", *flags, "--night.source", "gamma", "--name", "b")
+
+
+def test_nights_may_be_made_at_network_size(streets, segmenter, tmp_path):
+    source, folder = streets / "Cityscapes" / "leftImg8bit" / "train", tmp_path / "dark"
+    darken(ApplyConfig(input=source, output=folder, size=(32, 48), night=NightConfig(source="gamma"), workers=0))
+    assert {Image.open(file).size for file in folder.rglob("*.png")} == {(48, 32)}
+    flags = ("--checkpoint", segmenter, "--darkened", folder)
+    assert start("train", *common(streets, tmp_path), *flags).is_file()
+    with pytest.raises(UsageError, match="is 48x32, its day image 64x48; expected that, or the 64x36 of --images.size"):
+        start("train", *common(streets, tmp_path), *flags, "--images.size", 36, 64, "--name", "b")
+
+
+def test_day_images_of_one_name_cannot_be_paired_by_name(streets, segmenter, tmp_path):
+    data, folder = tmp_path / "Cityscapes", tmp_path / "dark"
+    shutil.copytree(streets / "Cityscapes", data)
+    for part in ("leftImg8bit", "gtFine"):
+        shutil.copytree(data / part / "train" / "ulm", data / part / "train" / "aachen")
+    darken(
+        ApplyConfig(input=data / "leftImg8bit" / "train", output=folder, night=NightConfig(source="gamma"), workers=0)
+    )
+    with pytest.raises(UsageError, match="day images have the same: .*aachen/ulm_000000.* and .*ulm/ulm_0"):
+        start("train", *common(tmp_path, tmp_path), "--checkpoint", segmenter, "--darkened", folder)
+
+
+def test_a_continued_run_must_find_the_darkener_unchanged(streets, segmenter, darkener, tmp_path):
+    copy = shutil.copy(darkener, tmp_path / "darkener.pt")
+    flags = (*common(streets, tmp_path), "--checkpoint", segmenter, "--darkener", copy, *CELL)
+    start("train", *flags)
+    payload = torch.load(copy, weights_only=True)
+    torch.save({**payload, "config": {"changed": True}}, copy)
+    with pytest.raises(UsageError, match="last.pt was made with data .*--darkener"):
+        start("train", *flags, "--resume")
+
+
+def test_cells_must_fit_into_the_crops(streets, segmenter, tmp_path):
+    flags = (*common(streets, tmp_path), "--checkpoint", segmenter, "--night.source", "gamma")
+    with pytest.raises(UsageError, match="--night.cell 64: expected at most 12, half the crop"):
+        start("train", *flags)
+
+
+def test_a_size_that_the_network_was_not_trained_at_is_warned_of(streets, tmp_path, caplog):
+    day = start("train_day", *common(streets, tmp_path), *SMALL)
+    flags = ("--checkpoint", day, "--data", streets / "Cityscapes", "--night", streets / "NighttimeDrivingTest")
+    start("test", *flags, *SIZE)
+    assert "was trained at" not in caplog.text
+    start("test", *flags, "--images.size", 48, 48)
+    assert "was trained at --images.size 32 48, not 48 48" in caplog.text
+
+
+def test_without_day_data_only_the_nights_are_measured(streets, segmenter, tmp_path, monkeypatch):
+    monkeypatch.setattr(SCRIPTS["test"], "DEFAULT_DATA", tmp_path / "nothing")
+    flags = ("--checkpoint", segmenter, "--data", tmp_path / "nothing", *SIZE, "--output", tmp_path / "out")
+    found = start("test", *flags, "--night", streets / "NighttimeDrivingTest")
+    assert list(found["checkpoint"]) == ["NighttimeDrivingTest"]
+    with pytest.raises(UsageError, match="no data at"):
+        start("test", *flags)
+
+
+def test_two_processes_train_together(streets, segmenter, tmp_path):
+    """Two gloo ranks run the real script with four features each; they must agree and write one run."""
+    flags = [*common(streets, tmp_path), "--checkpoint", segmenter, "--night.source", "gamma", *CELL, "--threads", 1]
+    assert run_ranks(command("train", *flags)) == [0, 0]
+    found = [
+        json.loads(line)["kind"] for line in (tmp_path / "segmentation/adapt/metrics.jsonl").read_text().splitlines()
+    ]
+    assert found == ["train", "validation"]  # 6 images, 2 x 2 a step
 
 
 def break_missing(folder):

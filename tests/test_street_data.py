@@ -11,7 +11,7 @@ from night_streets import open_night
 from PIL import Image
 from segmentation_scripts import RUNTIME
 from segmenter import load_segmenter
-from street_images import SceneStreets, read_labels
+from street_images import SceneStreets, StreetFile, StreetFiles, read_labels
 from street_labels import VOID
 from street_photometry import PhotometryConfig, change_views
 from street_pictures import draw_side_by_side
@@ -174,7 +174,7 @@ def test_files_are_checked_once(cityscapes, tmp_path, monkeypatch):
     def never(*_):
         raise AssertionError
 
-    monkeypatch.setattr("street_images.read_image", never)
+    monkeypatch.setattr("street_images.decode_picture", never)
     open_streets(str(cityscapes), "train", CONFIG, cache=tmp_path)
 
 
@@ -198,6 +198,29 @@ def test_views_share_one_geometry(tmp_path):
         assert not day[:, labels == VOID].mean() > 0.3
         assert torch.equal(views[position].labels, labels)
     assert not torch.equal(views[0, 0].day, views[1, 0].day)
+    # Without zoom nothing is mixed: crop and flip must be the same to the last pixel.
+    views = TrainingStreets(scenes, StreetConfig(size=(64, 64), crop=(48, 40), scale=(1.0, 1.0)), seed=3)
+    for position in [(epoch, i) for epoch in range(3) for i in range(4)]:
+        day, _, labels = views[position]
+        assert torch.equal((day[0] * 255 / 13).round().long(), labels)
+
+
+def test_a_turned_picture_keeps_to_its_labels(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(np.repeat(np.arange(16, dtype=np.uint8), 192).reshape(16, 64, 3)).save(
+        tmp_path / "a.png", exif=exif
+    )
+    Image.fromarray(np.full((16, 64), 7, np.uint8)).save(tmp_path / "b.png")
+    files = StreetFiles("a", tmp_path, [StreetFile(tmp_path / "a.png", tmp_path / "b.png")], is_night=False)
+    assert files.load(0).image[0, :, 0].tolist() == list(range(16))
+
+
+def test_a_second_layout_in_a_night_folder_is_told_of(streets, tmp_path, caplog):
+    shutil.copytree(streets / "Dark_Zurich_val_anon", tmp_path / "both")
+    shutil.copytree(streets / "Dark_Zurich_test_anon_withoutGt", tmp_path / "both", dirs_exist_ok=True)
+    assert len(open_night(tmp_path / "both", cache=tmp_path)) == 2
+    assert "rgb_anon/test/night is passed over for rgb_anon/val/night" in caplog.text
 
 
 def test_whole_images_are_not_augmented(streets, tmp_path):

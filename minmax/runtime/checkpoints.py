@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import hashlib
 import logging
 import os
 import pickle
@@ -37,6 +38,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def joint_fingerprint(parts: Mapping[str, str]) -> str:
+    """One line that changes when a part does, and lets a reader see which: `training 1a2b, --darkener 3c4d`."""
+    return ", ".join(f"{name} {digest[:16]}" for name, digest in parts.items())
 
 
 def save_checkpoint(payload: Mapping[str, Any], path: Path) -> None:

@@ -45,15 +45,19 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     write_atomically(picture, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
 
 
-def draw_confusion(rows: Sequence[Sequence[tuple[str, Tensor]]], classes: Sequence[str], picture: Path) -> None:
-    """Draw confusion matrices, each cell in percent of the images of its row's class.
+def draw_confusion(
+    rows: Sequence[Sequence[tuple[str, Tensor]]], classes: Sequence[str], picture: Path, counted: str = "images"
+) -> None:
+    """Draw confusion matrices, each cell in percent of its row's class.
 
-    With more than 25 classes the cells have no numbers and only some classes are named. A class without images is grey.
+    With more than 25 classes the cells have no numbers and only some classes are named. A class that does not occur is
+    grey.
 
     Args:
         rows: rows of panels, all as long; a panel is a title and counts `(C, C)`, truth by row.
         classes: names of the C classes.
         picture: the .png file, written atomically.
+        counted: what the counts are of.
     """
     count = len(classes)
     named = range(0, count, math.ceil(count / MOST_NUMBERED))
@@ -79,7 +83,7 @@ def draw_confusion(rows: Sequence[Sequence[tuple[str, Tensor]]], classes: Sequen
                 color = "white" if percent[i, j] > 55 else "black"
                 panel.text(j, i, f"{percent[i, j]:.0f}", ha="center", va="center", fontsize=8, color=color)
     bar = figure.colorbar(shown, ax=panels, shrink=0.8, aspect=30)
-    bar.set_label("% of the images of a class", fontsize=9)
+    bar.set_label(f"% of the {counted} of a class", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     write_atomically(picture, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
 
