@@ -98,7 +98,9 @@ def main(config: Config) -> Path:
             best = run.directory / "best.pt"
             if runtime.is_main:
                 save_darkener(darkener, best, to_plain(config))
-                sheet = contact_sheet(darkener, held_out_images[:: max(1, len(held_out_images) // 8)][:8], runtime)
+                shown = held_out_images[:: max(1, len(held_out_images) // 8)][:8]
+                contrast = sum(config.request.contrast) / 2
+                sheet = contact_sheet(darkener, shown, runtime, contrast=contrast, cell=config.request.cell)
                 save_picture(sheet, run.directory / "pictures" / "darkened.png")
                 draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
             means = obedience(darkener, held_out_images, runtime)

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from darkening.curve_estimator import Darkener
+from darkening.night_view import follow_day
 from darkening.pictures import find_pictures, read_picture
 from darkening.starting_point import STARTING_POINT_NAME, load_darkener_or_starting_point
 from minmax.runtime.config import require, run_script
@@ -25,12 +26,28 @@ _CAPTION = 14  # pixels
 
 
 def contact_sheet(
-    darkener: Darkener, images: Tensor, runtime: Runtime, exposures: tuple[float, ...] = SHOWN_EXPOSURES
+    darkener: Darkener,
+    images: Tensor,
+    runtime: Runtime,
+    exposures: tuple[float, ...] = SHOWN_EXPOSURES,
+    contrast: float = 0.0,
+    cell: int = 8,
 ) -> Image.Image:
-    """One column per image `(N, 3, H, W)` in [0, 1]: the day on top, then each exposure, captioned on the left."""
+    """One column per image: the day on top, then each exposure, captioned on the left.
+
+    Args:
+        darkener: on the device.
+        images: `(N, 3, H, W)` in [0, 1].
+        runtime: its devices.
+        exposures: requested mean intensities.
+        contrast: power by which the request follows the day's brightness from cell to cell; 0: it is even.
+        cell: side of these cells in pixels.
+    """
     images = runtime.to_device(images)
     darkener.eval()
-    rows = [images, *(darkener.darken(images, torch.tensor(exposure)) for exposure in exposures)]
+    power = torch.full((len(images), 1, 1, 1), contrast)
+    requests = [follow_day(images, torch.full_like(power, exposure).to(images), power, cell) for exposure in exposures]
+    rows = [images, *(darkener.darken(images, request.clamp(max=1.0)) for request in requests)]
     grid = picture_grid(rows)
     margin = 3 * _CAPTION
     sheet = Image.new("RGB", (grid.width + margin, grid.height), "white")
@@ -54,6 +71,10 @@ class Config:
     """A darkener checkpoint, or `starting-point` for the one that ships with the package."""
     exposures: tuple[float, ...] = SHOWN_EXPOSURES
     """Requested mean intensities, one row each."""
+    contrast: float = 0.0
+    """Power by which the request follows the day's brightness from cell to cell; 0: it is even."""
+    cell: int = 8
+    """Side of these cells, in pixels."""
     count: int = 8
     """At most so many images, evenly spaced over the folder."""
     size: int = 160
@@ -65,6 +86,8 @@ class Config:
         """Refuse values out of range."""
         require(bool(self.exposures), "--exposures", self.exposures, "at least one number")
         require(all(0 <= e <= 1 for e in self.exposures), "--exposures", self.exposures, "numbers in [0, 1]")
+        require(0 <= self.contrast <= 4, "--contrast", self.contrast, "a number in [0, 4]")
+        require(self.cell >= 1, "--cell", self.cell, "1 or more")
         require(self.count >= 1, "--count", self.count, "1 or more")
         require(self.size >= 8, "--size", self.size, "8 or more")
         require(self.output.suffix == ".png", "--output", self.output, "a .png file")
@@ -78,7 +101,9 @@ def main(config: Config) -> None:
         count = min(config.count, len(files))
         chosen = [files[i * len(files) // count] for i in range(count)]
         images = torch.cat([_square(read_picture(file), config.size) for file in chosen])
-        save_picture(contact_sheet(darkener, images, runtime, config.exposures), config.output)
+        save_picture(
+            contact_sheet(darkener, images, runtime, config.exposures, config.contrast, config.cell), config.output
+        )
         log.info("%s: %d images", config.output, len(chosen))
 
 

@@ -13,9 +13,12 @@ from darkening import apply, preview
 from darkening.curve_estimator import Darkener, DarkenerSettings, save_darkener
 from darkening.night_view import NightConfig
 from darkening.pictures import PICTURE_SUFFIXES, read_picture, write_picture
+from darkening.starting_point import load_starting_point
 from minmax.runtime.config import run_script
+from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError, UsageError
 
+RUNTIME = Runtime(torch.device("cpu"))
 NAMES = ("a.png", "b.jpg", "trip/c.png", "trip/d.jpg", "trip/deep er/e.png")
 DAY, GAMMA = NightConfig(source="day"), NightConfig(source="gamma")
 
@@ -270,6 +273,17 @@ def test_the_contact_sheet_has_a_row_per_exposure_and_a_column_per_image(photos,
     assert set(contents(sheet.parent)) == {"sheet.png"}
 
 
+def test_the_contact_sheet_shows_requests_that_follow_the_day():
+    darkener = load_starting_point()
+    day = torch.full((1, 3, 32, 32), 0.2)
+    day[..., :16] = 0.8
+    ratios = []
+    for contrast in (0.0, 1.0):
+        sheet = np.asarray(preview.contact_sheet(darkener, day, RUNTIME, (0.2,), contrast))[-32:, -32:].astype(float)
+        ratios.append(sheet[:, 4:12].mean() / sheet[:, 20:28].mean())
+    assert ratios[0] < 1.5 < 2.5 < ratios[1]
+
+
 @pytest.mark.parametrize(("there", "count"), [(5, 3), (15, 8), (7, 7), (3, 8), (16, 4)])
 def test_the_contact_sheet_spreads_over_the_folder(there, count, tmp_path, checkpoint, monkeypatch):
     for i in range(there):
@@ -290,6 +304,8 @@ def test_the_contact_sheet_spreads_over_the_folder(there, count, tmp_path, check
     [
         ({"exposures": ()}, "--exposures"),
         ({"exposures": (0.1, 1.5)}, "--exposures"),
+        ({"contrast": 5.0}, "--contrast 5.0"),
+        ({"cell": 0}, "--cell 0"),
         ({"count": 0}, "--count 0"),
         ({"size": 4}, "--size 4"),
         ({"output": Path("sheet.jpg")}, "--output sheet.jpg: expected a .png file"),
