@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from minmax.scenes.cache import cache_file, kept
 from minmax.scenes.night import HELD_OUT_NIGHT, NightSettings, render_night
 from minmax.scenes.objects import CLASSES
+from minmax.scenes.places import render_places
 from minmax.scenes.sprites import Camera
 from minmax.scenes.world import GENERATOR_VERSION, Scene, build_scene, render_day
 
@@ -28,6 +26,7 @@ __all__ = [
     "render_day",
     "render_labelled",
     "render_night",
+    "render_places",
     "render_segmented",
 ]
 
@@ -53,41 +52,6 @@ def _render_one(
     return render_day(scene, light) if domain == "day" else render_night(scene, light, settings), scene
 
 
-def _cache_name(domain: Domain, count: int, size: int, seed: int, settings: NightSettings | None) -> str:
-    # Only the night depends on settings; the defaults are spelt out, so that a change of them is told apart as well.
-    described = repr(settings or NightSettings()).encode()
-    digest = f"-{hashlib.sha256(described).hexdigest()[:10]}" if domain == "night" else ""
-    return f"scenes-v{GENERATOR_VERSION}-{domain}-{count}x{size}-seed{seed}{digest}"
-
-
-def _render(
-    domain: Domain,
-    count: int,
-    size: int,
-    seed: int,
-    settings: NightSettings | None,
-    label_of: Callable[[int, Scene], Any],
-    cache: Path | None,
-) -> tuple[NDArray[np.uint8], Sequence[Any]]:
-    """Scenes 0 to `count` and what `label_of` says of them, from a cache file or rendered (and kept in it)."""
-    if cache and cache.exists():
-        with np.load(cache, allow_pickle=False) as stored:
-            return stored["images"], stored["labels"]
-    images = np.empty((count, size, size, 3), np.uint8)
-    labels = []
-    for i in tqdm(range(count), desc=f"{domain} scenes", leave=False, disable=None):
-        images[i], scene = _render_one(domain, i, size, seed, settings)
-        labels.append(label_of(i, scene))
-    if cache:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        # Written aside and renamed, so that a reader never meets half a file.
-        temporary = cache.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as stream:
-            np.savez(stream, images=images, labels=labels)
-        temporary.replace(cache)
-    return images, labels
-
-
 def render_labelled(
     domain: Domain,
     count: int,
@@ -104,9 +68,15 @@ def render_labelled(
     `settings` are the ranges that each night picture draws its lamps and its camera from: None is the same as
     `NightSettings()`, also in the cache, and `HELD_OUT_NIGHT` stands for other lamps and cameras. Days ignore them.
     """
-    cache = cache_dir / f"{_cache_name(domain, count, size, seed, settings)}.npz" if cache_dir else None
-    images, labels = _render(domain, count, size, seed, settings, lambda i, _: _label(i, seed), cache)
-    return images, np.asarray(labels, np.int64)
+    cache = cache_file(cache_dir, str(count), domain, size, seed, settings)
+    return kept(
+        cache,
+        count,
+        size,
+        np.int64,
+        f"{domain} scenes",
+        lambda i: (_render_one(domain, i, size, seed, settings)[0], _label(i, seed)),
+    )
 
 
 def render_segmented(
@@ -122,6 +92,10 @@ def render_segmented(
     Labels are train ids of Cityscapes, 0 to 18; every pixel has one, and not all of them occur. Arguments as for
     `render_labelled`.
     """
-    cache = cache_dir / f"{_cache_name(domain, count, size, seed, settings)}-pixels.npz" if cache_dir else None
-    images, labels = _render(domain, count, size, seed, settings, lambda _, scene: scene.label, cache)
-    return images, np.asarray(labels, np.uint8)
+
+    def render(index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        image, scene = _render_one(domain, index, size, seed, settings)
+        return image, scene.label
+
+    cache = cache_file(cache_dir, str(count), domain, size, seed, settings, "-pixels")
+    return kept(cache, count, size, np.uint8, f"{domain} scenes", render)

@@ -1,0 +1,70 @@
+"""Rendered images that are kept in a file and found again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from minmax.scenes.night import NightSettings
+from minmax.scenes.world import GENERATOR_VERSION
+
+
+def cache_file(
+    folder: Path | None,
+    described: str,
+    domain: str,
+    size: int,
+    seed: int,
+    settings: NightSettings | None,
+    ending: str = "",
+) -> Path | None:
+    """The file whose name tells everything that the images depend on; None without a folder."""
+    if folder is None:
+        return None
+    # Only the night depends on settings; the defaults are spelt out, so that a change of them is told apart as well.
+    spelt_out = repr(settings or NightSettings()).encode()
+    digest = f"-{hashlib.sha256(spelt_out).hexdigest()[:10]}" if domain == "night" else ""
+    return folder / f"scenes-v{GENERATOR_VERSION}-{domain}-{described}x{size}-seed{seed}{digest}{ending}.npz"
+
+
+def kept(
+    file: Path | None,
+    count: int,
+    size: int,
+    kind: Any,
+    title: str,
+    render: Callable[[int], tuple[NDArray[np.uint8], Any]],
+) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """Images `(count, size, size, 3)` with what belongs to each, from a file or rendered (and kept in it).
+
+    Args:
+        file: where they are kept, if anywhere.
+        count: number of images.
+        size: their side in pixels.
+        kind: numpy's type of what belongs to each image.
+        title: what the progress bar says.
+        render: image `i` and what belongs to it.
+    """
+    if file and file.exists():
+        with np.load(file, allow_pickle=False) as stored:
+            return stored["images"], stored["labels"].astype(kind)
+    images = np.empty((count, size, size, 3), np.uint8)
+    labels = []
+    for i in tqdm(range(count), desc=title, leave=False, disable=None):
+        images[i], label = render(i)
+        labels.append(label)
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Written aside and renamed, so that a reader never meets half a file.
+        temporary = file.with_suffix(f".{os.getpid()}.tmp")
+        with temporary.open("wb") as stream:
+            np.savez(stream, images=images, labels=labels)
+        temporary.replace(file)
+    return images, np.asarray(labels, kind)

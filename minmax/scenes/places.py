@@ -1,0 +1,68 @@
+"""Places seen again: each a street with a landmark, photographed from several points under another light each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minmax.scenes.cache import cache_file, kept
+from minmax.scenes.night import NightSettings, render_night
+from minmax.scenes.objects import CLASSES
+from minmax.scenes.sprites import Camera
+from minmax.scenes.world import build_scene, render_day
+
+# What stands there for good; a parked car would leave.
+LANDMARKS: Final = tuple(CLASSES.index(name) for name in ("tree", "traffic light", "road sign", "kiosk"))
+
+
+def render_places(
+    domain: str,
+    places: int,
+    views: int,
+    size: int,
+    seed: int,
+    settings: NightSettings | None = None,
+    cache_dir: Path | None = None,
+    first_view: int = 0,
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Render places, each from several points of view.
+
+    A place, with its houses, lamps and landmark, depends on the seed and its number alone; the camera (up to a metre to
+    either side, zoom 0.85 to 1.2) and the light on the view as well. Views of one number are the same by day and night.
+
+    Args:
+        domain: day or night.
+        places: number of places.
+        views: number of views of each.
+        size: side of the images in pixels.
+        seed: of everything.
+        settings: lamps and camera of a night, as for `render_labelled`.
+        cache_dir: folder in which the result is kept and found again.
+        first_view: number of the first view; other numbers give other cameras and light.
+
+    Returns:
+        Images uint8 `(places * views, H, W, 3)` in sRGB, and the number of each one's place `(places * views,)`.
+    """
+    described = f"places-{places}x{views}from{first_view}"
+    cache = cache_file(cache_dir, described, domain, size, seed, settings)
+
+    def render(index: int) -> tuple[NDArray[np.uint8], int]:
+        place, view = divmod(index, views)
+        place_rng = np.random.default_rng((seed, place))
+        place_seed, object_seed = (int(word) for word in place_rng.integers(2**32, size=2))
+        landmark = LANDMARKS[int(place_rng.integers(len(LANDMARKS)))]
+        view_rng = np.random.default_rng((seed, place, first_view + view))
+        camera = Camera(
+            view_rng.uniform(-1.0, 1.0),
+            view_rng.uniform(1.1, 1.8),
+            view_rng.uniform(0.85, 1.2),
+            view_rng.uniform(0.42, 0.52),
+        )
+        scene = build_scene(place_seed, landmark, object_seed, camera, size)
+        image = render_day(scene, view_rng) if domain == "day" else render_night(scene, view_rng, settings)
+        return image, place
+
+    return kept(cache, places * views, size, np.int64, f"{domain} places", render)
