@@ -19,6 +19,7 @@ from minmax.similarity import feature_similarity
 from minmax.task_network import TaskNetwork
 
 BatchNormDomains = Literal["separate", "joint", "frozen"]
+HeadNorm = Literal["batch", "layer"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class ByolConfig:
     """Width of the space in which day and night are compared."""
     batch_norm: BatchNormDomains = "separate"
     """Statistics of day and night views: of each its own batch, as in the authors' code; of both jointly; or frozen."""
+    head_norm: HeadNorm = "batch"
+    """What projector and predictor normalise by: batch (as the authors), or layer, for batches of few images."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -49,13 +52,17 @@ class ByolConfig:
 class MultilayerPerceptron(nn.Sequential):
     """Linear, BatchNorm, ReLU, Linear: the shape of projector and predictor.
 
-    Maps `(N, inputs)` to `(N, outputs)`. The layer names are those of the released checkpoints.
+    Maps `(N, inputs)` to `(N, outputs)`. The layer names are those of the released checkpoints. With `norm` "layer" a
+    LayerNorm takes the place of BatchNorm, which over two or three rows is little more than a sign.
     """
 
-    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+    def __init__(self, inputs: int, hidden: int, outputs: int, norm: HeadNorm = "batch") -> None:
         super().__init__()
         self.fc1 = nn.Linear(inputs, hidden)
-        self.bn1 = nn.BatchNorm1d(hidden)
+        if norm == "batch":
+            self.bn1 = nn.BatchNorm1d(hidden)
+        else:
+            self.norm1 = nn.LayerNorm(hidden)
         self.relu = nn.ReLU()
         self.fc2 = nn.Linear(hidden, outputs)
 
@@ -73,12 +80,20 @@ class Projector(nn.Module):
         hidden: width of the hidden layer.
         outputs: width of the projection.
         pool: comes before the average over all positions, and makes a map or vector of `width` of the feature.
+        norm: of the hidden layer.
     """
 
-    def __init__(self, width: int, hidden: int = 128, outputs: int = 128, pool: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        hidden: int = 128,
+        outputs: int = 128,
+        pool: nn.Module | None = None,
+        norm: HeadNorm = "batch",
+    ) -> None:
         super().__init__()
         self.pool = pool
-        self.layers = MultilayerPerceptron(width, hidden, outputs)
+        self.layers = MultilayerPerceptron(width, hidden, outputs, norm)
 
     def forward(self, feature: Tensor) -> Tensor:
         """Project `(N, C)`, `(N, C, H, W)` or `(N, C, T, H, W)` to `(N, outputs)`."""
@@ -189,6 +204,7 @@ class MomentumPair(ViewPair):
         momentum: share of the target that stays at each update, in [0, 1].
         batch_norm: as for `ViewPair`, in network and target; projectors and predictors always treat views separately.
         projectors: one per feature, each to `(N, outputs)`; by default a `Projector` that averages.
+        head_norm: of the hidden layers of predictors and default projectors.
     """
 
     def __init__(
@@ -199,12 +215,15 @@ class MomentumPair(ViewPair):
         momentum: float = 0.99,
         batch_norm: BatchNormDomains = "separate",
         projectors: Sequence[nn.Module] | None = None,
+        head_norm: HeadNorm = "batch",
     ) -> None:
         super().__init__(network, batch_norm)
         if projectors is None:
-            projectors = [Projector(width, hidden, outputs) for width in network.feature_widths]
+            projectors = [Projector(width, hidden, outputs, norm=head_norm) for width in network.feature_widths]
         self.projectors = nn.ModuleList(projectors)
-        self.predictors = nn.ModuleList(MultilayerPerceptron(outputs, hidden, outputs) for _ in network.feature_widths)
+        self.predictors = nn.ModuleList(
+            MultilayerPerceptron(outputs, hidden, outputs, head_norm) for _ in network.feature_widths
+        )
         self.target_encoder = copy.deepcopy(network.encoder).requires_grad_(False)
         self.target_projectors = copy.deepcopy(self.projectors).requires_grad_(False)
         self.momentum = momentum
@@ -253,19 +272,21 @@ class MomentumPair(ViewPair):
 def build_pair(
     network: TaskNetwork,
     config: ByolConfig,
-    build_projectors: Callable[[TaskNetwork, int, int], Sequence[nn.Module]] | None = None,
+    build_projectors: Callable[[TaskNetwork, ByolConfig], Sequence[nn.Module]] | None = None,
 ) -> ViewPair:
     """The network with what day and night features are compared by.
 
     Args:
         network: the network to adapt.
         config: how they are compared.
-        build_projectors: (network, hidden, outputs) to one projector per feature; None for those of `MomentumPair`.
+        build_projectors: (network, config) to one projector per feature; None for those of `MomentumPair`.
     """
     if config.distance == "cosine" or config.weight == 0:
         return ViewPair(network, config.batch_norm)
-    projectors = build_projectors(network, config.hidden, config.outputs) if build_projectors else None
-    return MomentumPair(network, config.hidden, config.outputs, config.momentum, config.batch_norm, projectors)
+    projectors = build_projectors(network, config) if build_projectors else None
+    return MomentumPair(
+        network, config.hidden, config.outputs, config.momentum, config.batch_norm, projectors, config.head_norm
+    )
 
 
 def byol_loss(pair: Pair) -> Tensor:

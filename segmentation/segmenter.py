@@ -17,7 +17,7 @@ from street_labels import CLASSES, VOID
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
-from minmax.byol import Projector
+from minmax.byol import ByolConfig, Projector
 from minmax.pretrained import find_weights, load_whole, rebuild_network, save_network
 from minmax.runtime.checkpoints import load_checkpoint
 from minmax.runtime.errors import UsageError
@@ -199,10 +199,10 @@ class ConvolutionalPool(nn.Sequential):
         self.relu = nn.ReLU()
 
 
-def build_projectors(network: TaskNetwork, hidden: int, outputs: int, channels: int = 64) -> list[Projector]:
+def build_projectors(network: TaskNetwork, config: ByolConfig, channels: int = 64) -> list[Projector]:
     """One projector for BYOL per map of the network."""
     return [
-        Projector(channels, hidden, outputs, pool=ConvolutionalPool(width, channels))
+        Projector(channels, config.hidden, config.outputs, ConvolutionalPool(width, channels), config.head_norm)
         for width in network.feature_widths
     ]
 

@@ -21,7 +21,7 @@ from segmenter import (
 )
 from street_labels import VOID
 
-from minmax.byol import MomentumPair, byol_loss
+from minmax.byol import ByolConfig, MomentumPair, byol_loss
 from minmax.pretrained import load_whole
 from minmax.runtime.errors import UsageError
 from minmax.task_network import InputNormalization
@@ -165,7 +165,7 @@ def test_parity_of_both_views_in_training(reference):
     network = build_segmenter(SegmenterSettings("refinenet_resnet101", outputs=20))
     network.encoder.normalization = InputNormalization.identity()
     network.head.dropout.p = 0.0
-    pair = MomentumPair(network, projectors=build_projectors(network, 128, 128)).double()
+    pair = MomentumPair(network, projectors=build_projectors(network, ByolConfig())).double()
     state = {ours: tensor for name, tensor in reference.items() if (ours := our_name(name)) is not None}
     own = {name for name in pair.state_dict() if kind_of(name) == torch.float32}
     assert state.keys() == own

@@ -1,7 +1,7 @@
 """Which images come in which order: a function of (seed, epoch), so that a run can continue at any batch."""
 
-from collections.abc import Iterator, Sized
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sized
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -53,9 +53,22 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
 
 def epoch_loader(
-    dataset: Dataset[ItemT], batch_size: int, seed: int, workers: int, runtime: Runtime
+    dataset: Dataset[ItemT],
+    batch_size: int,
+    seed: int,
+    workers: int,
+    runtime: Runtime,
+    collate: Callable[[list[ItemT]], Any] | None = None,
 ) -> DataLoader[ItemT]:
     """This process's share of the batches of a data set that is indexed by (epoch, index).
+
+    Args:
+        dataset: what is loaded.
+        batch_size: samples per step and process.
+        seed: of the order.
+        workers: processes that load.
+        runtime: this process among the others.
+        collate: makes a batch of a list of samples; by default torch's way, which stacks tensors.
 
     Raises:
         UsageError: when the data set does not fill one batch.
@@ -63,4 +76,4 @@ def epoch_loader(
     assert isinstance(dataset, Sized)
     batches = EpochBatches(len(dataset), batch_size, seed, runtime.rank, runtime.world_size)
     pinned = runtime.device.type == "cuda"
-    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pinned)
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pinned, collate_fn=collate)

@@ -1,0 +1,74 @@
+"""Crops of day images of one size: what a darkener is trained on."""
+
+from dataclasses import dataclass
+
+import torch
+from place_images import PlaceImages, refuse_night
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional
+
+from minmax.runtime.config import require
+from minmax.runtime.seeding import generator_for
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """How images are read."""
+
+    short_side: int = 256
+    """Shorter side of the resized images in pixels; built-in scenes are squares of this side."""
+    crop: int = 224
+    """Side of the random square crops."""
+    per_epoch: int = 8000
+    """Images of an epoch, or all if there are fewer."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(self.short_side >= 32, "--images.short-side", self.short_side, "32 or more")
+        require(
+            16 <= self.crop <= self.short_side, "--images.crop", self.crop, f"16 to {self.short_side}, the short side"
+        )
+        require(self.per_epoch >= 1, "--images.per-epoch", self.per_epoch, "1 or more")
+
+
+class DayCrops(Dataset[Tensor]):
+    """Random square crops `(3, S, S)` in [0, 1], indexed by (epoch, number); an epoch sees its own choice of images.
+
+    Raises:
+        ValueError: for night images.
+    """
+
+    def __init__(self, images: PlaceImages, config: CropConfig, seed: int = 0) -> None:
+        refuse_night(images)
+        self.images, self.config, self.seed = images, config, seed
+
+    def __len__(self) -> int:
+        """Images of an epoch."""
+        return min(self.config.per_epoch, len(self.images))
+
+    def __getitem__(self, position: tuple[int, int]) -> Tensor:
+        """The crop of number `position[1]` in epoch `position[0]`."""
+        epoch, number = position
+        index = number
+        if len(self) < len(self.images):
+            order = torch.randperm(len(self.images), generator=generator_for(self.seed, "images", epoch))
+            index = int(order[number])
+        image = self._resized(index)
+        generator = generator_for(self.seed, "crop", epoch, index)
+        top, left = (
+            int(torch.randint(side - self.config.crop + 1, (1,), generator=generator)) for side in image.shape[-2:]
+        )
+        return image[:, top : top + self.config.crop, left : left + self.config.crop]
+
+    def central(self, index: int) -> Tensor:
+        """The middle of an image."""
+        middle: Tensor = functional.center_crop(self._resized(index), [self.config.crop])
+        return middle
+
+    def _resized(self, index: int) -> Tensor:
+        # Shrunk while decoding: no format is longer than four times its short side.
+        image = self.images.load(index, 4 * self.config.short_side)
+        resized = functional.resize(image, [self.config.short_side], antialias=True)
+        pixels: Tensor = functional.to_dtype(resized, torch.float32, scale=True)
+        return pixels

@@ -1,0 +1,147 @@
+"""Descriptors of many images of many shapes: equal shapes go through the network together."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from gem import describe_images
+from place_images import PlaceImages
+from place_pairs import PlacePairs
+from ranking import RetrievalScore, nearest, score_rankings
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional
+from tqdm import tqdm
+
+from darkening.heuristics import HEURISTICS, HeuristicName
+from darkening.night_view import NightView
+from minmax.runtime.devices import Runtime
+from minmax.runtime.run import readable
+from minmax.runtime.seeding import derive_seed, generator_for
+from minmax.task_network import TaskNetwork
+
+SELECTION_EXPOSURE = (0.05, 0.25)
+_SHAPES_HELD = 16  # batches that may fill at the same time
+
+
+class WholePlaces(Dataset[tuple[int, Tensor]]):
+    """Chosen images with their positions, uint8 `(3, H, W)` in formats of their own."""
+
+    def __init__(self, images: PlaceImages, positions: Sequence[int], size: int) -> None:
+        self.images, self.positions, self.size = images, positions, size
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor]:
+        """One image and its number among the chosen ones."""
+        return index, self.images.load(self.positions[index], self.size)
+
+
+def batches_by_shape(
+    images: PlaceImages, positions: Sequence[int], size: int, batch_size: int, workers: int, show: bool = True
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Batches of images of one shape each, uint8 `(n, 3, H, W)`, with their numbers among the chosen ones.
+
+    Shapes fill side by side as the images come; of too many, the fullest batch goes first.
+    """
+    loader = DataLoader(
+        WholePlaces(images, positions, size), batch_size=None, num_workers=workers, collate_fn=lambda item: item
+    )
+    waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
+    for number, image in readable(tqdm(loader, desc=images.title, disable=None if show else True, leave=False)):
+        held = waiting.setdefault(tuple(image.shape), [])
+        held.append((number, image))
+        full = tuple(image.shape) if len(held) == batch_size else None
+        if full is None and len(waiting) > _SHAPES_HELD:
+            full = max(waiting, key=lambda shape: len(waiting[shape]))
+        if full is not None:
+            yield _stacked(waiting.pop(full))
+    for rest in waiting.values():
+        yield _stacked(rest)
+
+
+def _stacked(held: list[tuple[int, Tensor]]) -> tuple[list[int], Tensor]:
+    return [number for number, _ in held], torch.stack([image for _, image in held])
+
+
+@torch.no_grad()
+def describe(
+    network: TaskNetwork,
+    images: PlaceImages,
+    size: int,
+    runtime: Runtime,
+    positions: Sequence[int] | None = None,
+    scales: Sequence[float] = (1.0,),
+    batch_size: int = 16,
+    workers: int = 0,
+    darken: Callable[[Tensor, Sequence[int]], Tensor] | None = None,
+) -> Tensor:
+    """Descriptors `(N, D)` of unit length, float32 on the CPU.
+
+    Args:
+        network: the retrieval network; left in evaluation mode.
+        images: where they come from.
+        size: longest side.
+        runtime: the devices.
+        positions: of the images to describe; None for all.
+        scales: sizes relative to `size` whose descriptors are combined.
+        batch_size: images per forward pass.
+        workers: processes that decode.
+        darken: makes a night of `(n, 3, H, W)` day images in [0, 1], given their positions.
+    """
+    network.eval()
+    chosen = range(len(images)) if positions is None else positions
+    parts, order = [], []
+    for numbers, pixels in batches_by_shape(images, chosen, size, batch_size, workers, runtime.is_main):
+        batch = functional.to_dtype(runtime.to_device(pixels), torch.float32, scale=True)
+        if darken is not None:
+            batch = darken(batch, [chosen[number] for number in numbers])
+        with runtime.autocast():
+            parts.append(describe_images(network, batch, scales).float().cpu())
+        order += numbers
+    return torch.cat(parts)[torch.tensor(order).argsort()]
+
+
+def selection_score(
+    network: TaskNetwork,
+    pairs: PlacePairs,
+    size: int,
+    heuristic: HeuristicName,
+    runtime: Runtime,
+    batch_size: int = 16,
+    workers: int = 0,
+) -> dict[str, float]:
+    """What checkpoints are chosen by: mean average precision of day queries as they are and darkened by hand.
+
+    Args:
+        network: as for `describe`, as are the other arguments.
+        pairs: of a day split, which refuses night images.
+        size: longest side.
+        heuristic: a hand-made night that training did not use; its draws are the same for every run.
+        runtime: the devices.
+        batch_size: images per forward pass.
+        workers: processes that decode.
+    """
+    view = NightView(HEURISTICS[heuristic], SELECTION_EXPOSURE, noise=0.0)
+    positions, relevances = pairs.relevances()
+
+    def darken(batch: Tensor, at: Sequence[int]) -> Tensor:
+        # One image at a time: its exposure then depends on itself alone, not on the batch it came in.
+        nights = [view(batch[i : i + 1], generator_for("selection", place)) for i, place in enumerate(at)]
+        return torch.cat(nights)
+
+    database = describe(network, pairs.images, size, runtime, None, (1.0,), batch_size, workers)
+    dark = describe(network, pairs.images, size, runtime, positions, (1.0,), batch_size, workers, darken)
+    scores: list[RetrievalScore] = [
+        score_rankings(nearest(queries, database), relevances, [""] * len(relevances))
+        for queries in (database[positions], dark)
+    ]
+    by_day, darkened = (score.mean_average_precision for score in scores)
+    return {"day": by_day, "darkened": darkened, "score": (by_day + darkened) / 2}
+
+
+def draw_positions(count: int, of: int, *keys: int | str) -> list[int]:
+    """`count` different positions out of `of`, or all of them in a new order, drawn by `keys`."""
+    generator = torch.Generator().manual_seed(derive_seed(*keys))
+    return torch.randperm(of, generator=generator)[:count].tolist()

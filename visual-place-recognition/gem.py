@@ -1,0 +1,301 @@
+"""Retrieval networks as task networks: a trunk, generalised-mean pooling, unit length, and whitening if wished.
+
+Source: Radenović, Tolias and Chum, "Fine-tuning CNN image retrieval with no human annotation", TPAMI 2019,
+https://arxiv.org/abs/1711.02512.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.resnet import ResNet
+
+from minmax.byol import ByolConfig, Projector
+from minmax.pretrained import find_weights, load_whole, rebuild_network, save_network
+from minmax.runtime.checkpoints import load_checkpoint, load_strictly
+from minmax.runtime.errors import UsageError
+from minmax.task_network import IMAGENET_STATISTICS, InputNormalization, LayeredEncoder, TaskNetwork
+
+CHECKPOINT_FORMAT = "similarity-minmax/place-network"
+CLASSIFIER_FORMAT = "similarity-minmax/classifier"
+TIMM = "timm/"
+_RESNET_LAYERS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+_LENGTH_FLOOR = 1e-6
+
+
+def unit_length(vectors: Tensor) -> Tensor:
+    """`(N, D)` divided by its length plus 1e-6, as in the authors' code."""
+    length: Tensor = vectors.norm(dim=1, keepdim=True)
+    return vectors / (length + _LENGTH_FLOOR)
+
+
+class GeM(nn.Module):
+    """Generalised mean over all positions of a map, with a learned power; values below 1e-6 count as that.
+
+    Maps `(N, C, H, W)` to `(N, C)`. The power 1 is the average, a large one the maximum.
+    """
+
+    def __init__(self, power: float = 3.0) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.full((1,), power))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Pool a map."""
+        # Powers leave the range of half precision.
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.to(self.p.dtype)
+            return features.clamp(min=1e-6).pow(self.p).mean(dim=(2, 3)).pow(1.0 / self.p)
+
+
+class DescriptorPool(nn.Module):
+    """GeM and unit length: what BYOL compares as well."""
+
+    def __init__(self, gem: GeM) -> None:
+        super().__init__()
+        self.gem = gem
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`(N, C, H, W)` to vectors `(N, C)` of unit length."""
+        return unit_length(self.gem(features))
+
+
+class DescriptorHead(nn.Module):
+    """The descriptor `(N, D)` of unit length of the deepest map; the names of its layers are the released ones.
+
+    Args:
+        width: C of the map.
+        whitened: add a learned linear layer, then unit length again.
+    """
+
+    def __init__(self, width: int, whitened: bool = False) -> None:
+        super().__init__()
+        self.pool = GeM()
+        self.whiten = nn.Linear(width, width) if whitened else None
+
+    def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """Describe the images whose features these are."""
+        vectors = unit_length(self.pool(features[-1]))
+        return vectors if self.whiten is None else unit_length(self.whiten(vectors))
+
+
+@dataclass(frozen=True)
+class PlaceSettings:
+    """What rebuilds a retrieval network around its weights."""
+
+    model: str = "resnet101"
+    """The trunk: a network of torchvision with a map of features, or timm/NAME."""
+    whitened: bool = False
+    """Whether a learned whitening layer follows the pooling."""
+    mean: tuple[float, float, float] = IMAGENET_STATISTICS[0]
+    """Of the images that the trunk was trained with, per channel in [0, 1]."""
+    std: tuple[float, float, float] = IMAGENET_STATISTICS[1]
+    """Standard deviation of these, per channel."""
+
+
+def build_place_network(settings: PlaceSettings, pretrained: bool = False) -> TaskNetwork:
+    """A retrieval network whose encoder gives the deepest map of its trunk.
+
+    Args:
+        settings: trunk, whitening, input statistics.
+        pretrained: start the trunk from published ImageNet weights (downloaded once).
+
+    Raises:
+        UsageError: when there is no such network, it has no map of features, or its weights cannot be downloaded.
+    """
+    name = settings.model.removeprefix(TIMM)
+    normalization = InputNormalization(settings.mean, settings.std)
+    try:
+        if settings.model.startswith(TIMM):
+            layers = {"body": _timm_trunk(name, pretrained)}
+        else:
+            layers = _torchvision_trunk(name, pretrained)
+    except OSError as error:
+        raise UsageError(
+            f"cannot download the ImageNet weights of {settings.model} ({error}); connect once, or drop --pretrained"
+        ) from error
+    encoder = LayeredEncoder(normalization, layers, [list(layers)[-1]])
+    width = _map_width(encoder, settings.model)
+    return TaskNetwork(encoder, DescriptorHead(width, settings.whitened), [width])
+
+
+def _torchvision_trunk(name: str, pretrained: bool) -> dict[str, nn.Module]:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise UsageError(f"--model {name}: torchvision has no such network; write timm/{name} for one of timm's")
+    extra = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    network: Any = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **extra)
+    if isinstance(network, ResNet):
+        return {layer: getattr(network, layer) for layer in _RESNET_LAYERS}
+    if isinstance(getattr(network, "features", None), nn.Sequential):
+        return {"features": network.features}
+    raise UsageError(f"--model {name}: it has no part that gives a map of features; choose a ResNet, or timm/NAME")
+
+
+class _LastMap(nn.Module):
+    """The deepest map of a timm backbone, channels first."""
+
+    def __init__(self, body: Any) -> None:
+        super().__init__()
+        self.body = body
+        self.width: int = body.feature_info.channels()[-1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        value: Tensor = self.body(images)[-1]
+        return value if value.shape[1] == self.width else value.permute(0, 3, 1, 2)
+
+
+def _timm_trunk(name: str, pretrained: bool) -> nn.Module:
+    if not timm.is_model(name):
+        raise UsageError(f"--model timm/{name}: timm has no such model")
+    try:
+        return _LastMap(timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,)))
+    except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"--model timm/{name}: this network gives no map of features ({reason})") from error
+
+
+@torch.no_grad()
+def _map_width(encoder: nn.Module, name: str) -> int:
+    try:
+        # Not square: places are photographed in all formats.
+        value = encoder.eval()(torch.zeros(1, 3, 96, 128))[-1]
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"--model {name}: it does not take images of any size ({reason}); choose another") from error
+    encoder.train()
+    if value.dim() != 4:
+        raise UsageError(f"--model {name}: expected a map of features (N, C, H, W), it gives {tuple(value.shape)}")
+    return int(value.shape[1])
+
+
+def build_projectors(network: TaskNetwork, config: ByolConfig) -> list[Projector]:
+    """BYOL's projector behind the network's own pooling, so that it compares descriptors; the power is shared."""
+    pool = DescriptorPool(network.head.pool)  # type: ignore[arg-type]
+    return [Projector(width, config.hidden, config.outputs, pool, config.head_norm) for width in network.feature_widths]
+
+
+def save_place_network(
+    network: TaskNetwork, settings: PlaceSettings, path: Path, config: Mapping[str, Any] | None = None
+) -> None:
+    """Save a retrieval network's weights with what rebuilds it and the config that trained it."""
+    save_network(network, settings, CHECKPOINT_FORMAT, path, config)
+
+
+def load_place_network(path: Path, model: str | None = None) -> tuple[TaskNetwork, PlaceSettings]:
+    """Rebuild a retrieval network from a checkpoint.
+
+    - Ours (`save_place_network`) carries what rebuilds it.
+    - The authors' (and those of their toolbox): `meta` says what it is, `state_dict` holds `features.*` and `pool.p`.
+    - A classifier of this project over a network of torchvision: its trunk, with a new pooling.
+    - With `model`, the bare weights of such a network as its trunk (a torchvision or own `state_dict`).
+
+    Raises:
+        UsageError: when the file is missing, unreadable, none of these, or does not fit.
+    """
+    payload = load_checkpoint(path)
+    kind = payload.get("format")
+    if kind == CHECKPOINT_FORMAT:
+        return rebuild_network(payload, PlaceSettings, build_place_network, path)
+    if kind == CLASSIFIER_FORMAT:
+        return _trunk_of_classifier(payload, path)
+    if isinstance(payload.get("meta"), Mapping):
+        return _released(payload, path)
+    if model is None:
+        raise UsageError(
+            f"{path} does not say what network it holds: expected a checkpoint of this project or one with `meta` as "
+            "the authors'; for bare weights name it with --model"
+        )
+    weights = find_weights(payload, path)
+    settings = PlaceSettings(model)
+    network = build_place_network(settings)
+    own = network.encoder.state_dict()
+    load_strictly(network.encoder, {n: w for n, w in weights.items() if n in own or not _is_classifier(n)}, path)
+    return network, settings
+
+
+def _is_classifier(name: str) -> bool:
+    return name.startswith(("fc.", "classifier.", "head.", "heads."))
+
+
+def _trunk_of_classifier(payload: Mapping[str, Any], path: Path) -> tuple[TaskNetwork, PlaceSettings]:
+    described = payload.get("settings") or {}
+    settings = PlaceSettings(str(described.get("model", "")))
+    if settings.model.startswith(TIMM) or described.get("normalization", "imagenet") != "imagenet":
+        raise UsageError(
+            f"{path} is a classifier {settings.model}; only trunks of torchvision with ImageNet's statistics are taken "
+            "over from a classifier"
+        )
+    network = build_place_network(settings)
+    trunk = {
+        name.removeprefix("encoder."): tensor
+        for name, tensor in payload["network"].items()
+        if name.startswith("encoder.")
+    }
+    load_strictly(network.encoder, trunk, path)
+    return network, settings
+
+
+def _released(payload: Mapping[str, Any], path: Path) -> tuple[TaskNetwork, PlaceSettings]:
+    meta = payload["meta"]
+    unknown = [name for name in ("regional", "local_whitening") if meta.get(name)]
+    if unknown or meta.get("pooling", "gem") != "gem":
+        what = ", ".join(unknown) or f"pooling {meta['pooling']}"
+        raise UsageError(f"{path}: its meta asks for {what}, which is not known here; expected GeM pooling alone")
+    mean, std = meta.get("mean", IMAGENET_STATISTICS[0]), meta.get("std", IMAGENET_STATISTICS[1])
+    settings = PlaceSettings(
+        str(meta.get("architecture", "")),
+        bool(meta.get("whitening")),
+        (float(mean[0]), float(mean[1]), float(mean[2])),
+        (float(std[0]), float(std[1]), float(std[2])),
+    )
+    network = build_place_network(settings)
+    is_resnet = hasattr(network.encoder, "layer4")
+    positions = {str(i): layer for i, layer in enumerate(_RESNET_LAYERS)} if is_resnet else {}
+    load_whole(network, {_own_name(n, positions): w for n, w in find_weights(payload, path).items()}, path)
+    return network, settings
+
+
+def _own_name(name: str, positions: Mapping[str, str]) -> str:
+    """`features.4.0.conv1.weight` of a ResNet in a Sequential is `layer1.0.conv1.weight`; other trunks keep theirs."""
+    first, _, rest = name.partition(".")
+    if first != "features" or not positions:
+        return name
+    position, _, rest = rest.partition(".")
+    return f"{positions.get(position, f'features.{position}')}.{rest}"
+
+
+def describe_images(network: TaskNetwork, images: Tensor, scales: Sequence[float] = (1.0,)) -> Tensor:
+    """Descriptors `(N, D)` of unit length of `(N, 3, H, W)` images in [0, 1], combined over several scales.
+
+    Those of the scales are averaged in the pooling's own power, or plainly behind a whitening layer, as the authors'.
+    """
+    if tuple(scales) == (1.0,):
+        found: Tensor = network(images)
+        return found
+    head: Any = network.head
+    power = 1.0 if head.whiten is not None else float(head.pool.p)
+    total = torch.zeros((), device=images.device)
+    for scale in scales:
+        shown = (
+            images if scale == 1 else F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+        )
+        total = total + network(shown) ** power
+    combined = (total / len(scales)) ** (1.0 / power)
+    length: Tensor = combined.norm(dim=1, keepdim=True)
+    return combined / length
+
+
+def parameter_groups(network: TaskNetwork, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """A network's parameters for an optimiser; the pooling's power learns ten times as fast and does not decay."""
+    power = network.head.pool.p  # type: ignore[union-attr]
+    others = [parameter for parameter in network.parameters() if parameter is not power]
+    return [
+        {"params": others, "lr": lr, "weight_decay": weight_decay},
+        {"params": [power], "lr": 10 * lr, "weight_decay": 0.0},
+    ]

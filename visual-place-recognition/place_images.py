@@ -1,0 +1,183 @@
+"""Images of places: files on disk and built-in ones under one interface."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from darkening.pictures import DECODING_ERRORS, listed_below
+from minmax.runtime.checked import find_problems
+from minmax.runtime.config import require
+from minmax.runtime.errors import RunError, UsageError
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels of the stored image."""
+
+SCENES = "scenes"
+DEFAULT_DATA = Path(__file__).resolve().parent / "dataset"
+QUICK_PLACES = 6
+
+
+@dataclass(frozen=True)
+class PlaceConfig:
+    """How images are read."""
+
+    size: int = 362
+    """Longest side in pixels; larger images are shrunk, their format is kept. Built-in scenes are squares of this side
+    (64 to 128 suit them)."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(self.size >= 32, "--images.size", self.size, "32 or more")
+
+
+class PlaceImages(ABC):
+    """Images in an order, and whether they were taken by day."""
+
+    def __init__(self, title: str, is_night: bool, count: int) -> None:
+        self.title, self.is_night, self._count = title, is_night, count
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return self._count
+
+    @abstractmethod
+    def load(self, index: int, size: int) -> Tensor:
+        """One image as uint8 RGB `(3, H, W)`, its longest side at most `size`."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What to call one image in a report."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A short hash that changes when the images do."""
+
+
+class PlaceFiles(PlaceImages):
+    """Image files, or rectangles of them.
+
+    Args:
+        title: what they are called in reports.
+        root: folder that all files are below.
+        files: of each image.
+        is_night: night images are for reporting only.
+        boxes: the part of each image that counts, None for the whole.
+    """
+
+    def __init__(
+        self, title: str, root: Path, files: Sequence[Path], is_night: bool, boxes: Sequence[Box | None] | None = None
+    ) -> None:
+        super().__init__(title, is_night, len(files))
+        self.root, self.files = root, list(files)
+        self.boxes = list(boxes) if boxes is not None else [None] * len(self.files)
+
+    def load(self, index: int, size: int) -> Tensor:
+        """One image; RunError when its file has vanished or broken since it was checked."""
+        try:
+            return decode_shrunk(self.files[index], size, self.boxes[index])
+        except DECODING_ERRORS as error:
+            raise RunError(f"cannot read {self.files[index]} any more: {error}") from error
+
+    def name(self, index: int) -> str:
+        """Path below the root."""
+        return self.files[index].relative_to(self.root).as_posix()
+
+    def fingerprint(self) -> str:
+        """Hash of names below the root, sizes, modification times and rectangles."""
+        digest = hashlib.sha256()
+        for file, box in zip(self.files, self.boxes, strict=True):
+            status = file.stat()
+            digest.update(f"{file.relative_to(self.root)} {status.st_size} {status.st_mtime_ns} {box}\n".encode())
+        return digest.hexdigest()[:16]
+
+
+class ScenePlaces(PlaceImages):
+    """Built-in places `(N, H, W, 3)`, kept in memory."""
+
+    def __init__(self, title: str, pixels: NDArray[np.uint8], is_night: bool) -> None:
+        super().__init__(title, is_night, len(pixels))
+        self.pixels = pixels
+
+    def load(self, index: int, size: int) -> Tensor:
+        """One image."""
+        image = Image.fromarray(self.pixels[index])
+        image.thumbnail((size, size), Image.Resampling.LANCZOS)
+        return _to_tensor(image)
+
+    def name(self, index: int) -> str:
+        """Title and number."""
+        return f"{self.title}/{index:04d}"
+
+    def fingerprint(self) -> str:
+        """Hash of the pixels."""
+        return hashlib.sha256(self.pixels.tobytes()).hexdigest()[:16]
+
+
+def decode_shrunk(file: Path, size: int, box: Box | None = None) -> Tensor:
+    """Decode a file, cut out the box and shrink the longest side to `size`; one of DECODING_ERRORS when it is broken.
+
+    A box counts in pixels as stored; without one the image is turned as its EXIF entry says.
+    """
+    with Image.open(file) as opened:
+        part = ImageOps.exif_transpose(opened) if box is None else opened.crop(box)
+        image = part.convert("RGB")
+    image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    return _to_tensor(image)
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def check_files(images: PlaceFiles, records: Path) -> PlaceFiles:
+    """Decode every file once, or find the record of an earlier time.
+
+    Raises:
+        UsageError: when files are missing or broken; names the first ones.
+    """
+    missing = [file for file in images.files if not file.is_file()]
+    if missing:
+        first = listed_below([str(file) for file in missing[:5]])
+        raise UsageError(
+            f"{len(missing)} of {len(images)} images of {images.title} are missing; unpack all of them below "
+            f"{images.root}, where they are listed as{first}"
+        )
+
+    def problem(position: int) -> str | None:
+        try:
+            decode_shrunk(images.files[position], 64, images.boxes[position])
+        except DECODING_ERRORS as error:
+            return f"{images.name(position)}: {error}"
+        return None
+
+    bad = find_problems(
+        range(len(images)), problem, records / f"places-{images.fingerprint()}", f"checking {images.title}"
+    )
+    if bad:
+        raise UsageError(
+            f"{len(bad)} of {len(images)} images of {images.root} cannot be used:{listed_below([*bad.values()])}"
+        )
+    return images
+
+
+def refuse_night(images: PlaceImages) -> None:
+    """Raise ValueError for night images: they are reported on, never trained or selected on."""
+    if images.is_night:
+        raise ValueError(f"{images.title!r} holds night images; zero-shot adaptation must not see them here")
+
+
+def by_shape(images: Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor]]:
+    """Positions and batch `(n, 3, H, W)` of the images of each shape, in the order in which the shapes appear."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for position, image in enumerate(images):
+        groups.setdefault(tuple(image.shape), []).append(position)
+    for positions in groups.values():
+        yield positions, torch.stack([images[position] for position in positions])

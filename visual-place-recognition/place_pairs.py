@@ -1,0 +1,231 @@
+"""Day images with pairs that show the same place: what training and selection see.
+
+Read from retrieval-SfM-120k, from folders of places, or built in.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from place_images import (
+    QUICK_PLACES,
+    SCENES,
+    PlaceConfig,
+    PlaceFiles,
+    PlaceImages,
+    ScenePlaces,
+    check_files,
+    refuse_night,
+)
+from plain_pickle import read_plain_pickle
+from ranking import Relevance
+from torch import Tensor
+
+from darkening.pictures import PICTURE_SUFFIXES, files_below
+from minmax.runtime.config import REPOSITORY
+from minmax.runtime.errors import UsageError
+from minmax.scenes import render_places
+
+PairSplit = Literal["train", "val"]
+SFM = Path("train/retrieval-SfM-120k")
+SCENE_SEEDS: dict[str, int] = {"train": 31, "val": 32, "test": 33}
+SCENE_PLACES: dict[str, int] = {"train": 160, "val": 40, "test": 60}
+SCENE_VIEWS = 4
+_QUICK_PAIRS = 8
+WHERE_TO_GET = (
+    "get retrieval-SfM-120k from http://cmp.felk.cvut.cz/cnnimageretrieval (data/train/dbs/*.pkl and "
+    f"data/train/ims.tar.gz) and unpack it into {SFM}/{{*.pkl,ims}} of this folder"
+)
+
+
+@dataclass(frozen=True)
+class PlacePairs:
+    """Day images, the place of each, and pairs of images that show the same thing.
+
+    Args:
+        images: all images.
+        clusters: number of the place (or 3D model) of each `(N,)`.
+        queries: positions of the first image of each pair `(P,)`.
+        positives: positions of the second ones `(P,)`.
+
+    Raises:
+        ValueError: for night images.
+        UsageError: when there are no pairs.
+    """
+
+    images: PlaceImages
+    clusters: Tensor
+    queries: Tensor
+    positives: Tensor
+
+    def __post_init__(self) -> None:
+        """Refuse what nothing can be learned from."""
+        refuse_night(self.images)
+        if not len(self.queries):
+            raise UsageError(f"{self.images.title}: no place has two images, so there are no pairs to learn from")
+
+    def relevances(self) -> tuple[list[int], list[Relevance]]:
+        """The images that can be looked for among all others, each with what it should find.
+
+        Images of the same cluster that are no pair may show another side of it: they are junk, as is the query itself.
+        """
+        wanted: dict[int, set[int]] = {}
+        for query, positive in zip(self.queries.tolist(), self.positives.tolist(), strict=True):
+            wanted.setdefault(query, set()).add(positive)
+        members: dict[int, set[int]] = {}
+        for position, cluster in enumerate(self.clusters.tolist()):
+            members.setdefault(cluster, set()).add(position)
+        clusters = self.clusters.tolist()
+        return list(wanted), [
+            Relevance(tuple(sorted(ok)), tuple(sorted(members[clusters[query]] - ok))) for query, ok in wanted.items()
+        ]
+
+
+def open_pairs(
+    data: str, split: PairSplit, config: PlaceConfig, quick: bool = False, cache: Path = REPOSITORY / "runs"
+) -> PlacePairs:
+    """Open one split.
+
+    Args:
+        data: a folder that holds train/retrieval-SfM-120k/, or {train,val}/PLACE/day/*; or `scenes`.
+        split: train or val.
+        config: size of scenes.
+        quick: only a few places.
+        cache: folder for rendered scenes and for the record of which files were checked.
+
+    Raises:
+        UsageError: when the folder is laid out otherwise, or images are missing or broken.
+    """
+    if data == SCENES:
+        places = min(QUICK_PLACES, SCENE_PLACES[split]) if quick else SCENE_PLACES[split]
+        pixels, numbers = render_places(
+            "day", places, SCENE_VIEWS, config.size, SCENE_SEEDS[split], None, cache / SCENES
+        )
+        return all_pairs(ScenePlaces(f"scenes/{split}", pixels, is_night=False), torch.from_numpy(numbers))
+    root = Path(data).expanduser()
+    if (root / SFM).is_dir():
+        pairs = read_sfm(root / SFM / f"{SFM.name}.pkl", split, quick)
+    elif (root / split).is_dir():
+        pairs = place_folders(root / split, quick)
+    else:
+        there = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) if root.is_dir() else "no such folder"
+        raise UsageError(
+            f"no training data at {root}: expected {SFM}/ or {split}/PLACE/day/*.jpg, found {there or 'nothing'}; "
+            f"{WHERE_TO_GET}, or use --data scenes"
+        )
+    return _checked(pairs, cache)
+
+
+def _checked(pairs: PlacePairs, cache: Path) -> PlacePairs:
+    assert isinstance(pairs.images, PlaceFiles)
+    check_files(pairs.images, cache / "checked")
+    return pairs
+
+
+def read_sfm(pickle: Path, split: PairSplit, quick: bool = False) -> PlacePairs:
+    """Pairs of a split as the retrieval toolbox lists them: ids of images, their clusters, and pairs by position.
+
+    Raises:
+        UsageError: when the file is missing, is refused, or does not fit together; or an image is in no pair's reach.
+    """
+    lists = read_plain_pickle(pickle)
+    if split not in lists:
+        raise UsageError(f"{pickle} has no split {split}; it has {', '.join(map(str, lists))}")
+    return _listed_pairs(lists[split], f"{SFM.name}, {split}", pickle, quick)
+
+
+def read_whitening_pairs(pickle: Path, cache: Path, quick: bool = False) -> PlacePairs:
+    """The pairs that the toolbox learns its whitening from: a list like those of a split, maybe without clusters.
+
+    Args:
+        pickle: retrieval-SfM-120k-whiten.pkl.
+        cache: folder for the record of which files were checked.
+        quick: only a few images.
+
+    Raises:
+        UsageError: as `read_sfm`.
+    """
+    listed = read_plain_pickle(pickle)
+    clusters = listed.get("cluster") or range(len(_listed(listed, "cids", pickle)))
+    return _checked(_listed_pairs({**listed, "cluster": list(clusters)}, pickle.stem, pickle, quick), cache)
+
+
+def _listed_pairs(listed: Any, title: str, pickle: Path, quick: bool) -> PlacePairs:
+    names, clusters = _listed(listed, "cids", pickle), [int(c) for c in _listed(listed, "cluster", pickle)]
+    queries, positives = ([int(i) for i in _listed(listed, name, pickle)] for name in ("qidxs", "pidxs"))
+    if len(clusters) != len(names) or len(queries) != len(positives):
+        raise UsageError(
+            f"{pickle}, {title}: {len(names)} images with {len(clusters)} clusters and {len(queries)} queries with "
+            f"{len(positives)} positives; expected as many of each"
+        )
+    outside = [i for i in (*queries, *positives) if not 0 <= i < len(names)]
+    if outside:
+        raise UsageError(f"{pickle}, {title}: a pair names image {outside[0]}, there are {len(names)}")
+    if quick:
+        kept = {i for pair in zip(queries[:_QUICK_PAIRS], positives[:_QUICK_PAIRS], strict=True) for i in pair}
+        kept_clusters = {clusters[i] for i in kept} | set(sorted(set(clusters))[:QUICK_PLACES])
+        chosen = [i for i, cluster in enumerate(clusters) if cluster in kept_clusters]
+        position = {old: new for new, old in enumerate(chosen)}
+        names, clusters = [names[i] for i in chosen], [clusters[i] for i in chosen]
+        both = [
+            (position[q], position[p]) for q, p in zip(queries, positives, strict=True) if {q, p} <= position.keys()
+        ]
+        queries, positives = [q for q, _ in both], [p for _, p in both]
+    files = [image_file(pickle.parent / "ims", str(name)) for name in names]
+    images = PlaceFiles(title, pickle.parent, files, is_night=False)
+    return PlacePairs(images, torch.tensor(clusters), torch.tensor(queries), torch.tensor(positives))
+
+
+def _listed(listed: Any, name: str, pickle: Path) -> list[Any]:
+    if not isinstance(listed, Mapping) or name not in listed:
+        there = ", ".join(map(str, listed)) if isinstance(listed, Mapping) else type(listed).__name__
+        raise UsageError(f"{pickle}: expected lists cids, cluster, qidxs and pidxs, {name} is missing; found {there}")
+    return list(listed[name])
+
+
+def image_file(folder: Path, name: str) -> Path:
+    """Where an image of retrieval-SfM-120k is: ids ending in ...ab cd ef are in ef/cd/ab/.
+
+    Raises:
+        UsageError: for a name that is none, such as one that leads out of the folder.
+    """
+    if len(name) < 6 or Path(name).name != name:
+        raise UsageError(f"{name!r} is no id of an image; expected a plain file name of 6 characters or more")
+    return folder / name[-2:] / name[-4:-2] / name[-6:-4] / name
+
+
+def place_folders(root: Path, quick: bool = False) -> PlacePairs:
+    """Pairs from ROOT/PLACE/day/*: any two images of a place.
+
+    Raises:
+        UsageError: when there are no such folders, or no place has two images.
+    """
+    folders = sorted(folder for folder in root.iterdir() if (folder / "day").is_dir())
+    if not folders:
+        raise UsageError(f"no places in {root}; expected {root}/PLACE/day/*.jpg")
+    files, clusters = [], []
+    for number, folder in enumerate(folders[: QUICK_PLACES if quick else None]):
+        of_place = files_below(folder / "day", tuple(PICTURE_SUFFIXES))
+        files += of_place
+        clusters += [number] * len(of_place)
+    return all_pairs(
+        PlaceFiles(f"{root.parent.name}, {root.name}", root, files, is_night=False), torch.tensor(clusters)
+    )
+
+
+def all_pairs(images: PlaceImages, clusters: Tensor) -> PlacePairs:
+    """Every ordered pair of images of one place."""
+    by_place: dict[int, list[int]] = {}
+    for position, cluster in enumerate(clusters.tolist()):
+        by_place.setdefault(cluster, []).append(position)
+    both: Sequence[tuple[int, int]] = [
+        (query, positive)
+        for members in by_place.values()
+        for query in members
+        for positive in members
+        if query != positive
+    ]
+    queries = torch.tensor([q for q, _ in both], dtype=torch.int64)
+    return PlacePairs(images, clusters, queries, torch.tensor([p for _, p in both], dtype=torch.int64))

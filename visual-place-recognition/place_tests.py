@@ -1,0 +1,182 @@
+"""Data bases by day and queries by night to report on: Tokyo 24/7 and alike, folders of places, or built in."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from place_images import QUICK_PLACES, SCENES, Box, PlaceConfig, PlaceFiles, PlaceImages, ScenePlaces, check_files
+from place_pairs import SCENE_PLACES, SCENE_SEEDS
+from plain_pickle import read_plain_pickle
+from ranking import Relevance
+
+from darkening.pictures import PICTURE_SUFFIXES, files_below
+from minmax.runtime.config import REPOSITORY
+from minmax.runtime.errors import UsageError
+from minmax.scenes import HELD_OUT_NIGHT, render_places
+
+DATABASE_VIEWS, QUERY_VIEWS = 3, 2
+_QUICK_QUERIES = 8
+
+
+@dataclass(frozen=True)
+class RetrievalTest:
+    """Queries, the data base that they are looked for in, what each should find, and what its place is called."""
+
+    title: str
+    database: PlaceImages
+    queries: PlaceImages
+    relevances: Sequence[Relevance]
+    places: Sequence[str]
+
+
+def open_tests(
+    data: str, config: PlaceConfig, quick: bool = False, cache: Path = REPOSITORY / "runs"
+) -> list[RetrievalTest]:
+    """All test sets of a data folder.
+
+    Args:
+        data: a folder that holds test/NAME/{gnd_NAME.pkl,jpg/} as Tokyo 24/7 of the retrieval toolbox, or
+            test/PLACE/{day,night}/*; or `scenes`.
+        config: size of scenes.
+        quick: only a few queries.
+        cache: folder for rendered scenes and for the record of which files were checked.
+
+    Raises:
+        UsageError: when there are none, or images are missing or broken.
+    """
+    if data == SCENES:
+        return _scene_tests(config, quick, cache / SCENES)
+    root = Path(data).expanduser() / "test"
+    lists = sorted(root.glob("*/gnd_*.pkl"))
+    tests = [read_toolbox(file, quick) for file in lists]
+    if root.is_dir() and not tests:
+        tests = folder_tests(root, quick)
+    if not tests:
+        raise UsageError(
+            f"no test data at {root}: expected NAME/{{gnd_NAME.pkl,jpg/}} as Tokyo 24/7 of the retrieval toolbox "
+            "(ask its authors for the images, http://www.ok.sc.e.titech.ac.jp/~torii/project/247), or "
+            "PLACE/{day,night}/*.jpg; or use --data scenes"
+        )
+    for test in tests:
+        for images in (test.database, test.queries):
+            assert isinstance(images, PlaceFiles)
+            check_files(images, cache / "checked")
+    return tests
+
+
+def _scene_tests(config: PlaceConfig, quick: bool, cache: Path) -> list[RetrievalTest]:
+    count = min(QUICK_PLACES, SCENE_PLACES["test"]) if quick else SCENE_PLACES["test"]
+    seed, size = SCENE_SEEDS["test"], config.size
+    stored, numbers = render_places("day", count, DATABASE_VIEWS, size, seed, None, cache)
+    database = ScenePlaces("scenes/day", stored, is_night=False)
+    tests = []
+    for domain in ("day", "night"):
+        # The held-out lamps and cameras: nothing about the scenes' nights was tuned on them.
+        settings = HELD_OUT_NIGHT if domain == "night" else None
+        asked, places = render_places(
+            domain, count, QUERY_VIEWS, size, seed, settings, cache, first_view=DATABASE_VIEWS
+        )
+        queries = ScenePlaces(f"scenes/{domain} queries", asked, is_night=domain == "night")
+        wanted = [
+            Relevance(tuple(i for i, number in enumerate(numbers.tolist()) if number == place))
+            for place in places.tolist()
+        ]
+        names = [f"place {place:03d}" for place in places.tolist()]
+        tests.append(RetrievalTest(f"scenes, {domain} queries", database, queries, wanted, names))
+    return tests
+
+
+def read_toolbox(file: Path, quick: bool = False) -> RetrievalTest:
+    """A test set as the retrieval toolbox lists it: `imlist`, `qimlist` and, per query, `ok`, `junk` and maybe `bbx`.
+
+    A query that is itself in the data base, as in Tokyo 24/7, is junk for itself. Queries are taken to be night images.
+
+    Raises:
+        UsageError: when the file is missing, is refused, or does not fit together.
+    """
+    lists = read_plain_pickle(file)
+    for name in ("imlist", "qimlist", "gnd"):
+        if not isinstance(lists.get(name), list):
+            raise UsageError(f"{file}: expected lists imlist, qimlist and gnd, {name} is missing or no list")
+    names, asked, wanted = [str(n) for n in lists["imlist"]], [str(n) for n in lists["qimlist"]], lists["gnd"]
+    if len(asked) != len(wanted):
+        raise UsageError(f"{file}: {len(asked)} queries but {len(wanted)} answers")
+    if not names:
+        raise UsageError(f"{file}: the data base (imlist) is empty")
+    if quick:
+        asked, wanted = asked[:_QUICK_QUERIES], wanted[:_QUICK_QUERIES]
+    position = {name: i for i, name in enumerate(names)}
+    relevances, boxes = [], []
+    for i, (query, answer) in enumerate(zip(asked, wanted, strict=True)):
+        relevances.append(_relevance(answer, len(names), f"{file}, query {i}", position.get(query)))
+        boxes.append(_box(answer.get("bbx"), f"{file}, query {i}"))
+    folder, title = file.parent / "jpg", file.parent.name
+    database = PlaceFiles(f"{title}, data base", file.parent, [_picture(folder, n) for n in names], is_night=False)
+    queries = PlaceFiles(f"{title}, queries", file.parent, [_picture(folder, n) for n in asked], True, boxes)
+    return RetrievalTest(title, database, queries, relevances, _groups(relevances, names))
+
+
+def _relevance(answer: Any, count: int, where: str, itself: int | None) -> Relevance:
+    if not isinstance(answer, Mapping) or "ok" not in answer:
+        raise UsageError(f"{where}: expected a mapping with ok, junk")
+    ok, junk = ([int(i) for i in answer.get(name, ())] for name in ("ok", "junk"))
+    outside = [i for i in (*ok, *junk) if not 0 <= i < count]
+    if outside:
+        raise UsageError(f"{where} names image {outside[0]} of the data base, which has {count}")
+    if itself is not None and itself not in ok:
+        junk.append(itself)
+    return Relevance(tuple(ok), tuple(sorted(set(junk))))
+
+
+def _box(value: Any, where: str) -> Box | None:
+    if value is None:
+        return None
+    numbers = [float(n) for n in value]
+    if len(numbers) != 4 or not (numbers[0] < numbers[2] and numbers[1] < numbers[3]):
+        raise UsageError(f"{where}: bbx {numbers}; expected left, top, right, bottom")
+    return numbers[0], numbers[1], numbers[2], numbers[3]
+
+
+def _picture(folder: Path, name: str) -> Path:
+    relative = Path(name)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise UsageError(f"{folder.parent}: {name!r} leads out of {folder}; expected a name below it")
+    file = folder / relative
+    return file if file.suffix.lower() in PICTURE_SUFFIXES else file.with_name(f"{file.name}.jpg")
+
+
+def _groups(relevances: Sequence[Relevance], names: Sequence[str]) -> list[str]:
+    """Queries that should find the same images are of one place, called by the first of these."""
+    return [Path(names[wanted.ok[0]]).stem if wanted.ok else "nothing to find" for wanted in relevances]
+
+
+def folder_tests(root: Path, quick: bool = False) -> list[RetrievalTest]:
+    """ROOT/PLACE/{day,night}/*: a place's night images should find its day images.
+
+    Raises:
+        UsageError: when no place has night images.
+    """
+    folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    stored: list[Path] = []
+    asked: list[Path] = []
+    relevances: list[Relevance] = []
+    places: list[str] = []
+    endings = tuple(PICTURE_SUFFIXES)
+    for folder in folders[: QUICK_PLACES if quick else None]:
+        day = files_below(folder / "day", endings)
+        wanted = Relevance(tuple(range(len(stored), len(stored) + len(day))))
+        stored += day
+        night = files_below(folder / "night", endings)
+        asked += night
+        relevances += [wanted] * len(night)
+        places += [folder.name] * len(night)
+    if not stored and not asked:
+        return []
+    if not asked:
+        raise UsageError(f"no night images in {root}; expected {root}/PLACE/night/*.jpg beside PLACE/day/*.jpg")
+    if not stored:
+        raise UsageError(f"the data base is empty: no day images in {root}; expected {root}/PLACE/day/*.jpg")
+    title = root.parent.name
+    database = PlaceFiles(f"{title}, day", root, stored, is_night=False)
+    return [RetrievalTest(title, database, PlaceFiles(f"{title}, night", root, asked, True), relevances, places)]

@@ -1,0 +1,130 @@
+"""Ranking by descriptors, and how good a ranking is: mean average precision and recall.
+
+Source: the evaluation protocol of Philbin et al., "Object retrieval with large vocabularies and fast spatial matching",
+CVPR 2007: images that may or may not show the place (junk) are taken out of a ranking before it is scored.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from minmax.runtime.errors import UsageError
+
+RECALLS = (1, 5, 10, 20)
+_CHUNK = 512  # queries at a time
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """What a query should find: positions in the data base that show its place, and such that do not count."""
+
+    ok: tuple[int, ...]
+    junk: tuple[int, ...] = ()
+
+
+def nearest(queries: Tensor, database: Tensor, count: int | None = None) -> Tensor:
+    """Positions in the data base by falling similarity, `(Q, count)`.
+
+    Args:
+        queries: descriptors `(Q, D)` of unit length.
+        database: descriptors `(N, D)` of unit length.
+        count: how many of the best; None for all.
+
+    Raises:
+        UsageError: when the data base is empty or its descriptors are of another dimension.
+    """
+    if not len(database):
+        raise UsageError("the data base is empty: there is nothing to find")
+    if queries.shape[1] != database.shape[1]:
+        raise UsageError(
+            f"queries have descriptors of {queries.shape[1]} dimensions, the data base of {database.shape[1]}; both "
+            "must come from one network with one whitening"
+        )
+    count = len(database) if count is None else min(count, len(database))
+    return torch.cat([(chunk @ database.T).topk(count, dim=1).indices for chunk in queries.split(_CHUNK)])
+
+
+def average_precision(ranking: Sequence[int], relevance: Relevance) -> float:
+    """Area under the precision-recall curve by the trapezoidal rule, junk left out; NaN without anything to find."""
+    if not relevance.ok:
+        return float("nan")
+    ok, total, found = set(relevance.ok), 0.0, 0
+    for rank, position in enumerate(_without_junk(ranking, relevance)):
+        if position in ok:
+            before = found / rank if rank else 1.0
+            found += 1
+            total += (before + found / (rank + 1)) / 2
+    return total / len(ok)
+
+
+def found_within(ranking: Sequence[int], relevance: Relevance, count: int) -> bool:
+    """Whether the first `count` results, junk left out, hold one that shows the place."""
+    return not set(relevance.ok).isdisjoint(_without_junk(ranking, relevance)[:count])
+
+
+def _without_junk(ranking: Sequence[int], relevance: Relevance) -> list[int]:
+    junk = set(relevance.junk)
+    return [position for position in ranking if position not in junk]
+
+
+@dataclass(frozen=True)
+class RetrievalScore:
+    """How well queries were answered.
+
+    `rankings` is `(Q, N)`; `average_precisions` one per query, NaN where there was nothing to find; `recalls` the share
+    of the other queries that found their place within so many results; `by_place` the mean average precision and
+    recall at 1 of each place's queries, and their number.
+    """
+
+    rankings: Tensor
+    average_precisions: list[float]
+    recalls: dict[int, float]
+    by_place: dict[str, tuple[float, float, int]] = field(default_factory=dict)
+
+    @property
+    def answerable(self) -> int:
+        """Queries with something to find."""
+        return sum(value == value for value in self.average_precisions)
+
+    @property
+    def mean_average_precision(self) -> float:
+        """Mean over the queries with something to find."""
+        return _mean(self.average_precisions)
+
+    @property
+    def by_place_mean(self) -> tuple[float, float]:
+        """Mean average precision and recall at 1, every place counted alike."""
+        return _mean([found[0] for found in self.by_place.values()]), _mean([f[1] for f in self.by_place.values()])
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if value == value]  # NaN is unlike itself
+    return sum(known) / len(known) if known else float("nan")
+
+
+def score_rankings(rankings: Tensor, relevances: Sequence[Relevance], places: Sequence[str]) -> RetrievalScore:
+    """Score complete rankings.
+
+    Args:
+        rankings: positions in the data base `(Q, N)`, best first.
+        relevances: what each query should find.
+        places: what each query's place is called.
+
+    Raises:
+        UsageError: when no query has anything to find.
+    """
+    listed = rankings.tolist()
+    precisions = [average_precision(ranking, wanted) for ranking, wanted in zip(listed, relevances, strict=True)]
+    answerable = [i for i, wanted in enumerate(relevances) if wanted.ok]
+    if not answerable:
+        raise UsageError("no query has an image of its place in the data base: there is nothing to score")
+    hits = {n: [found_within(listed[i], relevances[i], n) for i in answerable] for n in RECALLS}
+    first = dict(zip(answerable, hits[1], strict=True))
+    by_place = {}
+    for place in dict.fromkeys(places[i] for i in answerable):
+        of_place = [i for i in answerable if places[i] == place]
+        recall = sum(first[i] for i in of_place) / len(of_place)
+        by_place[place] = (_mean([precisions[i] for i in of_place]), recall, len(of_place))
+    return RetrievalScore(rankings, precisions, {n: sum(h) / len(h) for n, h in hits.items()}, by_place)

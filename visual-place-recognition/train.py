@@ -1,0 +1,243 @@
+"""Model level: adapt a retrieval network to the night with day images only (Luo et al., ICCV 2023).
+
+    python visual-place-recognition/train.py --name adapt --checkpoint runs/visual-place-recognition/day/best.pt \
+        --darkener runs/visual-place-recognition/darkener/best.pt
+
+Each tuple is a query, the query darkened, an image of the same place and the hardest images of other places. The loss
+is contrastive, with the darkened query as a second positive, plus BYOL's distance between the descriptors of the query
+by day and by night. Gives runs/visual-place-recognition/adapt/{best,last-epoch}.pt for test.py. The defaults are the
+authors' for SfM-120k (5 epochs of 22,000 tuples at 5e-7), with BYOL beside: their code has --byol.weight 0.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from descriptors import selection_score
+from gem import build_projectors, load_place_network, parameter_groups, save_place_network
+from place_images import DEFAULT_DATA, PlaceConfig, by_shape
+from place_pairs import open_pairs
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tuple_mining import EpochTuples, PlaceTuple, TrainingTuples, TupleConfig, contrastive_loss
+from tuple_pair import TuplePair, few_at_a_time, refuse_data_parallel
+
+from darkening.curve_estimator import load_darkener
+from darkening.night_view import NightConfig, NightView, build_night_view, selection_heuristic
+from minmax.byol import ByolConfig, build_pair, byol_loss
+from minmax.runtime.batches import epoch_loader
+from minmax.runtime.checkpoints import file_digest, joint_fingerprint
+from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
+from minmax.runtime.devices import Runtime, open_runtime
+from minmax.runtime.errors import UsageError
+from minmax.runtime.report import draw_curves, picture_grid, save_picture
+from minmax.runtime.run import Run, check_run_folder
+from minmax.runtime.seeding import seed_globally
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimisation."""
+
+    epochs: int = 5
+    """Rounds of mining and training."""
+    batch_size: int = 5
+    """Tuples per step and process."""
+    lr: float = 5e-7
+    """Learning rate of Adam for the network."""
+    head_lr: float = 1e-3
+    """Learning rate of BYOL's projector and predictor, which start from nothing."""
+    weight_decay: float = 1e-6
+    """Weight decay of Adam."""
+    at_once: int = 1
+    """Tuples of a step whose images are in memory together; the loss of a step does not depend on it."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(self.epochs >= 1, "--optim.epochs", self.epochs, "1 or more")
+        require(self.batch_size >= 1, "--optim.batch-size", self.batch_size, "1 or more")
+        require(self.lr > 0, "--optim.lr", self.lr, "more than 0")
+        require(self.head_lr > 0, "--optim.head-lr", self.head_lr, "more than 0")
+        require(self.weight_decay >= 0, "--optim.weight-decay", self.weight_decay, "0 or more")
+        require(self.at_once >= 1, "--optim.at-once", self.at_once, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(CommonFlags):
+    """Adapt a retrieval network to the night."""
+
+    name: str = "adapt"
+    """Name of the run; its folder is RUNS/visual-place-recognition/NAME and must not exist yet."""
+    data: str = str(DEFAULT_DATA)
+    """Folder with train/retrieval-SfM-120k/ or {train,val}/PLACE/day/, or `scenes` for the built-in data."""
+    checkpoint: Path
+    """The daytime network: a best.pt of train_day.py, a released checkpoint, a classifier's trunk, or bare weights."""
+    model: str = "resnet101"
+    """Whose bare weights --checkpoint holds, if it does."""
+    darkener: Path | None = None
+    """The darkener, a best.pt of train_darkener.py; needed by --night.source learned."""
+    images: PlaceConfig = field(default_factory=PlaceConfig)
+    tuples: TupleConfig = field(default_factory=TupleConfig)
+    night: NightConfig = field(default_factory=lambda: NightConfig(cell=32))
+    # LayerNorm in the heads: a few tuples are in memory together, one by default, too few for statistics of a batch.
+    byol: ByolConfig = field(default_factory=lambda: ByolConfig(batch_norm="frozen", head_norm="layer"))
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse settings that do not go with tuples."""
+        super().__post_init__()
+        if self.byol.distance != "byol":
+            raise UsageError("--byol.distance cosine: the contrastive loss pulls day and night together so already")
+        if self.byol.batch_norm != "frozen":
+            raise UsageError(f"--byol.batch-norm {self.byol.batch_norm}: a few tuples have no statistics; use frozen")
+        if self.byol.head_norm == "batch" and self.byol.weight and self.optim.at_once < 2:
+            raise UsageError("--byol.head-norm batch needs several tuples at once: raise --optim.at-once, or use layer")
+
+
+def darken_queries(queries: Sequence[Tensor], night_view: NightView, generator: torch.Generator) -> list[Tensor]:
+    """The queries `(3, H, W)` of any shapes by night."""
+    nights: list[Tensor] = [torch.empty(0)] * len(queries)
+    for positions, batch in by_shape(queries):
+        for position, night in zip(positions, night_view(batch, generator), strict=True):
+            nights[position] = night
+    return nights
+
+
+def step(
+    pair: nn.Module, days: list[Tensor], nights: list[Tensor], others: list[Tensor], config: Config, runtime: Runtime
+) -> dict[str, Tensor]:
+    """The weighted losses of a few tuples; each is a sum over them."""
+    with runtime.autocast():
+        outputs = pair(days, nights, others)
+    query, night = outputs.pair.day_prediction.float(), outputs.pair.night_prediction.float()
+    described = outputs.others.float().unflatten(0, (len(days), -1))
+    positives = torch.stack([night, described[:, 0]], dim=1)
+    return {
+        "contrastive": contrastive_loss(query, positives, described[:, 1:], config.tuples.margin),
+        "byol": config.byol.weight * len(days) * byol_loss(outputs.pair),
+    }
+
+
+def main(config: Config) -> Path:
+    """Adapt, and return the checkpoint of the last epoch."""
+    if config.quick:
+        config = replaced(
+            config,
+            images={"size": 64},
+            tuples={"queries": 8, "pool": 24, "negatives": 2},
+            night={"cell": 16},
+            optim={"epochs": 2, "batch_size": 2},
+            workers=0,
+        )
+    with open_runtime(config.device, config.precision, config.threads) as runtime:
+        if runtime.is_main:
+            check_run_folder("visual-place-recognition", config)
+        refuse_data_parallel(runtime)
+        network, settings = load_place_network(config.checkpoint, config.model)
+        darkener = load_darkener(config.darkener) if config.darkener else None
+        night_view = build_night_view(config.night, darkener, runtime)
+        pairs = open_pairs(config.data, "train", config.images, config.quick, config.runs)
+        validation = open_pairs(config.data, "val", config.images, config.quick, config.runs)
+        seed_globally(config.seed, "heads")
+        pair = runtime.place(build_pair(network, config.byol, build_projectors))
+        tuples, count = EpochTuples(), min(config.tuples.queries, len(pairs.queries))
+        dataset = TrainingTuples(pairs.images, tuples, count, config.images.size)
+        loader: DataLoader[Any] = epoch_loader(
+            dataset, config.optim.batch_size, config.seed, config.workers, runtime, list
+        )
+
+        groups: list[dict[str, Any]] = parameter_groups(pair.online, config.optim.lr, config.optim.weight_decay)
+        in_network = set(pair.online.parameters())
+        heads = [p for p in pair.parameters() if p.requires_grad and p not in in_network]
+        if heads:  # without BYOL there are none
+            groups.append({"params": heads, "lr": config.optim.head_lr, "weight_decay": config.optim.weight_decay})
+        optimizer = torch.optim.Adam(groups, config.optim.lr)
+        parallel = runtime.parallel(TuplePair(pair))
+
+        def validate() -> dict[str, float]:
+            return selection_score(
+                pair.online,
+                validation,
+                config.images.size,
+                selection_heuristic(config.night),
+                runtime,
+                workers=config.workers,
+            )
+
+        used = {"training": pairs.images.fingerprint(), "validation": validation.images.fingerprint()}
+        used["--checkpoint"] = file_digest(config.checkpoint)
+        if config.darkener:
+            used["--darkener"] = file_digest(config.darkener)
+
+        with Run("visual-place-recognition", config, runtime, joint_fingerprint(used)) as run:
+            run.restore(pair=pair, optimizer=optimizer, scaler=runtime.scaler, tuples=tuples)
+            if run.progress.step == 0:
+                tuples.start_score = validate()["score"]
+                log.info("before: mean average precision of day and darkened queries %.1f %%", 100 * tuples.start_score)
+            for epoch in run.epochs(config.optim.epochs):
+                tuples.mine(
+                    pair.online, pairs, config.tuples, epoch, config.images.size, config.seed, runtime, config.workers
+                )
+                pair.train()
+                for places in run.batches(loader, epoch):
+                    optimizer.zero_grad(set_to_none=True)
+                    generator = run.generator("night")
+                    totals = {name: torch.zeros((), device=runtime.device) for name in ("contrastive", "byol")}
+                    for few in few_at_a_time(places, config.optim.at_once, parallel):
+                        days = [runtime.to_device(place.query) for place in few]
+                        nights = darken_queries(days, night_view, generator)
+                        others = [runtime.to_device(image) for place in few for image in place.others]
+                        if run.progress.step == 0 and runtime.is_main:
+                            show_tuple(few[0], nights[0], run.directory / "pictures" / "first_tuple.png")
+                        losses = step(parallel, days, nights, others, config, runtime)
+                        for name, loss in losses.items():
+                            totals[name] += loss.detach()
+                        runtime.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+                    numbers = run.read_losses(totals)
+                    runtime.scaler.step(optimizer)
+                    runtime.scaler.update()
+                    pair.update_target()
+                    run.record("train", numbers)
+                score = validate()
+                run.record("validation", score)
+                log.info(
+                    "epoch %d: mean average precision by day %.1f %%, of darkened queries %.1f %%",
+                    epoch + 1,
+                    100 * score["day"],
+                    100 * score["darkened"],
+                )
+                if score["score"] < tuples.start_score:
+                    log.warning(
+                        "their mean, %.1f %%, has fallen below that before training, %.1f %%: lower --optim.lr, or use "
+                        "best.pt of an earlier epoch",
+                        100 * score["score"],
+                        100 * tuples.start_score,
+                    )
+                if run.finish_epoch(score["score"]) and runtime.is_main:
+                    save_place_network(pair.online, settings, run.directory / "best.pt", to_plain(config))
+                run.save()
+            last = run.directory / "last-epoch.pt"
+            if runtime.is_main:
+                save_place_network(pair.online, settings, last, to_plain(config))
+                draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
+            log.info("last epoch: %s; best, epoch %d: %s", last, run.progress.best_epoch, run.directory / "best.pt")
+            return last
+
+
+def show_tuple(place: PlaceTuple, night: Tensor, picture: Path) -> None:
+    """Draw a query by day and by night, its positive, and its negatives."""
+    images = [place.query, night.cpu(), *place.others]
+    side = max(max(image.shape[-2:]) for image in images)
+    framed = torch.ones(len(images), 3, side, side)
+    for frame, image in zip(framed, images, strict=True):
+        frame[:, : image.shape[1], : image.shape[2]] = image
+    save_picture(picture_grid([framed]), picture)
+
+
+if __name__ == "__main__":
+    run_script(Config, main, __doc__)

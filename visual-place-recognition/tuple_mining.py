@@ -1,0 +1,199 @@
+"""Tuples to train on: a query, an image of the same place, and the hardest images of other places.
+
+Source: Radenović, Tolias and Chum, TPAMI 2019 (mining and contrastive loss); Luo et al., ICCV 2023 (the darkened query
+as a second positive).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from descriptors import describe, draw_positions
+from place_images import PlaceImages
+from place_pairs import PlacePairs
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional
+
+from minmax.runtime.config import require
+from minmax.runtime.devices import Runtime
+from minmax.runtime.errors import UsageError
+from minmax.task_network import TaskNetwork
+
+_DISTANCE_FLOOR = 1e-6
+_FIRST_LOOK = 8  # times as many candidates as negatives are wanted, at first
+_CHUNK = 256  # queries whose similarities to the pool are held at a time
+
+
+@dataclass(frozen=True)
+class TupleConfig:
+    """What a training step compares."""
+
+    queries: int = 22000
+    """Queries of an epoch, or all pairs if there are fewer."""
+    pool: int = 2000
+    """Images among which an epoch's negatives are looked for, or all if there are fewer."""
+    negatives: int = 5
+    """Negatives of each query, of different places."""
+    margin: float = 0.85
+    """Distance beyond which a negative is far enough."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(self.queries >= 1, "--tuples.queries", self.queries, "1 or more")
+        require(self.pool >= 2, "--tuples.pool", self.pool, "2 or more")
+        require(self.negatives >= 1, "--tuples.negatives", self.negatives, "1 or more")
+        require(0 < self.margin <= 2, "--tuples.margin", self.margin, "more than 0, at most 2")
+
+
+def contrastive_loss(query: Tensor, positives: Tensor, negatives: Tensor, margin: float) -> Tensor:
+    """Half the squared distances to positives, and to negatives half the square of what lacks to the margin; summed.
+
+    Args:
+        query: descriptors `(T, D)`.
+        positives: `(T, P, D)`.
+        negatives: `(T, K, D)`.
+        margin: distance beyond which a negative costs nothing.
+    """
+    near = _distances(query, positives).square()
+    far = (margin - _distances(query, negatives)).clamp(min=0).square()
+    return 0.5 * (near.sum() + far.sum())
+
+
+def _distances(query: Tensor, others: Tensor) -> Tensor:
+    # The floor is added to every component, as in the authors' code: the root has a slope at 0.
+    distances: Tensor = (query.unsqueeze(1) - others + _DISTANCE_FLOOR).norm(dim=2)
+    return distances
+
+
+def mine_negatives(queries: Tensor, pool: Tensor, query_clusters: Tensor, pool_clusters: Tensor, count: int) -> Tensor:
+    """The most similar images of other places, at most one of each place.
+
+    Args:
+        queries: descriptors `(Q, D)`.
+        pool: descriptors `(P, D)`.
+        query_clusters: places of the queries `(Q,)`.
+        pool_clusters: places of the pool `(P,)`.
+        count: negatives of each query.
+
+    Returns:
+        Positions in the pool `(Q, count)`, most similar first.
+
+    Raises:
+        UsageError: when the pool holds too few places.
+    """
+    places = int(pool_clusters.unique().numel())
+    if places < count + 1:
+        raise UsageError(
+            f"the pool of {len(pool)} images shows {places} places; {count} negatives of other places than the query's "
+            "need one more: raise --tuples.pool or lower --tuples.negatives"
+        )
+    found = torch.empty(len(queries), count, dtype=torch.int64)
+    place_of, own_place = pool_clusters.tolist(), query_clusters.tolist()
+    for start in range(0, len(queries), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        similarities = queries[rows] @ pool.T
+        similarities[query_clusters[rows].unsqueeze(1) == pool_clusters] = float("-inf")
+        missing, look = torch.arange(len(similarities)), min(len(pool), _FIRST_LOOK * count)
+        while len(missing):
+            candidates = similarities[missing].topk(look, dim=1).indices
+            enough = []
+            for row, positions in zip(missing.tolist(), candidates.tolist(), strict=True):
+                chosen = _one_per_place(positions, place_of, own_place[start + row], count)
+                if len(chosen) == count:
+                    found[start + row] = torch.tensor(chosen)
+                enough.append(len(chosen) == count)
+            missing, look = missing[~torch.tensor(enough)], min(len(pool), 4 * look)
+    return found
+
+
+def _one_per_place(positions: Sequence[int], place_of: Sequence[int], own: int, count: int) -> list[int]:
+    chosen, seen = [], {own}
+    for position in positions:
+        if place_of[position] not in seen:
+            seen.add(place_of[position])
+            chosen.append(position)
+            if len(chosen) == count:
+                break
+    return chosen
+
+
+@dataclass
+class EpochTuples:
+    """The tuples of the epoch in progress; part of a run's state: they hang on the network that the epoch began with.
+
+    `epoch` is the one they are of, -1 for none yet; `members` `(T, 2 + K)` positions of query, positive, negatives;
+    `start_score` the number for choosing before the first step.
+    """
+
+    epoch: int = -1
+    members: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
+    start_score: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """All three."""
+        return {"epoch": self.epoch, "members": self.members, "start_score": self.start_score}
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None:
+        """Take over what `state_dict` gave."""
+        self.epoch, self.members, self.start_score = state["epoch"], state["members"], state["start_score"]
+
+    def mine(
+        self,
+        network: TaskNetwork,
+        pairs: PlacePairs,
+        config: TupleConfig,
+        epoch: int,
+        size: int,
+        seed: int,
+        runtime: Runtime,
+        workers: int,
+    ) -> None:
+        """Draw the queries of an epoch and find their negatives with the network as it is.
+
+        Nothing is done when they are of this epoch already, after a resume in the middle of it.
+        """
+        if self.epoch == epoch:
+            return
+        chosen = torch.tensor(draw_positions(config.queries, len(pairs.queries), seed, "queries", epoch))
+        pool = torch.tensor(draw_positions(config.pool, len(pairs.images), seed, "pool", epoch))
+        queries, positives = pairs.queries[chosen], pairs.positives[chosen]
+        asked, row = queries.unique(return_inverse=True)
+        described = describe(network, pairs.images, size, runtime, asked.tolist(), workers=workers)
+        stored = describe(network, pairs.images, size, runtime, pool.tolist(), workers=workers)
+        negatives = pool[
+            mine_negatives(described[row], stored, pairs.clusters[queries], pairs.clusters[pool], config.negatives)
+        ]
+        members = torch.cat([queries.unsqueeze(1), positives.unsqueeze(1), negatives], dim=1)
+        # Every process mines; rounding must not give them different tuples.
+        self.epoch, self.members = epoch, runtime.from_main(members)
+
+
+class PlaceTuple(NamedTuple):
+    """A query and its positive and negatives, each float RGB `(3, H, W)` in [0, 1] in a format of its own."""
+
+    query: Tensor
+    others: list[Tensor]
+
+
+class TrainingTuples(Dataset[PlaceTuple]):
+    """The tuples of an epoch, indexed by (epoch, number)."""
+
+    def __init__(self, images: PlaceImages, tuples: EpochTuples, count: int, size: int) -> None:
+        self.images, self.tuples, self.count, self.size = images, tuples, count, size
+
+    def __len__(self) -> int:
+        """Tuples of an epoch."""
+        return self.count
+
+    def __getitem__(self, position: tuple[int, int]) -> PlaceTuple:
+        """Tuple `position[1]`; those of epoch `position[0]` must have been mined."""
+        epoch, number = position
+        if epoch != self.tuples.epoch:
+            raise ValueError(f"the tuples are of epoch {self.tuples.epoch}, not {epoch}")
+        query, *others = [
+            functional.to_dtype(self.images.load(int(i), self.size), torch.float32, scale=True)
+            for i in self.tuples.members[number]
+        ]
+        return PlaceTuple(query, others)

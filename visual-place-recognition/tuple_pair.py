@@ -1,0 +1,79 @@
+"""What a tuple needs of the networks, as modules with one forward pass, which is what DDP wants."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple, TypeVar
+
+import torch
+from place_images import by_shape
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from minmax.byol import Pair, ViewPair
+from minmax.runtime.devices import Runtime
+from minmax.runtime.errors import UsageError
+
+ItemT = TypeVar("ItemT")
+
+
+class ImagesOfManyShapes(nn.Module):
+    """A network for lists of images `(3, H, W)` of any shapes; equal ones go through it together."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Sequence[Tensor]) -> Tensor:
+        """Descriptors `(M, D)` in the order of the images."""
+        order, found = [], []
+        for positions, batch in by_shape(images):
+            found.append(self.network(batch))
+            order += positions
+        return torch.cat(found)[_back(order, images[0].device)]
+
+
+class TupleOutputs(NamedTuple):
+    """Descriptors of the tuples' other images `(M, D)`, and of queries by day and by night all that BYOL needs."""
+
+    pair: Pair
+    others: Tensor
+
+
+class TuplePair(nn.Module):
+    """A `ViewPair` of day and darkened queries, beside the descriptors of their positives and negatives."""
+
+    def __init__(self, pair: ViewPair) -> None:
+        super().__init__()
+        self.pair = pair
+
+    def forward(self, days: Sequence[Tensor], nights: Sequence[Tensor], others: Sequence[Tensor]) -> TupleOutputs:
+        """Describe queries by day and by night, and their others, each `(3, H, W)` in [0, 1], of any shapes."""
+        order: list[int] = []
+        found: list[Pair] = []
+        for positions, batch in by_shape(days):
+            found.append(self.pair(batch, torch.stack([nights[i] for i in positions])))
+            order += positions
+        back = _back(order, days[0].device)
+        pair = Pair(*(torch.cat(parts)[back] for parts in zip(*found, strict=True)))
+        return TupleOutputs(pair, ImagesOfManyShapes(self.pair.online)(others))
+
+
+def _back(order: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor(order, device=device).argsort()
+
+
+def few_at_a_time(items: Sequence[ItemT], count: int, parallel: nn.Module) -> Iterator[Sequence[ItemT]]:
+    """Parts of a batch whose gradients add up; under DDP only the last part's backward pass exchanges them."""
+    for start in range(0, len(items), count):
+        last = start + count >= len(items)
+        alone: AbstractContextManager[object] = nullcontext()
+        if isinstance(parallel, DistributedDataParallel) and not last:
+            alone = parallel.no_sync()
+        with alone:
+            yield items[start : start + count]
+
+
+def refuse_data_parallel(runtime: Runtime) -> None:
+    """Raise UsageError for several devices in one process: DataParallel cannot share out images of many shapes."""
+    if len(runtime.device_ids) > 1:
+        raise UsageError("images of places have many shapes, which DataParallel cannot share out; start with torchrun")

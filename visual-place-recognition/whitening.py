@@ -1,0 +1,99 @@
+"""Whitening of descriptors that is learned from pairs of images of the same place.
+
+Source: Mikolajczyk and Matas, "Improving descriptors for fast tree matching by optimal linear projection", ICCV 2007,
+as used by Radenović et al., "Fine-tuning CNN image retrieval with no human annotation", TPAMI 2019.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from minmax.runtime.checkpoints import write_atomically
+from minmax.runtime.errors import UsageError
+
+_FIRST_RIDGE = 1e-10
+_LENGTH_FLOOR = 1e-6
+
+
+class Whitening(NamedTuple):
+    """Subtract `mean` `(D,)`, multiply by `projection` `(D, D)`; both float64."""
+
+    mean: Tensor
+    projection: Tensor
+
+    def __call__(self, descriptors: Tensor) -> Tensor:
+        """Whiten `(N, D)` and bring it back to unit length.
+
+        Raises:
+            UsageError: when it was learned for descriptors of another dimension.
+        """
+        if descriptors.shape[1] != len(self.mean):
+            raise UsageError(
+                f"this whitening is for descriptors of {len(self.mean)} dimensions, these have {descriptors.shape[1]}; "
+                "learn it with the same network"
+            )
+        whitened = (descriptors.double() - self.mean) @ self.projection.T
+        unit: Tensor = whitened / (whitened.norm(dim=1, keepdim=True) + _LENGTH_FLOOR)
+        return unit.to(descriptors.dtype)
+
+
+def learn_whitening(descriptors: Tensor, queries: Tensor, positives: Tensor) -> Whitening:
+    """Whiten the differences within pairs, then turn to the directions in which places differ most.
+
+    Args:
+        descriptors: `(N, D)`.
+        queries: positions of the first image of each pair `(P,)`.
+        positives: positions of the second ones `(P,)`.
+    """
+    columns = descriptors.double().numpy().T
+    mean = columns[:, queries.numpy()].mean(axis=1, keepdims=True)
+    difference = columns[:, queries.numpy()] - columns[:, positives.numpy()]
+    within = difference @ difference.T / difference.shape[1]
+    root = _cholesky(within)
+    centred = scipy.linalg.solve_triangular(root, columns - mean, lower=True)
+    # eigh sorts upwards; the sign of an eigenvector means nothing.
+    _, directions = scipy.linalg.eigh(centred @ centred.T)
+    inverse = scipy.linalg.solve_triangular(root, np.eye(len(root)), lower=True)
+    projection = directions[:, ::-1].T @ inverse
+    return Whitening(torch.from_numpy(mean[:, 0].copy()), torch.from_numpy(np.ascontiguousarray(projection)))
+
+
+def _cholesky(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The lower triangular root; where the matrix is singular, of the matrix with the smallest ridge that helps."""
+    ridge = 0.0
+    while True:
+        try:
+            return np.asarray(scipy.linalg.cholesky(matrix + ridge * np.eye(len(matrix)), lower=True))
+        except scipy.linalg.LinAlgError:
+            ridge = ridge * 10 if ridge else _FIRST_RIDGE
+
+
+def save_whitening(whitening: Whitening, key: str, file: Path) -> None:
+    """Save it with the key of what it was learned from."""
+    tensors = {"mean": whitening.mean, "projection": whitening.projection}
+    write_atomically(file, lambda temporary: save_file(tensors, temporary, metadata={"key": key}))
+
+
+def load_whitening(key: str, file: Path) -> Whitening | None:
+    """What was saved under this key; None when there is nothing, or it was learned from something else.
+
+    Raises:
+        UsageError: when the file is broken.
+    """
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, "pt") as opened:
+            if (opened.metadata() or {}).get("key") != key:
+                return None
+        tensors = load_file(file)
+        return Whitening(tensors["mean"], tensors["projection"])
+    except (SafetensorError, OSError, KeyError) as error:
+        raise UsageError(f"{file} is broken ({error}); delete it, it is made anew") from error
