@@ -205,7 +205,7 @@ def load_place_network(path: Path, model: str | None = None) -> tuple[TaskNetwor
     if kind == CLASSIFIER_FORMAT:
         return _trunk_of_classifier(payload, path)
     if isinstance(payload.get("meta"), Mapping):
-        return _released(payload, path)
+        return rebuild_released(payload, path)
     if model is None:
         raise UsageError(
             f"{path} does not say what network it holds: expected a checkpoint of this project or one with `meta` as "
@@ -241,7 +241,16 @@ def _trunk_of_classifier(payload: Mapping[str, Any], path: Path) -> tuple[TaskNe
     return network, settings
 
 
-def _released(payload: Mapping[str, Any], path: Path) -> tuple[TaskNetwork, PlaceSettings]:
+def rebuild_released(payload: Mapping[str, Any], path: Path | str) -> tuple[TaskNetwork, PlaceSettings]:
+    """A network from what `load_checkpoint` read of the authors' or their toolbox's files.
+
+    Args:
+        payload: `meta` says what it is, `state_dict` holds `features.*`, `pool.p` and maybe `whiten.*`.
+        path: the file, for messages.
+
+    Raises:
+        UsageError: when it asks for parts that are not known here, or does not fit.
+    """
     meta = payload["meta"]
     unknown = [name for name in ("regional", "local_whitening") if meta.get(name)]
     if unknown or meta.get("pooling", "gem") != "gem":
