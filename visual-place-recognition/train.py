@@ -84,7 +84,8 @@ class Config(CommonFlags):
     images: PlaceConfig = field(default_factory=PlaceConfig)
     tuples: TupleConfig = field(default_factory=TupleConfig)
     night: NightConfig = field(default_factory=lambda: NightConfig(cell=32))
-    # LayerNorm in the heads: a few tuples are in memory together, one by default, too few for statistics of a batch.
+    # LayerNorm in the heads: equal formats alone go through the network together, one query by default, which has no
+    # statistics of a batch.
     byol: ByolConfig = field(default_factory=lambda: ByolConfig(batch_norm="frozen", head_norm="layer"))
     optim: OptimConfig = field(default_factory=OptimConfig)
 
@@ -95,8 +96,8 @@ class Config(CommonFlags):
             raise UsageError("--byol.distance cosine: the contrastive loss pulls day and night together so already")
         if self.byol.batch_norm != "frozen":
             raise UsageError(f"--byol.batch-norm {self.byol.batch_norm}: a few tuples have no statistics; use frozen")
-        if self.byol.head_norm == "batch" and self.byol.weight and self.optim.at_once < 2:
-            raise UsageError("--byol.head-norm batch needs several tuples at once: raise --optim.at-once, or use layer")
+        if self.byol.head_norm != "layer":
+            raise UsageError("--byol.head-norm batch: a query of a format of its own is a batch of one; use layer")
 
 
 def darken_queries(queries: Sequence[Tensor], night_view: NightView, generator: torch.Generator) -> list[Tensor]:
