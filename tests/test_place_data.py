@@ -175,9 +175,7 @@ def test_a_place_with_one_image_is_only_ever_a_negative(tmp_path):
 
 def test_a_folder_of_another_kind_says_what_was_expected(tmp_path):
     (tmp_path / "photos").mkdir()
-    with pytest.raises(
-        UsageError, match="expected train/retrieval-SfM-120k.*found photos; get retrieval-SfM-120k from"
-    ):
+    with pytest.raises(UsageError, match="expected train/retrieval-SfM-120k.*found photos; get retrieval-SfM-120k by"):
         open_pairs(str(tmp_path), "train", CONFIG)
     with pytest.raises(UsageError, match="no test data at .*247tokyo1k|no test data at .*Tokyo 24/7"):
         open_tests(str(tmp_path), CONFIG)

@@ -35,8 +35,8 @@ SCENE_PLACES: dict[str, int] = {"train": 160, "val": 40, "test": 60}
 SCENE_VIEWS = 4
 _QUICK_PAIRS = 8
 WHERE_TO_GET = (
-    "get retrieval-SfM-120k from http://cmp.felk.cvut.cz/cnnimageretrieval (data/train/dbs/*.pkl and "
-    f"data/train/ims.tar.gz) and unpack it into {SFM}/{{*.pkl,ims}} of this folder"
+    "get retrieval-SfM-120k by `python visual-place-recognition/sfm120k.py --output FOLDER`, which makes "
+    f"FOLDER/{SFM}/{{*.pkl,ims}}"
 )
 
 
