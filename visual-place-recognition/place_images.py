@@ -127,6 +127,8 @@ def decode_shrunk(file: Path, size: int, box: Box | None = None) -> Tensor:
     A box counts in pixels as stored; without one the image is turned as its EXIF entry says.
     """
     with Image.open(file) as opened:
+        if box is None:  # a large JPEG is decoded at a fraction of its size, but twice what is asked for, as thumbnail
+            opened.draft(None, (2 * size, 2 * size))
         part = ImageOps.exif_transpose(opened) if box is None else opened.crop(box)
         image = part.convert("RGB")
     image.thumbnail((size, size), Image.Resampling.LANCZOS)
