@@ -3,6 +3,7 @@
     python reproduce.py --data classification/data --recipe paper
     python reproduce.py --data DATA --recipe small --seeds 0 1 2 --rows continued gamma no-similarity full --jobs 2
     python reproduce.py --task segmentation --data DATA --night NIGHT --recipe small --rows continued gamma full
+    python reproduce.py --task visual-place-recognition --data scenes --recipe small --rows continued gamma no-byol full
 
 For each seed it trains a daytime model, the darkeners that the rows need, and every row, by the scripts of the task;
 then it tests each and writes RUNS/comparison.md, mean and spread by day and by night, and .json, with every seed and
@@ -27,7 +28,7 @@ from minmax.runtime.devices import Precision
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.report import markdown_table, recorded, write_json
 
-Task = Literal["classification", "segmentation"]
+Task = Literal["classification", "segmentation", "visual-place-recognition"]
 RecipeName = Literal["paper", "small"]
 RowName = Literal[
     "continued", "brightness", "gamma", "camera", "no-similarity", "no-byol", "full", "unnormalised", "cosine",
@@ -121,12 +122,36 @@ RECIPES: dict[Task, dict[RecipeName, Recipe]] = {
             ("--classes", "occurring"),
         ),
     },
+    "visual-place-recognition": {
+        "paper": Recipe((), (), ("--pretrained",), (), (), ("--scales", "1", "0.7071", "0.5", "--whitening")),
+        "small": Recipe(
+            (),
+            (),  # the darkener's has two numbers
+            (
+                *("--model", "resnet18", "--images.size", "64", "--optim.epochs", "8", "--optim.lr", "3e-4"),
+                *("--tuples.queries", "480", "--optim.at-once", "5"),
+            ),
+            (
+                *("--images.short-side", "64", "--images.crop", "64"),
+                *("--optim.epochs", "6", "--optim.milestones", "4", "--optim.lr", "3e-4", "--optim.clip", "1"),
+                *("--loss.similarity", "1", "--request.contrast", "0", "1.5"),
+            ),
+            (
+                *("--images.size", "64", "--optim.epochs", "4", "--optim.lr", "1e-4"),
+                *("--tuples.queries", "480", "--optim.at-once", "5"),
+                *("--night.exposure", "0.05", "0.4", "--night.contrast", "0.5", "1.5", "--night.cell", "8"),
+            ),
+            ("--images.size", "64"),
+        ),
+    },
 }
 SQUARE = ("96", "96")
 """Size of the built-in scenes in segmentation, whatever the recipe."""
 LACKING: dict[Task, tuple[RowName, ...]] = {
     "classification": ("joint-pass",),  # as in the small recipe anyway
     "segmentation": ("two-pass", "two-pass-reestimated"),  # two passes are the recipes' own; there is no --statistics
+    # BatchNorm is always the daytime model's, and the contrastive loss is a plain cosine.
+    "visual-place-recognition": ("cosine", "two-pass", "two-pass-reestimated", "joint-pass", "frozen-statistics"),
 }
 
 
@@ -141,7 +166,7 @@ class Config:
     night: tuple[Path, ...] = ()
     """Night data sets of segmentation; by default those that lie in segmentation/data."""
     recipe: RecipeName = "paper"
-    """paper: the paper's sizes and schedule; small: 64 or 160 px, 20 or 40 day epochs and 6 of adaptation."""
+    """paper: the paper's sizes and schedule; small: 64 or 160 px, a few minutes for each training on two cores."""
     rows: tuple[RowName, ...] = ()
     """The rows, beside that of the daytime model; by default all that the task has."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -164,8 +189,8 @@ class Config:
         require(len(self.rows) == len(set(self.rows)), "--rows", self.rows, "each row once")
         lacking = ", ".join(name for name in self.rows if name in LACKING[self.task])
         require(not lacking, "--rows", self.rows, f"rows that {self.task} has; it lacks {lacking}")
-        if self.task == "classification":
-            require(not self.night, "--night", self.night, "none: the nights of classification are in its --data")
+        if self.task != "segmentation":
+            require(not self.night, "--night", self.night, f"none: the nights of {self.task} are in its --data")
 
     @property
     def chosen_rows(self) -> tuple[RowName, ...]:
@@ -289,23 +314,41 @@ def last_score(run: Path) -> float:
 def comparison_table(results: dict[str, list[dict[str, Any]]], task: Task) -> str:
     """Mean and, in brackets, the lowest and highest seed, in percent.
 
-    Top-1 and balanced accuracy by day and by night, or the mean IoU on each data set.
+    Top-1 and balanced accuracy by day and by night, the mean IoU on each data set, or the mean average precision and
+    recall at 1 on each.
     """
     every = results["daytime model"]
+    sets = [name for name in every[0] if name != "file"]
+    columns: dict[str, Callable[[dict[str, Any]], float]]
     if task == "classification":
         splits = [split for split in ("test_day", "test_night") if all(split in found for found in every)]
         columns = {
-            f"{split.removeprefix('test_')} {title}": (split, kind)
+            f"{split.removeprefix('test_')} {title}": _entry(split, kind)
             for split in splits
             for title, kind in (("top-1", "top1"), ("balanced", "balanced"))
         }
+    elif task == "segmentation":
+        columns = {f"{name}, mean IoU": _entry(name, "mean_iou") for name in sets}
     else:
-        columns = {f"{name}, mean IoU": (name, "mean_iou") for name, found in every[0].items() if name != "file"}
+        columns = {
+            f"{name}, {title}": _entry(name, *place)
+            for name in sets
+            for title, place in (("mAP", ("mean_average_precision",)), ("R@1", ("recall", "1")))
+        }
     rows = [
-        [title, *(_spread([100 * found[where][kind] for found in by_seed]) for where, kind in columns.values())]
+        [title, *(_spread([100 * read(found) for found in by_seed]) for read in columns.values())]
         for title, by_seed in results.items()
     ]
     return markdown_table(["", *columns], rows)
+
+
+def _entry(*place: str) -> Callable[[dict[str, Any]], float]:
+    def read(found: dict[str, Any]) -> float:
+        for name in place:
+            found = found[name]
+        return float(found)  # type: ignore[arg-type]
+
+    return read
 
 
 def _spread(values: list[float]) -> str:

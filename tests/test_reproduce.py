@@ -13,6 +13,7 @@ from typing import get_args
 
 import pytest
 from classification_scripts import SCRIPTS
+from place_scripts import SCRIPTS as PLACE_SCRIPTS
 from segmentation_scripts import SCRIPTS as SEGMENTATION_SCRIPTS
 from torch import nn
 
@@ -63,6 +64,10 @@ class Scripts:
             if self.task == "segmentation":
                 by_set = {name: {"mean_iou": self.shares.get(run, (0.5, 0.5))[0]} for name in ("day", "night")}
                 found = {"results": {"checkpoint": {"file": "best.pt", **by_set}}}
+            if self.task == "visual-place-recognition":
+                shares = self.shares.get(run, (0.5, 0.5))
+                score = {"mean_average_precision": shares[0], "recall": {"1": shares[1]}}
+                found = {"results": {"checkpoint": {"file": "best.pt", "tokyo": score}}}
             (given["--output"] / "results.json").write_text(json.dumps(found))
         else:
             folder = given["--runs"] / self.task / run
@@ -177,7 +182,11 @@ def parsed(reproduce, scripts, tmp_path):
         config = config_of(reproduce, tmp_path, recipe=recipe, rows=(), **given)
         scripts.task = config.task
         reproduce.main(config)
-        modules = {"classification": SCRIPTS, "segmentation": SEGMENTATION_SCRIPTS}[config.task]
+        modules = {
+            "classification": SCRIPTS,
+            "segmentation": SEGMENTATION_SCRIPTS,
+            "visual-place-recognition": PLACE_SCRIPTS,
+        }[config.task]
         return {
             (script, run.removesuffix("-0")): parse_flags(modules[Path(script).stem].Config, None, flags)
             for script, run, flags in scripts.started
@@ -242,9 +251,21 @@ def test_segmentation_takes_the_built_in_scenes_in_their_own_size(parsed, recipe
         assert config.images.size == (96, 96)
 
 
-@pytest.mark.parametrize(("task", "count"), [("classification", 14), ("segmentation", 13)])
+@pytest.mark.parametrize("recipe", ["paper", "small"])
+def test_the_scripts_of_place_recognition_accept_their_flags_too(reproduce, parsed, recipe):
+    found = parsed(recipe, task="visual-place-recognition")
+    rows = {run: config for (script, run), config in found.items() if script == "train.py"}
+    assert set(rows) == set(reproduce.ROWS) - set(reproduce.LACKING["visual-place-recognition"])
+    sizes = {config.images.size for (script, _), config in found.items() if script in ("train_day.py", "train.py")}
+    assert sizes == {362 if recipe == "paper" else 64}
+    assert {config.whitening for (script, _), config in found.items() if script == "test.py"} == {recipe == "paper"}
+
+
+@pytest.mark.parametrize(
+    ("task", "count"), [("classification", 14), ("segmentation", 13), ("visual-place-recognition", 10)]
+)
 def test_no_two_rows_of_the_small_recipe_are_the_same(parsed, task, count):
-    data = "scenes" if task == "classification" else "streets"
+    data = "streets" if task == "segmentation" else "scenes"
     found = parsed("small", task=task, data=data)
     configs = [to_plain(config) for (script, _), config in found.items() if script == "train.py"]
     different = {json.dumps({**config, "name": ""}, sort_keys=True) for config in configs}
@@ -271,7 +292,8 @@ def test_every_row_and_recipe_can_be_named(reproduce):
 
 def test_the_commands_of_the_help_text_are_accepted(reproduce):
     lines = re.findall(r"^    python reproduce.py (.*)$", reproduce.__doc__, re.MULTILINE)
-    first, second, third = (parse_flags(reproduce.Config, None, line.split()) for line in lines)
+    first, second, third, fourth = (parse_flags(reproduce.Config, None, line.split()) for line in lines)
+    assert (fourth.task, fourth.rows) == ("visual-place-recognition", ("continued", "gamma", "no-byol", "full"))
     assert (first.recipe, first.seeds, len(first.chosen_rows)) == ("paper", (0, 1, 2), 14)
     assert (second.recipe, second.jobs, second.rows) == ("small", 2, ("continued", "gamma", "no-similarity", "full"))
     assert (third.task, third.night, third.rows) == ("segmentation", (Path("NIGHT"),), ("continued", "gamma", "full"))
@@ -372,6 +394,15 @@ def test_segmentation_reports_the_mean_iou_on_each_data_set(reproduce, scripts, 
     assert rows[0] == ["", "day, mean IoU", "night, mean IoU"]
     assert rows[2:] == [["daytime model", "25.0", "25.0"], ["gamma night", "50.0", "50.0"]]
     assert not any("--data" in flags for _, _, flags in scripts.started)
+
+
+def test_place_recognition_reports_precision_and_recall(reproduce, scripts, tmp_path):
+    scripts.task, scripts.shares = "visual-place-recognition", {"day-0": (0.25, 0.125)}
+    reproduce.main(config_of(reproduce, tmp_path, task="visual-place-recognition", rows=("gamma",)))
+    table = (tmp_path / "comparison.md").read_text().split("\n\n")[1]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert rows[0] == ["", "tokyo, mAP", "tokyo, R@1"]
+    assert rows[2:] == [["daytime model", "25.0", "12.5"], ["gamma night", "50.0", "50.0"]]
 
 
 # ------------------------------------------------------------------------------------------ when something fails
