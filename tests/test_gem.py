@@ -74,7 +74,7 @@ def released_file(folder, whitened=False, **changes):
 def test_a_released_checkpoint_rebuilds_its_network_by_its_meta(tmp_path, whitened):
     network, settings = load_place_network(released_file(tmp_path, whitened))
     assert settings == PlaceSettings("resnet101", whitened)
-    assert float(network.head.pool.p) == 2.5
+    assert network.head.pool.p.item() == 2.5
 
 
 @pytest.fixture(scope="module")
@@ -155,15 +155,20 @@ def test_bare_weights_need_the_name_of_their_model(tmp_path):
     with pytest.raises(UsageError, match="--model"):
         load_place_network(tmp_path / "bare.pth")
     network, _ = load_place_network(tmp_path / "bare.pth", "resnet18")
+    with pytest.raises(UsageError, match="is it a resnet34, as --model says?"):
+        load_place_network(tmp_path / "bare.pth", "resnet34")
+    with pytest.raises(UsageError, match="of torchvision only"):
+        load_place_network(tmp_path / "bare.pth", "timm/resnet18")
     stored = torch.load(tmp_path / "bare.pth", weights_only=True)
     assert torch.equal(network.encoder.conv1.weight, stored["conv1.weight"])
 
 
-@pytest.mark.parametrize("model", ["resnet50", "vgg11", "mobilenet_v3_small", "timm/convnext_atto"])
+@pytest.mark.parametrize("model", ["resnet50", "vgg11", "mobilenet_v3_small", "swin_t", "timm/convnext_atto"])
 def test_trunks_of_torchvision_and_timm_describe_images_of_any_format(model):
     network = build_place_network(PlaceSettings(model)).eval()
     described = network(torch.rand(2, 3, 64, 96))
-    assert described.shape == (2, network.feature_widths[0])
+    assert described.shape == network(torch.rand(2, 3, 96, 64)).shape == (2, network.feature_widths[0])
+    assert network.feature_widths[0] > 200
     torch.testing.assert_close(described.norm(dim=1), torch.ones(2), rtol=0.05, atol=0)
 
 
@@ -189,6 +194,8 @@ def test_a_trunk_that_cannot_be_is_refused(model, message):
         ({"meta": {**META, "architecture": "resnet50"}}, "does not fit"),
         ({"meta": None}, "does not say what network"),
         ({"state_dict": {}}, "no weights that can be recognised"),
+        ({"meta": {}}, "names no architecture"),
+        ({"meta": {**META, "mean": [0.4]}}, "expected three numbers each"),
     ],
 )
 def test_a_foreign_checkpoint_is_refused(tmp_path, changes, message):

@@ -50,9 +50,48 @@ def test_lists_numbers_and_arrays_are_read_from_pickles(tmp_path, protocol):
     assert np.array_equal(found["ids"], content["ids"]) and found["names"].tolist() == ["x", "yz"]
 
 
+def test_numbers_and_arrays_of_python_2_are_read(tmp_path):
+    class Number:
+        def __reduce__(self):
+            return np._core.multiarray.scalar, (np.dtype("<i8"), "\x05" + 7 * "\0")
+
+    content = {"n": Number(), "set": {1, 2}, "names": np.array(["a", "bc"], dtype=object)}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, 2))
+    assert read_plain_pickle(tmp_path / "x.pkl") == {"n": 5, "set": {1, 2}, "names": ["a", "bc"]}
+
+
+class Records:
+    """A type whose state says that numbers are addresses of objects."""
+
+    def __reduce__(self):
+        return np.dtype, ("V8", False, True), (3, "|", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0)
+
+
+class Address:
+    def __reduce__(self):
+        return np._core.multiarray.scalar, (Records(), b"A" * 8)
+
+
+class NamedInts:
+    def __reduce__(self):
+        return np.dtype, ("i8", False, True), (3, "<", None, ("a",), {"a": (np.dtype("O"), 0)}, 8, 1, 0)
+
+
+class Addresses:
+    def __reduce__(self):
+        return np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), (1, (2,), NamedInts(), False, b"A" * 16)
+
+
+CHANGES_READER = b"\x80\x02c_codecs\nencode\n(N}X\x0c\x00\x00\x00__defaults__Nstb}."
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (pickle.dumps({"n": Address()}, 2), "refused .*it names numpy.dtype"),
+        (pickle.dumps({"n": Addresses()}, 2), "refused .*it names an array of records"),
+        (CHANGES_READER, "refused .*of what reads it"),
+        (pickle.dumps({"f": np.dtype}), "refused .*holds a function"),
         (pickle.dumps({"cids": RunsCode()}), "refused .*it names pathlib|refused .*it names builtins.getattr"),
         (pickle.dumps({"cids": Forbidden()}), "refused .*it names numpy.load"),
         (b"cos\nsystem\n(S'touch touched'\ntR.", "refused .*it names os.system"),
@@ -73,7 +112,7 @@ def test_a_pickle_that_holds_code_or_is_broken_is_refused(tmp_path, monkeypatch,
 
 def test_images_of_sfm_lie_where_their_ids_say():
     assert image_file(Path("ims"), "0123456789abcdef") == Path("ims/ef/cd/ab/0123456789abcdef")
-    for name in ("../../etc/passwd", "ab", "/etc/passwd"):
+    for name in ("../../etc/passwd", "ab", "/etc/passwd", "pwned......", "0123456789\0"):
         with pytest.raises(UsageError, match="no id of an image"):
             image_file(Path("ims"), name)
 
@@ -114,7 +153,17 @@ def spoil_pairs(lists):
     lists["train"]["qidxs"], lists["train"]["pidxs"] = [], []
 
 
+def spoil_pair(lists):
+    lists["train"]["pidxs"][0] = lists["train"]["qidxs"][0]
+
+
+def spoil_numbers(lists):
+    lists["train"]["cluster"][0] = "a"
+
+
 LISTS = {
+    "pair": (spoil_pair, "is listed as its own positive"),
+    "numbers": (spoil_numbers, "cluster holds something else than whole numbers"),
     "lengths": (spoil_lengths, "16 queries with 15 positives"),
     "position": (spoil_position, "names image 99, there are 24"),
     "names": (spoil_names, "no id of an image"),
@@ -222,6 +271,10 @@ def test_a_query_that_is_in_the_data_base_does_not_find_itself(tmp_path):
         ({"gnd": [{"ok": [7]}]}, "query 0 names image 7 of the data base, which has 2"),
         ({"gnd": [{"good": [1]}]}, "expected a mapping with ok"),
         ({"gnd": [{"ok": [1], "bbx": [5, 0, 2, 9]}]}, "expected left, top, right, bottom"),
+        ({"gnd": [{"ok": [1], "bbx": ["a", 0, 2, 9]}]}, "expected left, top, right, bottom"),
+        ({"gnd": [{"ok": None}]}, "must list whole numbers"),
+        ({"gnd": [{"ok": [1], "junk": [1]}]}, "is both ok and junk"),
+        ({"qimlist": [], "gnd": []}, "list of queries .qimlist. is empty"),
         ({"qimlist": None}, "qimlist is missing or no list"),
         ({"imlist": ["../../secret", "b"]}, "leads out of"),
     ],

@@ -107,8 +107,7 @@ def weights(path):
 
 
 def test_tuples_in_memory_together_or_not_give_one_step(places, checkpoint, tmp_path):
-    # Gamma and a day without noise draw nothing that hangs on the order of shapes.
-    flags = ("--checkpoint", checkpoint, "--night.source", "day", "--byol.weight", 0, "--optim.lr", 1e-5)
+    flags = ("--checkpoint", checkpoint, "--night.source", "gamma", "--night.contrast", 0, 1, "--optim.lr", 1e-5)
     one, two = (
         weights(start("train", *common(places, tmp_path), *flags, "--optim.at-once", n, "--name", f"n{n}"))
         for n in (1, 2)
@@ -150,12 +149,14 @@ def test_an_interrupted_run_goes_on_exactly(places, checkpoint, tmp_path):
 
 
 def test_a_falling_score_is_shown(places, checkpoint, tmp_path, caplog, monkeypatch):
-    scores = iter([0.9, 0.5])
+    scores = iter([0.9, 0.5, 0.95, 0.93])
     monkeypatch.setattr(
         SCRIPTS["train"], "selection_score", lambda *a, **k: dict.fromkeys(("day", "darkened", "score"), next(scores))
     )
-    start("train", *common(places, tmp_path), "--checkpoint", checkpoint, "--night.source", "gamma")
-    assert "50.0 %, has fallen below that before training, 90.0 %" in caplog.text
+    flags = (*common(places, tmp_path), "--checkpoint", checkpoint, "--night.source", "gamma", "--optim.epochs", 3)
+    start("train", *flags)
+    assert "50.0 %, has fallen below the 90.0 % of the network before training" in caplog.text
+    assert "93.0 %, has fallen below the 95.0 % of best.pt of epoch 2" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -167,6 +168,8 @@ def test_a_falling_score_is_shown(places, checkpoint, tmp_path, caplog, monkeypa
         (("--night.source", "learned"), "needs --darkener"),
         (("--tuples.margin", 3), "--tuples.margin 3.*at most 2"),
         (("--images.size", 8), "--images.size 8"),
+        (("--tuples.pool", 2), "--tuples.pool 2: expected more than the 2 negatives"),
+        (("--tuples.negatives", 8), "has 8 places; --tuples.negatives 8"),
     ],
 )
 def test_settings_that_do_not_go_with_tuples_are_refused(flags, message, places, checkpoint, tmp_path):

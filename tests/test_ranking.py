@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranking import Relevance, average_precision, found_within, nearest, score_rankings
+from ranking import Relevance, average_precision, nearest, score_rankings, without_junk
 from reference_weights import rand
 from tuple_mining import contrastive_loss, mine_negatives
 from whitening import Whitening, learn_whitening, load_whitening, save_whitening
 
-from minmax.runtime.errors import UsageError
+from minmax.runtime.errors import RunError, UsageError
 
 EXPECTED = json.loads((Path(__file__).parent / "vpr_numbers.json").read_text())
 
@@ -21,8 +21,8 @@ EXPECTED = json.loads((Path(__file__).parent / "vpr_numbers.json").read_text())
 def test_parity_of_average_precision():
     probe = EXPECTED["ap_probe"]
     ranking = list(range(10))
-    assert average_precision(ranking, Relevance((0, 2, 5))) == pytest.approx(probe["ranks [0,2,5] nres 3"], abs=1e-12)
-    four = Relevance((1, 4, 11, 12))  # two of which are never found
+    assert average_precision(ranking, (0, 2, 5)) == pytest.approx(probe["ranks [0,2,5] nres 3"], abs=1e-12)
+    four = (1, 4, 11, 12)  # two of which are never found
     assert average_precision(ranking, four) == pytest.approx(probe["ranks [1,4] nres 4"], abs=1e-12)
 
 
@@ -38,9 +38,12 @@ def test_parity_of_mean_average_precision():
 
 def test_junk_is_taken_out_before_a_ranking_is_scored():
     wanted = Relevance(ok=(3,), junk=(0, 1))
-    assert average_precision([0, 1, 3, 2], wanted) == 1.0
-    assert found_within([0, 1, 3, 2], wanted, 1)
-    assert not found_within([2, 0, 1, 3], wanted, 1)
+    assert without_junk([2, 0, 1, 3], wanted) == [2, 3]
+    right, wrong = (
+        score_rankings(torch.tensor([ranking]), [wanted], ["a"]) for ranking in ([0, 1, 3, 2], [2, 0, 1, 3])
+    )
+    assert (right.mean_average_precision, right.recalls[1]) == (1.0, 1.0)
+    assert (wrong.mean_average_precision, wrong.recalls[1], wrong.recalls[5]) == (0.25, 0.0, 1.0)
 
 
 def test_every_place_counts_alike_in_the_average_over_places():
@@ -153,5 +156,7 @@ def test_mining_looks_further_when_the_nearest_are_all_of_one_place():
 
 
 def test_too_few_places_in_the_pool_are_refused():
-    with pytest.raises(UsageError, match="--tuples.pool"):
-        mine_negatives(torch.ones(1, 2), torch.ones(4, 2), torch.tensor([0]), torch.tensor([0, 0, 1, 1]), 2)
+    pool = (torch.ones(4, 2), torch.tensor([0, 0, 1, 1]))
+    with pytest.raises(RunError, match="shows 1 places beside a query's; 2 negatives.*--tuples.pool"):
+        mine_negatives(torch.ones(1, 2), pool[0], torch.tensor([0]), pool[1], 2)
+    assert mine_negatives(torch.ones(1, 2), pool[0], torch.tensor([7]), pool[1], 2).shape == (1, 2)

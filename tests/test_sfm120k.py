@@ -39,7 +39,14 @@ def host():
                 return
             start = int(self.headers.get("Range", "bytes=0-")[6:].rstrip("-"))
             server.asked.append((self.path, start))
+            if start >= len(content):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(content)}")
+                self.end_headers()
+                return
             self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
             self.send_header("Content-Length", str(len(content) - start))
             self.end_headers()
             self.wfile.write(content[start : server.breaks])
@@ -77,11 +84,15 @@ def test_a_download_that_broke_off_goes_on(host, tmp_path):
     download(f"{host.address}/ims/{ARCHIVE}", tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == host.files[f"/ims/{ARCHIVE}"]
     assert [start for _, start in host.asked] == [0, 40]
+    # Killed between the last byte and the rename.
+    (tmp_path / "x").rename(tmp_path / "x.part")
+    download(f"{host.address}/ims/{ARCHIVE}", tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == host.files[f"/ims/{ARCHIVE}"]
 
 
 def test_another_digest_is_refused(host, tmp_path):
-    with pytest.raises(RunError, match="SHA-256 .*, expected 0123"):
-        main(Config(output=tmp_path, host=host.address, sha256=("0123",)))
+    with pytest.raises(RunError, match="SHA-256 .*, expected 00"):
+        main(Config(output=tmp_path, host=host.address, sha256=("0" * 64,)))
     main(Config(output=tmp_path, host=host.address))
     (tmp_path / "train/retrieval-SfM-120k" / LISTS[1]).write_bytes(b"changed")
     with pytest.raises(RunError, match="expected"):
@@ -99,7 +110,13 @@ def test_a_missing_file_or_host_is_one_message(host, tmp_path):
     with pytest.raises(RunError, match="cannot download .*whiten.pkl: HTTP Error 404"):
         main(Config(output=tmp_path, host=host.address))
     with pytest.raises(UsageError, match="--host file:///etc"):
-        main(Config(output=tmp_path, host="file:///etc"))
+        Config(output=tmp_path, host="file:///etc")
+    with pytest.raises(UsageError, match="--sha256 12"):
+        Config(sha256=("12",))
+    host.shutdown()
+    host.server_close()
+    with pytest.raises(RunError, match="cannot download .*nothing was downloaded"):
+        download(f"{host.address}/dbs/{LISTS[0]}", tmp_path / "new" / "x")
 
 
 def link(name):
@@ -111,6 +128,7 @@ def link(name):
 ARCHIVES = {
     "link": (tar_of({}, link("ab/0123456")), "holds 'ab/0123456', which is no image"),
     "short name": (tar_of({"../x": b"1"}), "no id of an image"),
+    "dots": (tar_of({"x/pwned......": b"1"}), "no id of an image"),
     "empty": (tar_of({}), "holds no images"),
     "truncated": (tar_of({f"{i}abcdef": bytes(range(256)) * 400 for i in range(9)})[:-300], "cannot unpack"),
     "foreign": (b"<html>not found</html>", "cannot unpack"),

@@ -67,7 +67,7 @@ class DayCrops(Dataset[Tensor]):
         return middle
 
     def _resized(self, index: int) -> Tensor:
-        # Shrunk while decoding: no format is longer than four times its short side.
+        # A panorama of more than four to one is enlarged again; others are only ever shrunk.
         image = self.images.load(index, 4 * self.config.short_side)
         resized = functional.resize(image, [self.config.short_side], antialias=True)
         pixels: Tensor = functional.to_dtype(resized, torch.float32, scale=True)

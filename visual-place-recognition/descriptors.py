@@ -15,6 +15,7 @@ from tqdm import tqdm
 from darkening.heuristics import HEURISTICS, HeuristicName
 from darkening.night_view import NightView
 from minmax.runtime.devices import Runtime
+from minmax.runtime.errors import RunError
 from minmax.runtime.run import readable
 from minmax.runtime.seeding import derive_seed, generator_for
 from minmax.task_network import TaskNetwork
@@ -45,9 +46,7 @@ def batches_by_shape(
 
     Shapes fill side by side as the images come; of too many, the fullest batch goes first.
     """
-    loader = DataLoader(
-        WholePlaces(images, positions, size), batch_size=None, num_workers=workers, collate_fn=lambda item: item
-    )
+    loader = DataLoader(WholePlaces(images, positions, size), batch_size=None, num_workers=workers)
     waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
     for number, image in readable(tqdm(loader, desc=images.title, disable=None if show else True, leave=False)):
         held = waiting.setdefault(tuple(image.shape), [])
@@ -97,8 +96,16 @@ def describe(
         batch = functional.to_dtype(runtime.to_device(pixels), torch.float32, scale=True)
         if darken is not None:
             batch = darken(batch, [chosen[number] for number in numbers])
-        with runtime.autocast():
-            parts.append(describe_images(network, batch, scales).float().cpu())
+        try:
+            with runtime.autocast():
+                parts.append(describe_images(network, batch, scales).float().cpu())
+        except RuntimeError as error:
+            if "too small" not in str(error):
+                raise
+            name, (height, width) = images.name(chosen[numbers[0]]), batch.shape[-2:]
+            raise RunError(
+                f"{name} is too small for this network: {width}x{height} pixels, at --scales {min(scales)} of that"
+            ) from error
         order += numbers
     return torch.cat(parts)[torch.tensor(order).argsort()]
 

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import ResNet
+from torchvision.models import ResNet, SwinTransformer
+from torchvision.ops import Permute
 
 from minmax.byol import ByolConfig, Projector
 from minmax.pretrained import find_weights, load_whole, rebuild_network, save_network
@@ -132,6 +133,8 @@ def _torchvision_trunk(name: str, pretrained: bool) -> dict[str, nn.Module]:
     network: Any = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **extra)
     if isinstance(network, ResNet):
         return {layer: getattr(network, layer) for layer in _RESNET_LAYERS}
+    if isinstance(network, SwinTransformer):
+        return {"features": network.features, "channels_first": Permute([0, 3, 1, 2])}
     if isinstance(getattr(network, "features", None), nn.Sequential):
         return {"features": network.features}
     raise UsageError(f"--model {name}: it has no part that gives a map of features; choose a ResNet, or timm/NAME")
@@ -163,15 +166,16 @@ def _timm_trunk(name: str, pretrained: bool) -> nn.Module:
 @torch.no_grad()
 def _map_width(encoder: nn.Module, name: str) -> int:
     try:
-        # Not square: places are photographed in all formats.
-        value = encoder.eval()(torch.zeros(1, 3, 96, 128))[-1]
+        # Places are photographed in all formats.
+        maps = [encoder.eval()(torch.zeros(1, 3, *size))[-1] for size in ((96, 128), (160, 96))]
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"--model {name}: it does not take images of any size ({reason}); choose another") from error
     encoder.train()
-    if value.dim() != 4:
-        raise UsageError(f"--model {name}: expected a map of features (N, C, H, W), it gives {tuple(value.shape)}")
-    return int(value.shape[1])
+    shapes = [tuple(value.shape) for value in maps]
+    if any(len(shape) != 4 for shape in shapes) or len({shape[1] for shape in shapes}) > 1:
+        raise UsageError(f"--model {name}: expected maps of features (N, C, H, W), it gives {shapes}")
+    return int(shapes[0][1])
 
 
 def build_projectors(network: TaskNetwork, config: ByolConfig) -> list[Projector]:
@@ -193,7 +197,7 @@ def load_place_network(path: Path, model: str | None = None) -> tuple[TaskNetwor
     - Ours (`save_place_network`) carries what rebuilds it.
     - The authors' (and those of their toolbox): `meta` says what it is, `state_dict` holds `features.*` and `pool.p`.
     - A classifier of this project over a network of torchvision: its trunk, with a new pooling.
-    - With `model`, the bare weights of such a network as its trunk (a torchvision or own `state_dict`).
+    - With `model`, the bare weights of a network of torchvision as its trunk.
 
     Raises:
         UsageError: when the file is missing, unreadable, none of these, or does not fit.
@@ -211,11 +215,17 @@ def load_place_network(path: Path, model: str | None = None) -> tuple[TaskNetwor
             f"{path} does not say what network it holds: expected a checkpoint of this project or one with `meta` as "
             "the authors'; for bare weights name it with --model"
         )
+    if model.startswith(TIMM):
+        raise UsageError(f"--model {model}: bare weights are taken for networks of torchvision only")
     weights = find_weights(payload, path)
     settings = PlaceSettings(model)
     network = build_place_network(settings)
     own = network.encoder.state_dict()
-    load_strictly(network.encoder, {n: w for n, w in weights.items() if n in own or not _is_classifier(n)}, path)
+    trunk = {name: tensor for name, tensor in weights.items() if name in own or not _is_classifier(name)}
+    try:
+        load_strictly(network.encoder, trunk, path)
+    except UsageError as error:
+        raise UsageError(f"{error}; is it a {model}, as --model says?") from error
     return network, settings
 
 
@@ -224,7 +234,9 @@ def _is_classifier(name: str) -> bool:
 
 
 def _trunk_of_classifier(payload: Mapping[str, Any], path: Path) -> tuple[TaskNetwork, PlaceSettings]:
-    described = payload.get("settings") or {}
+    described = payload.get("settings")
+    if not isinstance(described, Mapping) or not isinstance(payload.get("network"), Mapping):
+        raise UsageError(f"{path} is not a classifier of this version")
     settings = PlaceSettings(str(described.get("model", "")))
     if settings.model.startswith(TIMM) or described.get("normalization", "imagenet") != "imagenet":
         raise UsageError(
@@ -256,9 +268,13 @@ def rebuild_released(payload: Mapping[str, Any], path: Path | str) -> tuple[Task
     if unknown or meta.get("pooling", "gem") != "gem":
         what = ", ".join(unknown) or f"pooling {meta['pooling']}"
         raise UsageError(f"{path}: its meta asks for {what}, which is not known here; expected GeM pooling alone")
+    if not isinstance(meta.get("architecture"), str):
+        raise UsageError(f"{path}: its meta names no architecture, such as resnet101")
     mean, std = meta.get("mean", IMAGENET_STATISTICS[0]), meta.get("std", IMAGENET_STATISTICS[1])
+    if not all(isinstance(value, list | tuple) and len(value) == 3 for value in (mean, std)):
+        raise UsageError(f"{path}: its meta has mean {mean} and std {std}; expected three numbers each")
     settings = PlaceSettings(
-        str(meta.get("architecture", "")),
+        meta["architecture"],
         bool(meta.get("whitening")),
         (float(mean[0]), float(mean[1]), float(mean[2])),
         (float(std[0]), float(std[1]), float(std[2])),
@@ -288,7 +304,7 @@ def describe_images(network: TaskNetwork, images: Tensor, scales: Sequence[float
         found: Tensor = network(images)
         return found
     head: Any = network.head
-    power = 1.0 if head.whiten is not None else float(head.pool.p)
+    power = 1.0 if head.whiten is not None else float(head.pool.p.detach())
     total = torch.zeros((), device=images.device)
     for scale in scales:
         shown = (

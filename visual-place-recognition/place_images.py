@@ -129,6 +129,8 @@ def decode_shrunk(file: Path, size: int, box: Box | None = None) -> Tensor:
     with Image.open(file) as opened:
         if box is None:  # a large JPEG is decoded at a fraction of its size, but twice what is asked for, as thumbnail
             opened.draft(None, (2 * size, 2 * size))
+        elif not (box[0] >= 0 and box[1] >= 0 and box[2] <= opened.width and box[3] <= opened.height):
+            raise ValueError(f"its box {box} leads out of its {opened.width}x{opened.height} pixels")
         part = ImageOps.exif_transpose(opened) if box is None else opened.crop(box)
         image = part.convert("RGB")
     image.thumbnail((size, size), Image.Resampling.LANCZOS)

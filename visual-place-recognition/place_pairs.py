@@ -3,6 +3,9 @@
 Read from retrieval-SfM-120k, from folders of places, or built in.
 """
 
+import hashlib
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +31,14 @@ from minmax.runtime.config import REPOSITORY
 from minmax.runtime.errors import UsageError
 from minmax.scenes import render_places
 
+log = logging.getLogger(__name__)
 PairSplit = Literal["train", "val"]
 SFM = Path("train/retrieval-SfM-120k")
 SCENE_SEEDS: dict[str, int] = {"train": 31, "val": 32, "test": 33}
 SCENE_PLACES: dict[str, int] = {"train": 160, "val": 40, "test": 60}
 SCENE_VIEWS = 4
 _QUICK_PAIRS = 8
+_IMAGE_ID = re.compile(r"[0-9A-Za-z_-]{6,}")  # dots could lead out of the folder
 WHERE_TO_GET = (
     "get retrieval-SfM-120k by `python visual-place-recognition/sfm120k.py --output FOLDER`, which makes "
     f"FOLDER/{SFM}/{{*.pkl,ims}}"
@@ -65,6 +70,13 @@ class PlacePairs:
         refuse_night(self.images)
         if not len(self.queries):
             raise UsageError(f"{self.images.title}: no place has two images, so there are no pairs to learn from")
+
+    def fingerprint(self) -> str:
+        """A short hash that changes when the images, their places or the pairs do."""
+        digest = hashlib.sha256(self.images.fingerprint().encode())
+        for numbers in (self.clusters, self.queries, self.positives):
+            digest.update(numbers.to(torch.int64).numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def relevances(self) -> tuple[list[int], list[Relevance]]:
         """The images that can be looked for among all others, each with what it should find.
@@ -128,7 +140,7 @@ def read_sfm(pickle: Path, split: PairSplit, quick: bool = False) -> PlacePairs:
     """Pairs of a split as the retrieval toolbox lists them: ids of images, their clusters, and pairs by position.
 
     Raises:
-        UsageError: when the file is missing, is refused, or does not fit together; or an image is in no pair's reach.
+        UsageError: when the file is missing, is refused, or does not fit together.
     """
     lists = read_plain_pickle(pickle)
     if split not in lists:
@@ -148,13 +160,15 @@ def read_whitening_pairs(pickle: Path, cache: Path, quick: bool = False) -> Plac
         UsageError: as `read_sfm`.
     """
     listed = read_plain_pickle(pickle)
-    clusters = listed.get("cluster") or range(len(_listed(listed, "cids", pickle)))
+    clusters = listed.get("cluster")
+    if clusters is None:  # then the pairs alone tell what belongs together
+        clusters = _joined(len(_listed(listed, "cids", pickle)), listed, pickle)
     return _checked(_listed_pairs({**listed, "cluster": list(clusters)}, pickle.stem, pickle, quick), cache)
 
 
 def _listed_pairs(listed: Any, title: str, pickle: Path, quick: bool) -> PlacePairs:
-    names, clusters = _listed(listed, "cids", pickle), [int(c) for c in _listed(listed, "cluster", pickle)]
-    queries, positives = ([int(i) for i in _listed(listed, name, pickle)] for name in ("qidxs", "pidxs"))
+    names, clusters = _listed(listed, "cids", pickle), _integers(listed, "cluster", pickle)
+    queries, positives = (_integers(listed, name, pickle) for name in ("qidxs", "pidxs"))
     if len(clusters) != len(names) or len(queries) != len(positives):
         raise UsageError(
             f"{pickle}, {title}: {len(names)} images with {len(clusters)} clusters and {len(queries)} queries with "
@@ -163,15 +177,22 @@ def _listed_pairs(listed: Any, title: str, pickle: Path, quick: bool) -> PlacePa
     outside = [i for i in (*queries, *positives) if not 0 <= i < len(names)]
     if outside:
         raise UsageError(f"{pickle}, {title}: a pair names image {outside[0]}, there are {len(names)}")
+    both = list(zip(queries, positives, strict=True))
+    itself = next((query for query, positive in both if query == positive), None)
+    if itself is not None:
+        raise UsageError(f"{pickle}, {title}: image {itself} is listed as its own positive")
+    apart = sum(clusters[query] != clusters[positive] for query, positive in both)
+    if apart:
+        log.warning(
+            "%s, %s: %d pairs are of two clusters; their positives may be mined as negatives", pickle, title, apart
+        )
     if quick:
         kept = {i for pair in zip(queries[:_QUICK_PAIRS], positives[:_QUICK_PAIRS], strict=True) for i in pair}
         kept_clusters = {clusters[i] for i in kept} | set(sorted(set(clusters))[:QUICK_PLACES])
         chosen = [i for i, cluster in enumerate(clusters) if cluster in kept_clusters]
         position = {old: new for new, old in enumerate(chosen)}
         names, clusters = [names[i] for i in chosen], [clusters[i] for i in chosen]
-        both = [
-            (position[q], position[p]) for q, p in zip(queries, positives, strict=True) if {q, p} <= position.keys()
-        ]
+        both = [(position[q], position[p]) for q, p in both if {q, p} <= position.keys()]
         queries, positives = [q for q, _ in both], [p for _, p in both]
     files = [image_file(pickle.parent / "ims", str(name)) for name in names]
     images = PlaceFiles(title, pickle.parent, files, is_night=False)
@@ -185,14 +206,36 @@ def _listed(listed: Any, name: str, pickle: Path) -> list[Any]:
     return list(listed[name])
 
 
+def _integers(listed: Any, name: str, pickle: Path) -> list[int]:
+    try:
+        return [int(value) for value in _listed(listed, name, pickle)]
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{pickle}: {name} holds something else than whole numbers ({error})") from error
+
+
+def _joined(count: int, listed: Mapping[str, Any], pickle: Path) -> list[int]:
+    """A number for each image, the same for images that pairs connect."""
+    first = list(range(count))
+
+    def root(image: int) -> int:
+        while first[image] != image:
+            first[image] = image = first[first[image]]
+        return image
+
+    for query, positive in zip(_integers(listed, "qidxs", pickle), _integers(listed, "pidxs", pickle), strict=False):
+        if min(query, positive) >= 0 and max(query, positive) < count:  # others are refused later
+            first[root(query)] = root(positive)
+    return [root(image) for image in range(count)]
+
+
 def image_file(folder: Path, name: str) -> Path:
     """Where an image of retrieval-SfM-120k is: ids ending in ...ab cd ef are in ef/cd/ab/.
 
     Raises:
         UsageError: for a name that is none, such as one that leads out of the folder.
     """
-    if len(name) < 6 or Path(name).name != name:
-        raise UsageError(f"{name!r} is no id of an image; expected a plain file name of 6 characters or more")
+    if not _IMAGE_ID.fullmatch(name):
+        raise UsageError(f"{name!r} is no id of an image; expected 6 letters and digits or more")
     return folder / name[-2:] / name[-4:-2] / name[-6:-4] / name
 
 
@@ -202,7 +245,7 @@ def place_folders(root: Path, quick: bool = False) -> PlacePairs:
     Raises:
         UsageError: when there are no such folders, or no place has two images.
     """
-    folders = sorted(folder for folder in root.iterdir() if (folder / "day").is_dir())
+    folders = sorted(f for f in root.iterdir() if (f / "day").is_dir() and not f.name.startswith("."))
     if not folders:
         raise UsageError(f"no places in {root}; expected {root}/PLACE/day/*.jpg")
     files, clusters = [], []
@@ -211,7 +254,7 @@ def place_folders(root: Path, quick: bool = False) -> PlacePairs:
         files += of_place
         clusters += [number] * len(of_place)
     return all_pairs(
-        PlaceFiles(f"{root.parent.name}, {root.name}", root, files, is_night=False), torch.tensor(clusters)
+        PlaceFiles(f"{root.resolve().parent.name}, {root.name}", root, files, is_night=False), torch.tensor(clusters)
     )
 
 

@@ -1,5 +1,6 @@
 """Data bases by day and queries by night to report on: Tokyo 24/7 and alike, folders of places, or built in."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from minmax.runtime.config import REPOSITORY
 from minmax.runtime.errors import UsageError
 from minmax.scenes import HELD_OUT_NIGHT, render_places
 
+log = logging.getLogger(__name__)
 DATABASE_VIEWS, QUERY_VIEWS = 3, 2
 _QUICK_QUERIES = 8
 
@@ -48,9 +50,10 @@ def open_tests(
     if data == SCENES:
         return _scene_tests(config, quick, cache / SCENES)
     root = Path(data).expanduser() / "test"
-    lists = sorted(root.glob("*/gnd_*.pkl"))
+    folders = sorted(root.iterdir()) if root.is_dir() else []
+    lists = [file for folder in folders if (file := folder / f"gnd_{folder.name}.pkl").is_file()]
     tests = [read_toolbox(file, quick) for file in lists]
-    if root.is_dir() and not tests:
+    if folders and not tests:
         tests = folder_tests(root, quick)
     if not tests:
         raise UsageError(
@@ -59,6 +62,12 @@ def open_tests(
             "PLACE/{day,night}/*.jpg; or use --data scenes"
         )
     for test in tests:
+        answerable = sum(bool(wanted.ok) for wanted in test.relevances)
+        if not answerable:
+            raise UsageError(f"{test.title}: no query has an image of its place in the data base: nothing to score")
+        if answerable < len(test.queries):
+            left_out = len(test.queries) - answerable
+            log.warning("%s: %d queries have no image of their place and are left out", test.title, left_out)
         for images in (test.database, test.queries):
             assert isinstance(images, PlaceFiles)
             check_files(images, cache / "checked")
@@ -102,15 +111,17 @@ def read_toolbox(file: Path, quick: bool = False) -> RetrievalTest:
     names, asked, wanted = [str(n) for n in lists["imlist"]], [str(n) for n in lists["qimlist"]], lists["gnd"]
     if len(asked) != len(wanted):
         raise UsageError(f"{file}: {len(asked)} queries but {len(wanted)} answers")
-    if not names:
-        raise UsageError(f"{file}: the data base (imlist) is empty")
+    for what, listed in (("data base (imlist)", names), ("list of queries (qimlist)", asked)):
+        if not listed:
+            raise UsageError(f"{file}: the {what} is empty")
     if quick:
         asked, wanted = asked[:_QUICK_QUERIES], wanted[:_QUICK_QUERIES]
     position = {name: i for i, name in enumerate(names)}
     relevances, boxes = [], []
     for i, (query, answer) in enumerate(zip(asked, wanted, strict=True)):
         relevances.append(_relevance(answer, len(names), f"{file}, query {i}", position.get(query)))
-        boxes.append(_box(answer.get("bbx"), f"{file}, query {i}"))
+        box = answer.get("bbx")
+        boxes.append(None if box is None else _box(box, f"{file}, query {i}"))
     folder, title = file.parent / "jpg", file.parent.name
     database = PlaceFiles(f"{title}, data base", file.parent, [_picture(folder, n) for n in names], is_night=False)
     queries = PlaceFiles(f"{title}, queries", file.parent, [_picture(folder, n) for n in asked], True, boxes)
@@ -120,7 +131,12 @@ def read_toolbox(file: Path, quick: bool = False) -> RetrievalTest:
 def _relevance(answer: Any, count: int, where: str, itself: int | None) -> Relevance:
     if not isinstance(answer, Mapping) or "ok" not in answer:
         raise UsageError(f"{where}: expected a mapping with ok, junk")
-    ok, junk = ([int(i) for i in answer.get(name, ())] for name in ("ok", "junk"))
+    try:
+        ok, junk = ([int(i) for i in answer.get(name, ())] for name in ("ok", "junk"))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{where}: ok and junk must list whole numbers ({error})") from error
+    if set(ok) & set(junk):
+        raise UsageError(f"{where}: image {min(set(ok) & set(junk))} of the data base is both ok and junk")
     outside = [i for i in (*ok, *junk) if not 0 <= i < count]
     if outside:
         raise UsageError(f"{where} names image {outside[0]} of the data base, which has {count}")
@@ -129,10 +145,11 @@ def _relevance(answer: Any, count: int, where: str, itself: int | None) -> Relev
     return Relevance(tuple(ok), tuple(sorted(set(junk))))
 
 
-def _box(value: Any, where: str) -> Box | None:
-    if value is None:
-        return None
-    numbers = [float(n) for n in value]
+def _box(value: Any, where: str) -> Box:
+    try:
+        numbers = [float(n) for n in value]
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{where}: bbx {value!r}; expected left, top, right, bottom") from error
     if len(numbers) != 4 or not (numbers[0] < numbers[2] and numbers[1] < numbers[3]):
         raise UsageError(f"{where}: bbx {numbers}; expected left, top, right, bottom")
     return numbers[0], numbers[1], numbers[2], numbers[3]
@@ -177,6 +194,6 @@ def folder_tests(root: Path, quick: bool = False) -> list[RetrievalTest]:
         raise UsageError(f"no night images in {root}; expected {root}/PLACE/night/*.jpg beside PLACE/day/*.jpg")
     if not stored:
         raise UsageError(f"the data base is empty: no day images in {root}; expected {root}/PLACE/day/*.jpg")
-    title = root.parent.name
+    title = root.resolve().parent.name
     database = PlaceFiles(f"{title}, day", root, stored, is_night=False)
     return [RetrievalTest(title, database, PlaceFiles(f"{title}, night", root, asked, True), relevances, places)]

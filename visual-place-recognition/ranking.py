@@ -46,27 +46,23 @@ def nearest(queries: Tensor, database: Tensor, count: int | None = None) -> Tens
     return torch.cat([(chunk @ database.T).topk(count, dim=1).indices for chunk in queries.split(_CHUNK)])
 
 
-def average_precision(ranking: Sequence[int], relevance: Relevance) -> float:
-    """Area under the precision-recall curve by the trapezoidal rule, junk left out; NaN without anything to find."""
-    if not relevance.ok:
+def without_junk(ranking: Sequence[int], relevance: Relevance) -> list[int]:
+    """The ranking as it counts."""
+    junk = set(relevance.junk)
+    return [position for position in ranking if position not in junk]
+
+
+def average_precision(ranking: Sequence[int], ok: Sequence[int]) -> float:
+    """Area under the precision-recall curve of a ranking without junk, trapezoidal; NaN without anything to find."""
+    if not ok:
         return float("nan")
-    ok, total, found = set(relevance.ok), 0.0, 0
-    for rank, position in enumerate(_without_junk(ranking, relevance)):
-        if position in ok:
+    wanted, total, found = set(ok), 0.0, 0
+    for rank, position in enumerate(ranking):
+        if position in wanted:
             before = found / rank if rank else 1.0
             found += 1
             total += (before + found / (rank + 1)) / 2
-    return total / len(ok)
-
-
-def found_within(ranking: Sequence[int], relevance: Relevance, count: int) -> bool:
-    """Whether the first `count` results, junk left out, hold one that shows the place."""
-    return not set(relevance.ok).isdisjoint(_without_junk(ranking, relevance)[:count])
-
-
-def _without_junk(ranking: Sequence[int], relevance: Relevance) -> list[int]:
-    junk = set(relevance.junk)
-    return [position for position in ranking if position not in junk]
+    return total / len(wanted)
 
 
 @dataclass(frozen=True)
@@ -115,12 +111,16 @@ def score_rankings(rankings: Tensor, relevances: Sequence[Relevance], places: Se
     Raises:
         UsageError: when no query has anything to find.
     """
-    listed = rankings.tolist()
-    precisions = [average_precision(ranking, wanted) for ranking, wanted in zip(listed, relevances, strict=True)]
+    precisions: list[float] = []
+    heads: list[list[int]] = []  # all that recall looks at
+    for ranking, wanted in zip(rankings, relevances, strict=True):
+        counted = without_junk(ranking.tolist(), wanted)
+        precisions.append(average_precision(counted, wanted.ok))
+        heads.append(counted[: max(RECALLS)])
     answerable = [i for i, wanted in enumerate(relevances) if wanted.ok]
     if not answerable:
         raise UsageError("no query has an image of its place in the data base: there is nothing to score")
-    hits = {n: [found_within(listed[i], relevances[i], n) for i in answerable] for n in RECALLS}
+    hits = {n: [not set(relevances[i].ok).isdisjoint(heads[i][:n]) for i in answerable] for n in RECALLS}
     first = dict(zip(answerable, hits[1], strict=True))
     by_place = {}
     for place in dict.fromkeys(places[i] for i in answerable):

@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from place_tests import RetrievalTest
-from ranking import RetrievalScore
+from ranking import RetrievalScore, without_junk
 from torch import Tensor
 
 from minmax.runtime.checkpoints import write_atomically
@@ -37,7 +37,7 @@ def _spread(items: Sequence[int], count: int) -> list[int]:
 def _results(score: RetrievalScore, test: RetrievalTest, query: int) -> list[tuple[int, bool]]:
     """The first results that are no junk, each with whether it shows the place."""
     wanted = test.relevances[query]
-    found = [position for position in score.rankings[query].tolist() if position not in wanted.junk]
+    found = without_junk(score.rankings[query].tolist(), wanted)
     return [(position, position in wanted.ok) for position in found[:SHOWN_RESULTS]]
 
 

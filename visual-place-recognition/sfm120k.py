@@ -10,6 +10,7 @@ compared with somebody else's or given as --sha256 the next time. The lists are 
 
 import http.client
 import logging
+import re
 import shutil
 import tarfile
 import urllib.error
@@ -23,7 +24,7 @@ from plain_pickle import read_plain_pickle
 from tqdm import tqdm
 
 from minmax.runtime.checkpoints import file_digest, write_atomically
-from minmax.runtime.config import run_script
+from minmax.runtime.config import require, run_script
 from minmax.runtime.errors import RunError, UsageError
 
 log = logging.getLogger(__name__)
@@ -49,14 +50,20 @@ class Config:
     sha256: tuple[str, ...] = ()
     """Digests that the two lists and the archive must have, in this order, as far as given."""
 
+    def __post_init__(self) -> None:
+        """Refuse values that can be none."""
+        fits = len(self.sha256) <= 3 and all(re.fullmatch(r"[0-9A-Fa-f]{64}", digest) for digest in self.sha256)
+        require(fits, "--sha256", self.sha256, "at most three digests of 64 hexadecimal digits")
+        require(self.host.startswith(("http://", "https://")), "--host", self.host, "a http:// or https:// address")
+
 
 def main(config: Config) -> None:
     """Download what is missing, check it, and unpack the images."""
     folder = config.output.expanduser() / SFM
-    if not config.host.startswith(("http://", "https://")):
-        raise UsageError(f"--host {config.host}: expected a http:// or https:// address")
     places = {name: f"{config.host}/dbs/{name}" for name in LISTS}
-    if config.images and not (folder / "ims").is_dir():
+    if (folder / "ims").is_dir():
+        log.info("%s is there already", folder / "ims")
+    elif config.images:
         places[ARCHIVE] = f"{config.host}/ims/{ARCHIVE}"
     for number, (name, address) in enumerate(places.items()):
         download(address, folder / name)
@@ -82,7 +89,11 @@ def download(address: str, file: Path) -> None:
         done = part.stat().st_size if part.is_file() else 0
         request = urllib.request.Request(address, headers={"Range": f"bytes={done}-"} if done else {})
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
-            resumed = answer.status == http.HTTPStatus.PARTIAL_CONTENT
+            # A host that sends another part than the one asked for starts from the beginning.
+            start = f"bytes {done}-"
+            resumed = done > 0 and answer.headers.get("Content-Range", "").startswith(start)
+            if done and not resumed and answer.status == http.HTTPStatus.PARTIAL_CONTENT:
+                raise RunError(f"{address} sent another part than the one asked for; remove {part} and start again")
             done = done if resumed else 0
             announced = answer.headers.get("Content-Length")
             total = done + int(announced) if announced else None
@@ -93,11 +104,14 @@ def download(address: str, file: Path) -> None:
                     bar.update(len(block))
     except urllib.error.HTTPError as error:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-            part.unlink()
-            raise RunError(f"{part} was longer than {address}; it is removed, start again") from error
+            if error.headers.get("Content-Range") == f"bytes */{done}":  # stopped between the last byte and the rename
+                part.replace(file)
+                return
+            raise RunError(f"{part} is longer than {address}; remove it and start again") from error
         raise RunError(f"cannot download {address}: {error}") from error
     except (OSError, http.client.HTTPException) as error:
-        raise RunError(f"{address} broke off ({error}); give the command again to go on from {part}") from error
+        where = f"give the command again to go on from {part}" if part.is_file() else "nothing was downloaded"
+        raise RunError(f"cannot download {address} ({error}); {where}") from error
     size = part.stat().st_size
     if total is not None and size != total:
         raise RunError(f"{address} broke off at {size} of {total} bytes; give the command again to go on from {part}")

@@ -106,7 +106,7 @@ def whitening_pairs(config: Config) -> PlacePairs:
 
 def get_whitening(path: Path, network: TaskNetwork, pairs: PlacePairs, config: Config, runtime: Runtime) -> Whitening:
     """The whitening of a network, from the file beside its checkpoint or learned (and kept there)."""
-    learned_from = [file_digest(path), config.images.size, list(config.scales), pairs.images.fingerprint()]
+    learned_from = [file_digest(path), config.images.size, list(config.scales), config.precision, pairs.fingerprint()]
     key = hashlib.sha256(json.dumps(learned_from).encode()).hexdigest()
     file = path.with_name(f"{path.stem}.whitening.safetensors")
     whitening = load_whitening(key, file)
@@ -114,6 +114,12 @@ def get_whitening(path: Path, network: TaskNetwork, pairs: PlacePairs, config: C
         used, positions = torch.cat([pairs.queries, pairs.positives]).unique(return_inverse=True)
         described = describe_all(network, pairs.images, config, runtime, used.tolist())
         queries, positives = positions.chunk(2)
+        if len(queries) < described.shape[1]:
+            log.warning(
+                "the whitening is learned from %d pairs for %d dimensions, too few: it may well do harm",
+                len(queries),
+                described.shape[1],
+            )
         whitening = learn_whitening(described, queries, positives)
         save_whitening(whitening, key, file)
         log.info("whitening learned from %d pairs: %s", len(queries), file)

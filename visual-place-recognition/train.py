@@ -10,7 +10,6 @@ authors' for SfM-120k (5 epochs of 22,000 tuples at 5e-7), with BYOL beside: the
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from descriptors import selection_score
 from gem import build_projectors, load_place_network, parameter_groups, save_place_network
-from place_images import DEFAULT_DATA, PlaceConfig, by_shape
+from place_images import DEFAULT_DATA, PlaceConfig
 from place_pairs import open_pairs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -26,7 +25,7 @@ from tuple_mining import EpochTuples, PlaceTuple, TrainingTuples, TupleConfig, c
 from tuple_pair import TuplePair, few_at_a_time, refuse_data_parallel
 
 from darkening.curve_estimator import load_darkener
-from darkening.night_view import NightConfig, NightView, build_night_view, selection_heuristic
+from darkening.night_view import NightConfig, build_night_view, selection_heuristic
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.checkpoints import file_digest, joint_fingerprint
@@ -78,7 +77,7 @@ class Config(CommonFlags):
     checkpoint: Path
     """The daytime network: a best.pt of train_day.py, a released checkpoint, a classifier's trunk, or bare weights."""
     model: str = "resnet101"
-    """Whose bare weights --checkpoint holds, if it does."""
+    """The network of torchvision whose bare weights --checkpoint holds, if it does."""
     darkener: Path | None = None
     """The darkener, a best.pt of train_darkener.py; needed by --night.source learned."""
     images: PlaceConfig = field(default_factory=PlaceConfig)
@@ -98,15 +97,6 @@ class Config(CommonFlags):
             raise UsageError(f"--byol.batch-norm {self.byol.batch_norm}: a few tuples have no statistics; use frozen")
         if self.byol.head_norm != "layer":
             raise UsageError("--byol.head-norm batch: a query of a format of its own is a batch of one; use layer")
-
-
-def darken_queries(queries: Sequence[Tensor], night_view: NightView, generator: torch.Generator) -> list[Tensor]:
-    """The queries `(3, H, W)` of any shapes by night."""
-    nights: list[Tensor] = [torch.empty(0)] * len(queries)
-    for positions, batch in by_shape(queries):
-        for position, night in zip(positions, night_view(batch, generator), strict=True):
-            nights[position] = night
-    return nights
 
 
 def step(
@@ -143,6 +133,7 @@ def main(config: Config) -> Path:
         darkener = load_darkener(config.darkener) if config.darkener else None
         night_view = build_night_view(config.night, darkener, runtime)
         pairs = open_pairs(config.data, "train", config.images, config.quick, config.runs)
+        EpochTuples.check(pairs, config.tuples)
         validation = open_pairs(config.data, "val", config.images, config.quick, config.runs)
         seed_globally(config.seed, "heads")
         pair = runtime.place(build_pair(network, config.byol, build_projectors))
@@ -170,7 +161,7 @@ def main(config: Config) -> Path:
                 workers=config.workers,
             )
 
-        used = {"training": pairs.images.fingerprint(), "validation": validation.images.fingerprint()}
+        used = {"training": pairs.fingerprint(), "validation": validation.fingerprint()}
         used["--checkpoint"] = file_digest(config.checkpoint)
         if config.darkener:
             used["--darkener"] = file_digest(config.darkener)
@@ -184,14 +175,17 @@ def main(config: Config) -> Path:
                 tuples.mine(
                     pair.online, pairs, config.tuples, epoch, config.images.size, config.seed, runtime, config.workers
                 )
-                pair.train()
+                pair.eval()  # gradients flow all the same; BatchNorm keeps its statistics, nothing is dropped at random
                 for places in run.batches(loader, epoch):
                     optimizer.zero_grad(set_to_none=True)
-                    generator = run.generator("night")
                     totals = {name: torch.zeros((), device=runtime.device) for name in ("contrastive", "byol")}
-                    for few in few_at_a_time(places, config.optim.at_once, parallel):
+                    for first, few in few_at_a_time(places, config.optim.at_once, parallel):
                         days = [runtime.to_device(place.query) for place in few]
-                        nights = darken_queries(days, night_view, generator)
+                        # One by one, so that a night depends neither on its neighbours nor on how many are at once.
+                        nights = [
+                            night_view(day[None], run.generator(f"night {number}"))[0]
+                            for number, day in enumerate(days, first)
+                        ]
                         others = [runtime.to_device(image) for place in few for image in place.others]
                         if run.progress.step == 0 and runtime.is_main:
                             show_tuple(few[0], nights[0], run.directory / "pictures" / "first_tuple.png")
@@ -212,13 +206,8 @@ def main(config: Config) -> Path:
                     100 * score["day"],
                     100 * score["darkened"],
                 )
-                if score["score"] < tuples.start_score:
-                    log.warning(
-                        "their mean, %.1f %%, has fallen below that before training, %.1f %%: lower --optim.lr, or use "
-                        "best.pt of an earlier epoch",
-                        100 * score["score"],
-                        100 * tuples.start_score,
-                    )
+                if runtime.is_main:
+                    warn_of_fall(score["score"], tuples.start_score, run)
                 if run.finish_epoch(score["score"]) and runtime.is_main:
                     save_place_network(pair.online, settings, run.directory / "best.pt", to_plain(config))
                 run.save()
@@ -228,6 +217,19 @@ def main(config: Config) -> Path:
                 draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
             log.info("last epoch: %s; best, epoch %d: %s", last, run.progress.best_epoch, run.directory / "best.pt")
             return last
+
+
+def warn_of_fall(score: float, start: float, run: Run) -> None:
+    """Say when the number for choosing is below what it was before training, or below that of an earlier epoch."""
+    better = run.progress.best if run.progress.best > start else start
+    if score < better:
+        kept = f"best.pt of epoch {run.progress.best_epoch}" if better > start else "the network before training"
+        log.warning(
+            "their mean, %.1f %%, has fallen below the %.1f %% of %s; lower --optim.lr if it does not recover",
+            100 * score,
+            100 * better,
+            kept,
+        )
 
 
 def show_tuple(place: PlaceTuple, night: Tensor, picture: Path) -> None:

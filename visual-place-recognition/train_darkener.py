@@ -55,7 +55,7 @@ class Config(CommonFlags):
     checkpoint: Path
     """The daytime network: a best.pt of train_day.py, a released checkpoint, a classifier's trunk, or bare weights."""
     model: str = "resnet101"
-    """Whose bare weights --checkpoint holds, if it does."""
+    """The network of torchvision whose bare weights --checkpoint holds, if it does."""
     init: str = STARTING_POINT_NAME
     """starting-point (ships with the package), scratch, or the path of a darkener to continue from."""
     features: Literal["normalised", "unnormalised"] = "normalised"
@@ -98,7 +98,7 @@ def main(config: Config) -> Path:
         if config.features == "unnormalised":
             encoder.normalization = runtime.place(InputNormalization.identity())
         held_out = DayCrops(validation, config.images)
-        every = max(1, len(validation) // VALIDATION_IMAGES)
+        every = -(-len(validation) // VALIDATION_IMAGES)
         held_out_images = torch.stack([held_out.central(index) for index in range(0, len(validation), every)])
         dataset = DayCrops(training, config.images, config.seed)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)

@@ -111,6 +111,7 @@ def main(config: Config) -> Path:
             check_run_folder("visual-place-recognition", config)
         refuse_data_parallel(runtime)
         pairs = open_pairs(config.data, "train", config.images, config.quick, config.runs)
+        EpochTuples.check(pairs, config.tuples)
         validation = open_pairs(config.data, "val", config.images, config.quick, config.runs)
         seed_globally(config.seed, "network")
         settings = PlaceSettings(config.model, config.whitened)
@@ -130,7 +131,7 @@ def main(config: Config) -> Path:
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, math.exp(-0.01))
         parallel = runtime.parallel(ImagesOfManyShapes(network))
 
-        used = {"training": pairs.images.fingerprint(), "validation": validation.images.fingerprint()}
+        used = {"training": pairs.fingerprint(), "validation": validation.fingerprint()}
         if config.checkpoint:
             used["--checkpoint"] = file_digest(config.checkpoint)
 
@@ -140,11 +141,11 @@ def main(config: Config) -> Path:
                 tuples.mine(
                     network, pairs, config.tuples, epoch, config.images.size, config.seed, runtime, config.workers
                 )
-                network.eval()  # gradients flow all the same; BatchNorm keeps the statistics of its trunk
+                network.eval()  # gradients flow all the same; BatchNorm keeps its statistics, nothing is dropped
                 for places in run.batches(loader, epoch):
                     optimizer.zero_grad(set_to_none=True)
                     total = torch.zeros((), device=runtime.device)
-                    for few in few_at_a_time(places, config.optim.at_once, parallel):
+                    for _, few in few_at_a_time(places, config.optim.at_once, parallel):
                         loss = step(parallel, few, config, runtime)
                         total += loss.detach()
                         runtime.scaler.scale(loss).backward()

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional
 
 from minmax.runtime.config import require
 from minmax.runtime.devices import Runtime
-from minmax.runtime.errors import UsageError
+from minmax.runtime.errors import RunError, UsageError
 from minmax.task_network import TaskNetwork
 
 _DISTANCE_FLOOR = 1e-6
@@ -44,6 +44,7 @@ class TupleConfig:
         require(self.queries >= 1, "--tuples.queries", self.queries, "1 or more")
         require(self.pool >= 2, "--tuples.pool", self.pool, "2 or more")
         require(self.negatives >= 1, "--tuples.negatives", self.negatives, "1 or more")
+        require(self.pool > self.negatives, "--tuples.pool", self.pool, f"more than the {self.negatives} negatives")
         require(0 < self.margin <= 2, "--tuples.margin", self.margin, "more than 0, at most 2")
 
 
@@ -81,13 +82,13 @@ def mine_negatives(queries: Tensor, pool: Tensor, query_clusters: Tensor, pool_c
         Positions in the pool `(Q, count)`, most similar first.
 
     Raises:
-        UsageError: when the pool holds too few places.
+        RunError: when the pool holds too few places.
     """
-    places = int(pool_clusters.unique().numel())
-    if places < count + 1:
-        raise UsageError(
-            f"the pool of {len(pool)} images shows {places} places; {count} negatives of other places than the query's "
-            "need one more: raise --tuples.pool or lower --tuples.negatives"
+    others = pool_clusters.unique().numel() - torch.isin(query_clusters, pool_clusters).long()
+    if int(others.min()) < count:
+        raise RunError(
+            f"the pool of {len(pool)} images shows {int(others.min())} places beside a query's; {count} negatives need "
+            "as many: raise --tuples.pool or lower --tuples.negatives"
         )
     found = torch.empty(len(queries), count, dtype=torch.int64)
     place_of, own_place = pool_clusters.tolist(), query_clusters.tolist()
@@ -130,6 +131,20 @@ class EpochTuples:
     epoch: int = -1
     members: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
     start_score: float = 0.0
+
+    @staticmethod
+    def check(pairs: PlacePairs, config: TupleConfig) -> None:
+        """Refuse data of too few places, before a run is opened.
+
+        Raises:
+            UsageError: says how many there are.
+        """
+        places = int(pairs.clusters.unique().numel())
+        if places <= config.negatives:
+            raise UsageError(
+                f"{pairs.images.title} has {places} places; --tuples.negatives {config.negatives} of other places than "
+                "the query's need more"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """All three."""

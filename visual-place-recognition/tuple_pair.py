@@ -62,15 +62,18 @@ def _back(order: Sequence[int], device: torch.device) -> Tensor:
     return torch.tensor(order, device=device).argsort()
 
 
-def few_at_a_time(items: Sequence[ItemT], count: int, parallel: nn.Module) -> Iterator[Sequence[ItemT]]:
-    """Parts of a batch whose gradients add up; under DDP only the last part's backward pass exchanges them."""
+def few_at_a_time(items: Sequence[ItemT], count: int, parallel: nn.Module) -> Iterator[tuple[int, Sequence[ItemT]]]:
+    """Parts of a batch, each with the number of its first item, whose gradients add up.
+
+    Under DDP only the last part's backward pass exchanges them (and takes their mean over the processes).
+    """
     for start in range(0, len(items), count):
         last = start + count >= len(items)
         alone: AbstractContextManager[object] = nullcontext()
         if isinstance(parallel, DistributedDataParallel) and not last:
             alone = parallel.no_sync()
         with alone:
-            yield items[start : start + count]
+            yield start, items[start : start + count]
 
 
 def refuse_data_parallel(runtime: Runtime) -> None:

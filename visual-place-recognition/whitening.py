@@ -20,6 +20,7 @@ from minmax.runtime.errors import UsageError
 
 _FIRST_RIDGE = 1e-10
 _LENGTH_FLOOR = 1e-6
+_CHUNK = 2**14  # descriptors in float64 at a time
 
 
 class Whitening(NamedTuple):
@@ -52,17 +53,22 @@ def learn_whitening(descriptors: Tensor, queries: Tensor, positives: Tensor) -> 
         queries: positions of the first image of each pair `(P,)`.
         positives: positions of the second ones `(P,)`.
     """
-    columns = descriptors.double().numpy().T
-    mean = columns[:, queries.numpy()].mean(axis=1, keepdims=True)
-    difference = columns[:, queries.numpy()] - columns[:, positives.numpy()]
-    within = difference @ difference.T / difference.shape[1]
-    root = _cholesky(within)
-    centred = scipy.linalg.solve_triangular(root, columns - mean, lower=True)
+    width = descriptors.shape[1]
+    mean = descriptors[queries].double().mean(dim=0)
+    within, between = (torch.zeros(width, width, dtype=torch.float64) for _ in range(2))
+    # In parts: all pairs at once would be gigabytes.
+    for query, positive in zip(queries.split(_CHUNK), positives.split(_CHUNK), strict=True):
+        difference = descriptors[query].double() - descriptors[positive].double()
+        within += difference.T @ difference
+    root = _cholesky(within.numpy() / len(queries))
+    inverse = scipy.linalg.solve_triangular(root, np.eye(width), lower=True)
+    for part in descriptors.split(_CHUNK):
+        turned = (part.double() - mean) @ torch.from_numpy(inverse).T
+        between += turned.T @ turned
     # eigh sorts upwards; the sign of an eigenvector means nothing.
-    _, directions = scipy.linalg.eigh(centred @ centred.T)
-    inverse = scipy.linalg.solve_triangular(root, np.eye(len(root)), lower=True)
+    _, directions = scipy.linalg.eigh(between.numpy())
     projection = directions[:, ::-1].T @ inverse
-    return Whitening(torch.from_numpy(mean[:, 0].copy()), torch.from_numpy(np.ascontiguousarray(projection)))
+    return Whitening(mean, torch.from_numpy(np.ascontiguousarray(projection)))
 
 
 def _cholesky(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
