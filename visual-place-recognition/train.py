@@ -53,6 +53,8 @@ class OptimConfig:
     """Learning rate of BYOL's projector and predictor, which start from nothing."""
     weight_decay: float = 1e-6
     """Weight decay of Adam."""
+    milestones: tuple[int, ...] = ()
+    """The learning rates fall tenfold after these epochs; the authors' never do."""
     at_once: int = 1
     """Tuples of a step whose images are in memory together; the loss of a step does not depend on it."""
 
@@ -149,6 +151,7 @@ def main(config: Config) -> Path:
         if heads:  # without BYOL there are none
             groups.append({"params": heads, "lr": config.optim.head_lr, "weight_decay": config.optim.weight_decay})
         optimizer = torch.optim.Adam(groups, config.optim.lr)
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, config.optim.milestones)
         parallel = runtime.parallel(TuplePair(pair))
 
         def validate() -> dict[str, float]:
@@ -167,7 +170,7 @@ def main(config: Config) -> Path:
             used["--darkener"] = file_digest(config.darkener)
 
         with Run("visual-place-recognition", config, runtime, joint_fingerprint(used)) as run:
-            run.restore(pair=pair, optimizer=optimizer, scaler=runtime.scaler, tuples=tuples)
+            run.restore(pair=pair, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler, tuples=tuples)
             if run.progress.step == 0:
                 tuples.start_score = validate()["score"]
                 log.info("before: mean average precision of day and darkened queries %.1f %%", 100 * tuples.start_score)
@@ -198,6 +201,7 @@ def main(config: Config) -> Path:
                     runtime.scaler.update()
                     pair.update_target()
                     run.record("train", numbers)
+                schedule.step()
                 score = validate()
                 run.record("validation", score)
                 log.info(
