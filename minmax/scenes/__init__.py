@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from minmax.scenes.cached import Domain, cached_arrays, described
+from minmax.scenes.motion import MOTIONS, render_clips
 from minmax.scenes.night import HELD_OUT_NIGHT, NightSettings, render_night
 from minmax.scenes.objects import CLASSES
 from minmax.scenes.sprites import Camera
@@ -21,18 +21,17 @@ __all__ = [
     "CLASSES",
     "GENERATOR_VERSION",
     "HELD_OUT_NIGHT",
+    "MOTIONS",
     "Camera",
     "NightSettings",
     "Scene",
     "build_scene",
+    "render_clips",
     "render_day",
     "render_labelled",
     "render_night",
     "render_segmented",
 ]
-
-Domain = Literal["day", "night"]
-
 
 def _label(index: int, seed: int) -> int:
     """Class of image `index`: every run of eight images is a permutation of the classes, whatever their count."""
@@ -54,10 +53,8 @@ def _render_one(
 
 
 def _cache_name(domain: Domain, count: int, size: int, seed: int, settings: NightSettings | None) -> str:
-    # Only the night depends on settings; the defaults are spelt out, so that a change of them is told apart as well.
-    described = repr(settings or NightSettings()).encode()
-    digest = f"-{hashlib.sha256(described).hexdigest()[:10]}" if domain == "night" else ""
-    return f"scenes-v{GENERATOR_VERSION}-{domain}-{count}x{size}-seed{seed}{digest}"
+    _, _, digest = described(domain, settings).partition("-")
+    return f"scenes-v{GENERATOR_VERSION}-{domain}-{count}x{size}-seed{seed}{f'-{digest}' if digest else ''}"
 
 
 def _render(
@@ -70,22 +67,16 @@ def _render(
     cache: Path | None,
 ) -> tuple[NDArray[np.uint8], Sequence[Any]]:
     """Scenes 0 to `count` and what `label_of` says of them, from a cache file or rendered (and kept in it)."""
-    if cache and cache.exists():
-        with np.load(cache, allow_pickle=False) as stored:
-            return stored["images"], stored["labels"]
-    images = np.empty((count, size, size, 3), np.uint8)
-    labels = []
-    for i in tqdm(range(count), desc=f"{domain} scenes", leave=False, disable=None):
-        images[i], scene = _render_one(domain, i, size, seed, settings)
-        labels.append(label_of(i, scene))
-    if cache:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        # Written aside and renamed, so that a reader never meets half a file.
-        temporary = cache.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as stream:
-            np.savez(stream, images=images, labels=labels)
-        temporary.replace(cache)
-    return images, labels
+
+    def render() -> tuple[NDArray[np.uint8], list[Any]]:
+        images = np.empty((count, size, size, 3), np.uint8)
+        labels = []
+        for i in tqdm(range(count), desc=f"{domain} scenes", leave=False, disable=None):
+            images[i], scene = _render_one(domain, i, size, seed, settings)
+            labels.append(label_of(i, scene))
+        return images, labels
+
+    return cached_arrays(cache, render)
 
 
 def render_labelled(
