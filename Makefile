@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-TASKS := classification segmentation
+TASKS := classification segmentation low-light-action-recognition
 
 .PHONY: demo test lint bench clean
 

@@ -137,7 +137,8 @@ class NightView:
         count, (height, width) = len(images), images.shape[-2:]
         drawn = self._draw(count, height, width, generator)
         flat, frames = as_images(images)
-        darkened = self._darken(flat, *(values.repeat_interleave(frames, dim=0) for values in drawn), generator)
+        exposure, choice, power = (values.repeat_interleave(frames, dim=0) for values in drawn)
+        darkened = self._darken(flat, exposure, choice, power, generator)
         return darkened if images.dim() == 4 else as_clips(darkened, frames)
 
     @torch.no_grad()
@@ -146,18 +147,17 @@ class NightView:
 
         Part by part or at once, a learned night makes the same of the frames.
         """
-        drawn = self._draw(1, height, width, generator)
+        exposure, choice, power = self._draw(1, height, width, generator)
 
         @torch.no_grad()
         def darken(frames: Tensor) -> Tensor:
-            shared = (values.expand(len(frames), *values.shape[1:]) for values in drawn)
-            return self._darken(frames, *shared, generator)
+            count = len(frames)
+            shared = exposure.to(frames).expand(count, -1, -1, -1)  # moved once, not once for every frame
+            return self._darken(frames, shared, choice.expand(count), power.expand(count, -1, -1, -1), generator)
 
         return darken
 
-    def _draw(
-        self, count: int, height: int, width: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw(self, count: int, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Exposure maps, numbers of the nights, and powers of the contrast for so many images or clips."""
         exposure = self.exposure_map(count, height, width, generator)
         choice = torch.zeros(count, dtype=torch.int64)

@@ -15,9 +15,7 @@ VIDEOS, FRAMES = 8, 6
 GAMMA = 0.5
 
 
-def draw_strips(
-    clips: LabelledClips, config: ClipConfig, verdicts: dict[str, ClipAccuracy], picture: Path
-) -> None:
+def draw_strips(clips: LabelledClips, config: ClipConfig, verdicts: dict[str, ClipAccuracy], picture: Path) -> None:
     """Draw a few videos, evenly spread: their frames as they are and brightened, the truth and the verdicts.
 
     Videos on which the last of the verdicts differs from the first come first: these show what a training changed.

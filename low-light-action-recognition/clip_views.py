@@ -92,7 +92,7 @@ def augmented(frames: Tensor, size: int, generator: torch.Generator) -> Tensor:
     ratio = (ASPECT[0] + aspect * (ASPECT[1] - ASPECT[0])) ** (-2 if inverted < 0.5 else 2)
     short = round(size * (1 + side * (LARGEST_SIDE - 1)))
     height, width = (short, round(short * ratio)) if ratio >= 1 else (round(short / ratio), short)
-    resized = functional.resize(frames, [height, width], antialias=True)
+    resized: Tensor = functional.resize(frames, [height, width], antialias=True)
     top, left = int(top * (height - size + 1)), int(left * (width - size + 1))
     cropped = resized[..., top : top + size, left : left + size]
     if flipped < 0.5:
@@ -114,7 +114,8 @@ def whole(frames: Tensor, size: int) -> Tensor:
         return frames.transpose(0, 1).contiguous()
     side = round(size * WHOLE_SIDE)
     resized = functional.resize(frames, [side, side], antialias=True)
-    return functional.center_crop(resized, [size, size]).transpose(0, 1).contiguous()
+    centre: Tensor = functional.center_crop(resized, [size, size])
+    return centre.transpose(0, 1).contiguous()
 
 
 class WholeClips(Dataset[tuple[Tensor, Tensor]]):

@@ -1,6 +1,6 @@
 """I3D: a ResNet whose filters reach over time, for clips of any length and size.
 
-Source: Carreira and Zisserman, CVPR 2017, https://arxiv.org/abs/1705.07750, in the form that Luo et al., ICCV 2023, use:
+Source: Carreira and Zisserman, CVPR 2017, https://arxiv.org/abs/1705.07750, in the form of Luo et al., ICCV 2023:
 bottlenecks whose first convolution spans three frames in every block of stage 1, every other block of stages 2 and 3
 and the middle block of stage 4. Layer names are torchvision's, and those of the released checkpoints.
 """
@@ -77,9 +77,7 @@ class BasicBlock(nn.Module):
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
     if stride == 1 and inputs == outputs:
         return None
-    return nn.Sequential(
-        nn.Conv3d(inputs, outputs, 1, stride=(1, stride, stride), bias=False), nn.BatchNorm3d(outputs)
-    )
+    return nn.Sequential(nn.Conv3d(inputs, outputs, 1, stride=(1, stride, stride), bias=False), nn.BatchNorm3d(outputs))
 
 
 class HalveFrames(nn.Module):
@@ -116,7 +114,12 @@ class ClipHead(nn.Module):
 
 
 def build_i3d(
-    backbone: str, classes: int, normalization: InputNormalization, width: int = 64, dropout: float = 0.5
+    backbone: str,
+    classes: int,
+    normalization: InputNormalization,
+    width: int = 64,
+    time_stride: int = 2,
+    dropout: float = 0.5,
 ) -> TaskNetwork:
     """An I3D whose encoder gives one vector per clip: 2048 numbers for the paper's ResNet-50 of width 64.
 
@@ -125,14 +128,17 @@ def build_i3d(
         classes: outputs.
         normalization: the first layer.
         width: channels of the stem; the stages have 1, 2, 4 and 8 times as many inside their blocks.
+        time_stride: of the stem's convolution and of its pooling. With the paper's 2, clips of 16 frames come to stage
+            1 as 4; with 1, short clips keep their frames.
         dropout: before the last layer.
     """
     block: type[Bottleneck] | type[BasicBlock] = BasicBlock if backbone in ("resnet18", "resnet34") else Bottleneck
+    strides, padding = (time_stride, 2, 2), (_STEM_FRAMES // 2, 3, 3)
     layers: dict[str, nn.Module] = {
-        "conv1": nn.Conv3d(3, width, (_STEM_FRAMES, 7, 7), stride=2, padding=(_STEM_FRAMES // 2, 3, 3), bias=False),
+        "conv1": nn.Conv3d(3, width, (_STEM_FRAMES, 7, 7), strides, padding, bias=False),
         "bn1": nn.BatchNorm3d(width),
         "relu": nn.ReLU(),
-        "maxpool": nn.MaxPool3d((1, 3, 3), stride=2, padding=(0, 1, 1)),
+        "maxpool": nn.MaxPool3d((1, 3, 3), strides, padding=(0, 1, 1)),
     }
     channels = width
     for stage, depth in enumerate(DEPTHS[backbone]):

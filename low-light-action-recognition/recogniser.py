@@ -48,6 +48,8 @@ class RecogniserSettings:
     """Statistics by which the first layer normalises the input."""
     width: int = 64
     """Channels of an I3D's stem."""
+    time_stride: int = 2
+    """Steps in which an I3D's stem goes through time."""
 
     def __post_init__(self) -> None:
         """Refuse what no network can be built of."""
@@ -55,8 +57,10 @@ class RecogniserSettings:
             raise UsageError(f"--model {self.model}: expected one of {', '.join(MODELS)}")
         if self.width < 1:
             raise UsageError(f"--width {self.width}: expected 1 or more")
-        if self.width != 64 and not self.model.startswith(I3D):
-            raise UsageError(f"--width {self.width}: {self.model} has a width of its own; drop the flag")
+        if self.time_stride not in (1, 2):
+            raise UsageError(f"--time-stride {self.time_stride}: expected 1 or 2")
+        if (self.width, self.time_stride) != (64, 2) and not self.model.startswith(I3D):
+            raise UsageError(f"--width and --time-stride are for an I3D, not for {self.model}; drop them")
 
 
 def build_recogniser(settings: RecogniserSettings, pretrained: bool = False) -> TaskNetwork:
@@ -75,7 +79,7 @@ def build_recogniser(settings: RecogniserSettings, pretrained: bool = False) -> 
         if not settings.model.startswith(I3D):
             return _torchvision_network(settings.model, len(settings.classes), normalization, pretrained)
         backbone = settings.model.removeprefix(I3D)
-        network = build_i3d(backbone, len(settings.classes), normalization, settings.width)
+        network = build_i3d(backbone, len(settings.classes), normalization, settings.width, settings.time_stride)
         if pretrained:
             published = torchvision.models.get_model(backbone, weights="DEFAULT").state_dict()
             network.encoder.load_state_dict(inflated(published, network.encoder))
@@ -89,17 +93,20 @@ def build_recogniser(settings: RecogniserSettings, pretrained: bool = False) -> 
 
 
 def recogniser_settings(
-    model: str, classes: tuple[str, ...], normalization: NormalizationFlag = "auto", pretrained: bool = False, width: int = 64
+    model: str,
+    classes: tuple[str, ...],
+    normalization: NormalizationFlag = "auto",
+    pretrained: bool = False,
+    width: int = 64,
+    time_stride: int = 2,
 ) -> RecogniserSettings:
     """The settings of a new network; `auto` normalises an I3D from ImageNet weights as these expect, else Kinetics'."""
     if normalization == "auto":
         normalization = "imagenet" if pretrained and model.startswith(I3D) else "kinetics"
-    return RecogniserSettings(model, classes, normalization, width)
+    return RecogniserSettings(model, classes, normalization, width, time_stride)
 
 
-def _torchvision_network(
-    name: str, classes: int, normalization: InputNormalization, pretrained: bool
-) -> TaskNetwork:
+def _torchvision_network(name: str, classes: int, normalization: InputNormalization, pretrained: bool) -> TaskNetwork:
     network = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
     layers = {part: getattr(network, part) for part in ("stem", "layer1", "layer2", "layer3", "layer4")}
     encoder = LayeredEncoder(normalization, {**layers, "average": GlobalAverage()}, ["average"])

@@ -3,20 +3,20 @@
     python low-light-action-recognition/test.py --checkpoint runs/action/adapt/last-epoch.pt \
         --before runs/action/day/best.pt --night ARID
 
-Each video is seen in several clips whose probabilities are averaged. Prints tables and writes them into test/ beside the
-checkpoint (or into --output): results.md, everything down to the verdict on each video in results.json, confusion
-matrices in confusion.png, strips of frames with the verdicts on them in strips_*.png.
+Each video is seen in several clips whose probabilities are averaged. Prints tables and writes them into test/ beside
+the checkpoint (or into --output): results.md, everything down to the verdict on each video in results.json, confusion
+matrices in confusion.png, strips of frames with the verdicts beside them in strips_*.png.
 """
 
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from arid import has_split
 from clip_accuracy import ClipAccuracy, measure
 from clip_pictures import draw_strips
 from clip_sets import DEFAULT_DATA, open_clips
 from clips import SCENES, ClipConfig, LabelledClips, Split
-from arid import has_split
 from recogniser import load_recogniser
 
 from minmax.runtime.checkpoints import write_atomically
@@ -68,9 +68,11 @@ def main(config: Config) -> dict[str, dict[Split, ClipAccuracy]]:
         found: dict[str, dict[Split, ClipAccuracy]] = {}
         for name, (network, _) in loaded.items():
             placed = runtime.place(network)
-            options = {"batch_size": config.batch_size, "workers": config.workers}
             found[name] = {
-                split: measure(placed, clips, config.clips, runtime, **options) for split, clips in splits.items()
+                split: measure(
+                    placed, clips, config.clips, runtime, batch_size=config.batch_size, workers=config.workers
+                )
+                for split, clips in splits.items()
             }
     words = {"before": " before", "checkpoint": " after"} if "before" in found else {"checkpoint": ""}
     titled = {f"{split}{word}": found[name][split] for split in splits for name, word in words.items()}
@@ -80,7 +82,10 @@ def main(config: Config) -> dict[str, dict[Split, ClipAccuracy]]:
     write_json(as_plain(found, paths, splits, config), output / "results.json")
     write_atomically(output / "results.md", lambda temporary: temporary.write_text(report + "\n", encoding="utf-8"))
     panels = [
-        [(f"{split}{word}: top-1 {100 * found[name][split].top(1):.1f} %", found[name][split].confusion) for split in splits]
+        [
+            (f"{split}{word}: top-1 {100 * found[name][split].top(1):.1f} %", found[name][split].confusion)
+            for split in splits
+        ]
         for name, word in words.items()
     ]
     draw_confusion(panels, classes, output / "confusion.png", "videos")
@@ -163,7 +168,9 @@ def as_plain(
 def split_as_plain(accuracy: ClipAccuracy, clips: LabelledClips) -> dict[str, object]:
     """What was measured on one split, down to each video."""
     classes = clips.classes
-    verdicts = zip(clips.labels, accuracy.predictions.tolist(), accuracy.probabilities.amax(dim=1).tolist(), strict=True)
+    verdicts = zip(
+        clips.labels, accuracy.predictions.tolist(), accuracy.probabilities.amax(dim=1).tolist(), strict=True
+    )
     return {
         "count": len(clips),
         "top1": accuracy.top(1),

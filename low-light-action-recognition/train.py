@@ -98,9 +98,7 @@ def step(
 def main(config: Config) -> Path:
     """Adapt, and return the checkpoint of the last epoch."""
     if config.quick:
-        config = replaced(
-            config, clips={"length": 4, "size": 32}, optim={"epochs": 2, "batch_size": 8}, workers=0
-        )
+        config = replaced(config, clips={"length": 4, "size": 32}, optim={"epochs": 2, "batch_size": 8}, workers=0)
     with open_runtime(config.device, config.precision, config.threads) as runtime:
         if runtime.is_main:
             check_run_folder("action", config)
@@ -145,9 +143,7 @@ def main(config: Config) -> Path:
                     schedule.step()
                     pair.update_target()
                     run.record("train", numbers)
-                score = selection_score(
-                    pair.online, validation, config.clips, night, runtime, workers=config.workers
-                )
+                score = selection_score(pair.online, validation, config.clips, night, runtime, workers=config.workers)
                 run.record("validation", score)
                 log.info(
                     "epoch %d: day %.1f %%, darkened day %.1f %%",

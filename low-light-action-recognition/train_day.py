@@ -1,11 +1,11 @@
 """Train a daytime action recogniser: the model that the other scripts take into the dark.
 
     python low-light-action-recognition/train_day.py --name day --data scenes --clips.length 8 --clips.size 48 \
-        --model i3d_resnet18 --optim.lr 0.05
+        --model i3d_resnet18 --width 32 --time-stride 1 --optim.lr 0.01 --optim.batch-size 8
 
-Gives runs/action/day/best.pt, the checkpoint for train_darkener.py and train.py. Skip it when you have one. The defaults
-are the paper's: I3D-ResNet50, 50 epochs of 32 clips of 16 frames, SGD; its start is Kinetics' weights, which are not
-published, here ImageNet's with --pretrained.
+Gives runs/action/day/best.pt, the checkpoint for train_darkener.py and train.py. Skip it when you have one. The
+defaults are the paper's: I3D-ResNet50, 50 epochs of 32 clips of 16 frames, SGD; it starts from weights of Kinetics,
+here with --pretrained from those of ImageNet.
 """
 
 import logging
@@ -45,6 +45,8 @@ class Config(CommonFlags):
     """i3d_resnet18, i3d_resnet34, i3d_resnet50, i3d_resnet101, r3d_18, r2plus1d_18 or mc3_18."""
     width: int = 64
     """Channels of an I3D's stem; less makes a smaller network."""
+    time_stride: int = 2
+    """Steps in which an I3D's stem goes through time; 1 keeps the frames of clips of 8 or fewer."""
     pretrained: bool = False
     """Start an I3D from ImageNet weights spread over time, torchvision's 3D ResNets from Kinetics-400's."""
     normalization: NormalizationFlag = "auto"
@@ -71,9 +73,7 @@ def step(network: nn.Module, views: ClipViews, config: Config, runtime: Runtime,
 def main(config: Config) -> Path:
     """Train, and return the checkpoint of the best epoch on day validation clips."""
     if config.quick:
-        config = replaced(
-            config, clips={"length": 4, "size": 32}, optim={"epochs": 2, "batch_size": 8}, workers=0
-        )
+        config = replaced(config, clips={"length": 4, "size": 32}, optim={"epochs": 2, "batch_size": 8}, workers=0)
     with open_runtime(config.device, config.precision, config.threads) as runtime:
         if runtime.is_main:
             check_run_folder("action", config)
@@ -82,7 +82,7 @@ def main(config: Config) -> Path:
         validation = open_clips(config.data, "val", config.clips, training.classes, config.quick, config.runs)
         seed_globally(config.seed, "network")
         settings = recogniser_settings(
-            config.model, training.classes, config.normalization, config.pretrained, config.width
+            config.model, training.classes, config.normalization, config.pretrained, config.width, config.time_stride
         )
         network = runtime.place(build_recogniser(settings, config.pretrained))
         dataset = TrainingClips(training, config.clips, config.seed)

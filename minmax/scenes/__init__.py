@@ -33,6 +33,7 @@ __all__ = [
     "render_segmented",
 ]
 
+
 def _label(index: int, seed: int) -> int:
     """Class of image `index`: every run of eight images is a permutation of the classes, whatever their count."""
     block, place = divmod(index, len(CLASSES))

@@ -6,11 +6,12 @@ Light is drawn once per clip, sensor noise anew for every frame.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from minmax.scenes.cached import Domain, cached_arrays, described
@@ -21,8 +22,10 @@ from minmax.scenes.world import build_scene, render_day
 
 MOTION_VERSION: Final = 1
 
-MOTIONS: Final = ("standing", "passing", "approaching", "receding", "jumping", "swaying", "shaking", "turning")
+MOTIONS: Final = ("standing", "passing", "approaching", "receding", "jumping", "shaking")
 """None of them is another one seen in a mirror, so that clips may be flipped."""
+
+PLACES: Final = 6  # street cameras, each at a place of its own
 
 Move = Callable[[Placed], Placed]
 
@@ -39,15 +42,14 @@ def _transformed(sprite: Sprite, change: Callable[[NDArray[np.float64]], NDArray
 
 def _shifted(placed: Placed, right: float = 0.0, up: float = 0.0) -> Placed:
     """Moved by shares of what the frame shows at its depth."""
-    offset: ArrayLike = (0.0, up * placed.z)
+    offset = np.array([0.0, up * placed.z])
     sprite = _transformed(placed.sprite, lambda points: points + offset) if up else placed.sprite
     return placed._replace(sprite=sprite, x=placed.x + right * placed.z)
 
 
-def _leaning(placed: Placed, angle: float) -> Placed:
-    """Turned within its plane about the point where it stands."""
-    turn = np.array([(np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))])
-    return placed._replace(sprite=_transformed(placed.sprite, lambda points: points @ turn.T))
+def _nearer(placed: Placed, share: float) -> Placed:
+    """At a share of its distance, in the same direction."""
+    return placed._replace(x=placed.x * share, z=placed.z * share)
 
 
 def draw_motion(motion: int, frames: int, rng: Rng) -> list[Move]:
@@ -57,34 +59,28 @@ def draw_motion(motion: int, frames: int, rng: Rng) -> list[Move]:
     """
     time = np.linspace(0.0, 1.0, frames)
     side, phase = float(rng.choice((-1.0, 1.0))), rng.uniform(0.0, 1.0)
-    wave = np.sin(2 * np.pi * (rng.uniform(1.2, 2.0) * time + phase))
     name = MOTIONS[motion]
     if name == "passing":
-        path = side * rng.uniform(0.25, 0.5) * (time - 0.5)
-        return [lambda placed, s=s: _shifted(placed, right=s) for s in path]
+        return [partial(_shifted, right=s) for s in side * rng.uniform(0.4, 0.7) * (time - 0.5)]
     if name in ("approaching", "receding"):
-        growth = rng.uniform(1.5, 2.2) ** (time - 0.6)
-        factors = growth if name == "receding" else growth[::-1]
-        # What stands in front of the viewer comes near in depth, so it grows on the picture.
-        return [lambda placed, f=f: placed._replace(x=placed.x * f, z=placed.z * f) for f in factors]
+        shares = rng.uniform(1.8, 2.6) ** (time - 0.5)
+        return [partial(_nearer, share=s) for s in (shares if name == "receding" else shares[::-1])]
     if name == "jumping":
-        height = rng.uniform(0.12, 0.25) * np.abs(wave)
-        return [lambda placed, h=h: _shifted(placed, up=h) for h in height]
-    if name == "swaying":
-        angles = rng.uniform(0.25, 0.5) * wave
-        return [lambda placed, a=a: _leaning(placed, a) for a in angles]
+        wave = np.abs(np.sin(2 * np.pi * (rng.uniform(1.2, 2.0) * time + phase)))
+        return [partial(_shifted, up=h) for h in rng.uniform(0.2, 0.35) * wave]
     if name == "shaking":
-        path = rng.uniform(0.05, 0.1) * side * (-1.0) ** np.arange(frames)
-        return [lambda placed, s=s: _shifted(placed, right=s) for s in path]
-    if name == "turning":
-        # A flat thing that turns about its upright axis grows narrow, then wide again.
-        stretch = np.maximum(np.abs(np.cos(np.pi * (rng.uniform(0.8, 1.4) * time + phase))), 0.12)
-        return [lambda placed, s=s: placed._replace(stretch=placed.stretch * s) for s in stretch]
-    return [lambda placed: placed] * frames
+        return [partial(_shifted, right=s) for s in side * rng.uniform(0.08, 0.14) * (-1.0) ** np.arange(frames)]
+    return [partial(_shifted)] * frames
+
+
+def _camera(place: int) -> Camera:
+    """The camera that looks at a place: it does not move, and sees more around the object than pictures do."""
+    rng = np.random.default_rng((place, 3))
+    return Camera(rng.uniform(-0.4, 0.4), rng.uniform(1.1, 1.8), rng.uniform(0.9, 1.0), rng.uniform(0.42, 0.52))
 
 
 def motion_label(index: int, seed: int) -> int:
-    """Class of clip `index`: every run of eight clips is a permutation of the classes."""
+    """Class of clip `index`: every run of six clips is a permutation of the classes."""
     block, place = divmod(index, len(MOTIONS))
     return int(np.random.default_rng((seed, block, 1)).permutation(len(MOTIONS))[place])
 
@@ -96,10 +92,9 @@ def render_clip(
     # Scene, motion and light have streams of their own: a clip is the same by day and by night.
     streams = np.random.SeedSequence((seed, index, 2)).spawn(4)
     scene_seed, motion_seed, light_seed, noise_seed = streams
-    place_seed, object_seed = (int(word) for word in scene_seed.generate_state(2))
     rng = np.random.default_rng(scene_seed)
-    camera = Camera(rng.uniform(-0.4, 0.4), rng.uniform(1.1, 1.8), rng.uniform(0.7, 0.9), rng.uniform(0.42, 0.52))
-    thing = int(rng.integers(len(CLASSES)))
+    place_seed, object_seed, thing = (int(rng.integers(most)) for most in (PLACES, 2**32, len(CLASSES)))
+    camera = _camera(place_seed)
     noise = np.random.default_rng(noise_seed)
     pictures = []
     for move in draw_motion(motion_label(index, seed), frames, np.random.default_rng(motion_seed)):
