@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import av
 import numpy as np
 import torch
+from av.codec.context import Flags
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.reformatter import ColorRange, Colorspace
@@ -70,7 +71,7 @@ def _opened(file: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     with _naming_faults(), av.open(str(file)) as container:
         stream = container.streams.best("video")
         if not isinstance(stream, VideoStream):
-            raise BrokenVideo("holds no video")
+            raise BrokenVideo("holds no video, or is cut off")
         yield container, stream
 
 
@@ -192,11 +193,18 @@ def _found_by_seeking(
     return found if len(found) == len(wanted) else None
 
 
+class _Shown(NamedTuple):
+    """When a frame is shown and for how long (0: unknown), in units of its stream."""
+
+    time: int | None
+    duration: int
+
+
 class _Batch(NamedTuple):
-    """Frames in a row, uint8 `(T, H, W, 3)`, their times, and the sound that was read with them."""
+    """Frames in a row, uint8 `(T, H, W, 3)`, when and how long each is shown, and the sound that was read with them."""
 
     pixels: Tensor
-    times: list[int | None]
+    times: list[_Shown]
     sound: list[Packet[Any]]
 
 
@@ -317,7 +325,7 @@ def _batches(
 ) -> Iterator[_Batch]:
     """All frames of the video and all packets of its sound, so many frames at a time."""
     pixels: list[NDArray[np.uint8]] = []
-    times: list[int | None] = []
+    times: list[_Shown] = []
     sound: list[Packet[Any]] = []
     count = 0
     for packet in container.demux(stream, *container.streams.audio):
@@ -327,7 +335,7 @@ def _batches(
         for frame in _frames_of(packet, stream):
             count += 1
             pixels.append(_pixels(frame, size))
-            times.append(frame.pts)
+            times.append(_Shown(frame.pts, frame.duration or 0))
             height, width = pixels[-1].shape[:2]
             most = _BATCH_PIXELS["cpu" if runtime.device.type == "cpu" else "other"]
             if len(pixels) >= (length or max(1, most // (height * width))):
@@ -390,6 +398,7 @@ class _Writer:
         if aspect and self.size is None and (source.height, source.width) == (height, width):
             context.sample_aspect_ratio = aspect
         self.matrix = Colorspace.ITU709 if source.colorspace == Colorspace.ITU709 else Colorspace.ITU601
+        context.flags |= Flags.frame_duration  # of the last frame, that is, which no other one ends
         context.colorspace, context.color_range = source.colorspace, ColorRange.MPEG
         for track in self.source.streams.audio:
             codec = track.codec_context.codec.canonical_name
@@ -399,7 +408,7 @@ class _Writer:
                 log.warning("%s: its container cannot hold sound as %s, which is left out", self.name, codec)
         return video
 
-    def write(self, pixels: NDArray[np.uint8], times: list[int | None], sound: list[Packet[Any]]) -> None:
+    def write(self, pixels: NDArray[np.uint8], times: list[_Shown], sound: list[Packet[Any]]) -> None:
         """Encode frames `(T, H, W, 3)` and copy packets of sound."""
         with _as_disk_error():
             if self.video is None:
@@ -409,10 +418,13 @@ class _Writer:
                 if track is not None and packet.dts is not None:
                     packet.stream = track
                     self.out.mux(packet)
-            for picture, time in zip(pixels, times, strict=True):
+            for picture, shown in zip(pixels, times, strict=True):
                 frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
                 frame = frame.reformat(format=self.video.pix_fmt, dst_colorspace=self.matrix)
-                frame.pts, frame.time_base = self._time(time), self.video.codec_context.time_base
+                frame.time_base = self.video.codec_context.time_base
+                frame.pts = self._time(shown.time)
+                if self.keeps_times:
+                    frame.duration = shown.duration
                 self.out.mux(self.video.encode(frame))
 
     def _time(self, time: int | None) -> int:

@@ -1,7 +1,8 @@
-"""The optimiser and schedule of action recognition: SGD with Nesterov's momentum, falls counted in clips."""
+"""The optimiser and schedule of action recognition: SGD with Nesterov's momentum or AdamW, falls counted in clips."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,17 +11,19 @@ from minmax.runtime.config import require
 
 
 @dataclass(frozen=True)
-class SgdConfig:
+class ClipOptim:
     """Optimisation; the defaults are the paper's for adaptation."""
 
     epochs: int = 10
     """Passes over the training videos."""
     batch_size: int = 48
     """Clips per step and process."""
+    method: Literal["sgd", "adamw"] = "sgd"
+    """sgd, the paper's; adamw learns small networks from scratch in fewer steps."""
     lr: float = 1e-3
-    """Learning rate of SGD."""
+    """Learning rate."""
     momentum: float = 0.9
-    """Nesterov's momentum."""
+    """Nesterov's momentum of SGD."""
     weight_decay: float = 1e-4
     """Weight decay."""
     milestones: tuple[int, ...] = (20_000, 40_000, 80_000)
@@ -47,8 +50,12 @@ class SgdConfig:
         self, parameters: Iterable[Tensor], processes: int = 1
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
         """The optimiser, and its schedule, to be stepped after every step."""
-        optimizer = torch.optim.SGD(
-            parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=True
-        )
+        optimizer: torch.optim.Optimizer
+        if self.method == "adamw":
+            optimizer = torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay)
+        else:
+            optimizer = torch.optim.SGD(
+                parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=True
+            )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate_factor(step, processes))
         return optimizer, schedule

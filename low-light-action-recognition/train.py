@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from clip_accuracy import selection_score
-from clip_optim import SgdConfig
+from clip_optim import ClipOptim
 from clip_sets import DEFAULT_DATA, open_clips
 from clip_views import ClipViews, TrainingClips
 from clips import ClipConfig
@@ -60,7 +60,7 @@ class Config(CommonFlags):
     clips: ClipConfig = field(default_factory=ClipConfig)
     night: NightConfig = field(default_factory=NightConfig)
     byol: ByolConfig = field(default_factory=lambda: ByolConfig(hidden=64, outputs=64))
-    optim: SgdConfig = field(default_factory=SgdConfig)
+    optim: ClipOptim = field(default_factory=ClipOptim)
 
     def __post_init__(self) -> None:
         """Refuse values out of range and flags that contradict each other."""

@@ -1,7 +1,7 @@
 """Train a daytime action recogniser: the model that the other scripts take into the dark.
 
     python low-light-action-recognition/train_day.py --name day --data scenes --clips.length 8 --clips.size 48 \
-        --model i3d_resnet18 --width 32 --time-stride 1 --optim.lr 0.01 --optim.batch-size 8
+        --model i3d_resnet18 --width 32 --time-stride 1 --optim.method adamw --optim.batch-size 8 --optim.lr 1e-3
 
 Gives runs/action/day/best.pt, the checkpoint for train_darkener.py and train.py. Skip it when you have one. The
 defaults are the paper's: I3D-ResNet50, 50 epochs of 32 clips of 16 frames, SGD; it starts from weights of Kinetics,
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from clip_accuracy import measure
-from clip_optim import SgdConfig
+from clip_optim import ClipOptim
 from clip_sets import DEFAULT_DATA, open_clips
 from clip_views import ClipViews, TrainingClips
 from clips import ClipConfig
@@ -54,7 +54,7 @@ class Config(CommonFlags):
     shift: float = 1.0
     """Strength of the random hue, lightness and saturation, in units of the authors'."""
     clips: ClipConfig = field(default_factory=ClipConfig)
-    optim: SgdConfig = field(default_factory=lambda: SgdConfig(epochs=50, batch_size=32, lr=0.01))
+    optim: ClipOptim = field(default_factory=lambda: ClipOptim(epochs=50, batch_size=32, lr=0.01))
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
