@@ -151,7 +151,7 @@ PARTS = {
 
 
 def our_name(released):
-    """The tensor of a MomentumPair that a released Res_I3D_BYOL calls `released`; None for the target's unused layer."""
+    """The tensor of a MomentumPair that a released Res_I3D_BYOL calls `released`; None for the unused one."""
     if released.startswith("encoder_k.cls_head."):
         return None
     part = next(part for part in PARTS if released.startswith(f"{part}."))
