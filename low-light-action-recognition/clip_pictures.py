@@ -34,7 +34,8 @@ def draw_strips(clips: LabelledClips, config: ClipConfig, verdicts: dict[str, Cl
     chosen = [candidates[i * len(candidates) // count] for i in range(count)]
     whole = WholeClips(clips, config, rounds=1)
     figure = Figure(figsize=(11, 1.15 * count + 0.4), layout="constrained")
-    figure.suptitle(f"{clips.split}: {int(changed.sum())} of {len(clips)} verdicts changed", fontsize=10)
+    of_both = f": {int(changed.sum())} of {len(clips)} verdicts changed" if len(verdicts) > 1 else ""
+    figure.suptitle(f"{clips.split}{of_both}", fontsize=10)
     panels = figure.subplots(count, 2, squeeze=False)
     for row, index in zip(panels, chosen, strict=True):
         frames = whole[index][0][0].transpose(0, 1) / 255.0

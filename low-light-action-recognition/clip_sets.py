@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from arid import DEFAULT_DATA as DEFAULT_DATA
 from arid import find_videos
 from clips import QUICK_CLIPS, SCENE_COUNTS, SCENES, ClipConfig, LabelledClips, SceneClips, Split
 from video_clips import VideoClips, checked_clips

@@ -12,10 +12,10 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from arid import has_split
+from arid import DEFAULT_DATA, has_split
 from clip_accuracy import ClipAccuracy, measure
 from clip_pictures import draw_strips
-from clip_sets import DEFAULT_DATA, open_clips
+from clip_sets import open_clips
 from clips import SCENES, ClipConfig, LabelledClips, Split
 from recogniser import load_recogniser
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from arid import DEFAULT_DATA
 from clip_accuracy import selection_score
 from clip_optim import ClipOptim
-from clip_sets import DEFAULT_DATA, open_clips
+from clip_sets import open_clips
 from clip_views import ClipViews, TrainingClips
 from clips import ClipConfig
 from hls_shift import shift_hls

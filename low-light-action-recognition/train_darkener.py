@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from clip_sets import DEFAULT_DATA, open_clips
+from arid import DEFAULT_DATA
+from clip_sets import open_clips
 from clip_views import DayClips, WholeClips
 from clips import ClipConfig
 from recogniser import load_recogniser
