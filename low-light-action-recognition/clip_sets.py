@@ -8,6 +8,7 @@ from video_clips import VideoClips, checked_clips
 
 from minmax.runtime.config import REPOSITORY
 from minmax.runtime.errors import UsageError
+from minmax.scenes import MOTIONS
 
 
 def open_clips(
@@ -32,11 +33,10 @@ def open_clips(
         UsageError: when a folder or file is missing or laid out otherwise, classes differ, or videos are corrupt.
     """
     if data == SCENES:
+        if classes is not None and classes != MOTIONS:
+            raise UsageError(f"the network knows {', '.join(classes)}, the scenes show {', '.join(MOTIONS)}")
         count = min(QUICK_CLIPS, SCENE_COUNTS[split]) if quick else SCENE_COUNTS[split]
-        clips: LabelledClips = SceneClips(split, count, config, cache / "scenes")
-        if classes is not None and classes != clips.classes:
-            raise UsageError(f"the network knows {', '.join(classes)}, the scenes show {', '.join(clips.classes)}")
-        return clips
+        return SceneClips(split, count, config, cache / "scenes")
     found = find_videos(Path(data).expanduser(), split, config, classes)
     videos = found.videos
     if quick:
