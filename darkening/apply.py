@@ -189,7 +189,8 @@ def _refuse_other_settings(config: Config, files: list[Path]) -> None:
     }
     if any(map(_is_video, files)):
         now["crf"] = config.video.crf
-    before = recorded(now, config.output / SETTINGS_FILE)
+    # A folder that held images alone says nothing of the quality of videos.
+    before = {"crf": now.get("crf")} | recorded(now, config.output / SETTINGS_FILE)
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         raise UsageError(

@@ -299,3 +299,13 @@ def test_a_killed_run_leaves_no_broken_file_and_the_next_one_finishes_it(tree, t
     for name in names_below(output)[1:]:
         if not name.endswith(".png"):
             assert probe(output / name) == probe(tree / name)
+
+
+def test_videos_may_be_added_to_a_folder_of_images(tree, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (tree / "cover.png").rename(pictures / "cover.png")
+    apply_to(pictures, tmp_path / "dark")
+    save_video(pictures / "a.mp4")
+    apply_to(pictures, tmp_path / "dark")
+    assert names_below(tmp_path / "dark") == [".darkening.json", "a.mp4", "cover.png"]
