@@ -18,6 +18,7 @@ import torch
 from av.codec.context import Flags
 from av.container import InputContainer
 from av.packet import Packet
+from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
@@ -69,8 +70,10 @@ def _naming_faults() -> Iterator[None]:
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     with _naming_faults(), av.open(str(file)) as container:
-        stream = container.streams.best("video")
-        if not isinstance(stream, VideoStream):
+        # The first one, as players number them; a cover picture is a video stream too.
+        shown = (track for track in container.streams.video if not track.disposition & Disposition.attached_pic)
+        stream = next(shown, None)
+        if stream is None:
             raise BrokenVideo("holds no video, or is cut off")
         yield container, stream
 
@@ -256,10 +259,10 @@ def darken_video(
         size: height and width to bring frames to; None keeps theirs.
         progress: is told the number of frames whenever some are darkened.
 
-    Frames are turned upright. Where height and width are even, colours are stored at half resolution (4:2:0), as
-    players expect; otherwise in full (4:4:4), as half of an odd size would change it. AVI keeps a constant rate only;
-    other files keep the time of each frame. Sound is copied where the container can hold it, and left out with a
-    warning otherwise.
+    Of several video streams the first is taken. Frames are turned upright. Where height and width are even, colours are
+    stored at half resolution (4:2:0), as players expect; otherwise in full (4:4:4), as half of an odd size would change
+    it. AVI keeps a constant rate only; other files keep the time of each frame. Sound is copied where the container can
+    hold it, and left out with a warning otherwise.
 
     Raises:
         BrokenVideo: when the source is not, or not wholly, a video.

@@ -309,3 +309,21 @@ def test_videos_may_be_added_to_a_folder_of_images(tree, tmp_path):
     save_video(pictures / "a.mp4")
     apply_to(pictures, tmp_path / "dark")
     assert names_below(tmp_path / "dark") == [".darkening.json", "a.mp4", "cover.png"]
+
+
+def test_of_several_video_streams_the_first_is_taken(tmp_path):
+    with av.open(str(tmp_path / "two.mp4"), "w") as out:
+        streams = [out.add_stream("libx264", rate=10) for _ in range(2)]
+        for stream, side in zip(streams, (32, 64), strict=True):
+            stream.width = stream.height = side
+            stream.pix_fmt = "yuv420p"
+        for number in range(4):
+            for stream in streams:
+                pixels = frame_pixels(number, stream.height, stream.width)
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p")))
+        for stream in streams:
+            out.mux(stream.encode(None))
+    darken(tmp_path / "two.mp4", tmp_path / "out.mp4")
+    for name in ("two.mp4", "out.mp4"):
+        facts = probe(tmp_path / name)
+        assert (facts.height, facts.width, facts.frames) == (32, 32, 4)
