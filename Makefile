@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-TASKS := classification segmentation visual-place-recognition
+TASKS := classification segmentation visual-place-recognition low-light-action-recognition
 
 .PHONY: demo test lint bench clean
 

@@ -1,22 +1,24 @@
-"""Darken an image, a folder or a whole data set; the tree of folders is kept.
+"""Darken images and videos: a file, a folder or a whole data set; the tree of folders is kept.
 
     python -m darkening.apply --darkener runs/classification/darkener/best.pt --input photos --output dark
 
-Finished files are skipped when the same command is given again. Each image's exposure and noise depend on the seed and
-on its path below the input alone, so an interrupted run ends with the files that an uninterrupted one would have made.
+Finished files are skipped when the same command is given again. Exposure and noise of each image, or of each video as a
+whole, depend on the seed and on its path below the input alone, so an interrupted run ends with the files that an
+uninterrupted one would have made. A file is written under another name and renamed when it is whole.
 """
 
 import json
 import logging
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from darkening.night_view import NightConfig, build_night_view
+from darkening.night_view import NightConfig, NightView, build_night_view
 from darkening.pictures import (
     DECODING_ERRORS,
     PICTURE_SUFFIXES,
@@ -26,9 +28,10 @@ from darkening.pictures import (
     write_picture,
 )
 from darkening.starting_point import STARTING_POINT_NAME, load_darkener_or_starting_point
-from minmax.runtime.checkpoints import file_digest
+from darkening.videos import VIDEO_SUFFIXES, BrokenVideo, VideoOptions, darken_video, expected_frames
+from minmax.runtime.checkpoints import file_digest, remove_leftovers
 from minmax.runtime.config import from_plain, require, run_script, to_plain
-from minmax.runtime.devices import open_runtime
+from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.report import recorded
 from minmax.runtime.seeding import generator_for
@@ -39,17 +42,18 @@ SETTINGS_FILE = ".darkening.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Darken images."""
+    """Darken images and videos."""
 
     input: Path
-    """An image, or a folder of images with any folders below it."""
+    """An image or a video, or a folder of such files with any folders below it."""
     output: Path
-    """The darkened image, or the folder for the darkened images; made when missing."""
+    """The darkened file, or the folder for the darkened files; made when missing."""
     darkener: str = STARTING_POINT_NAME
     """A darkener checkpoint, or `starting-point` for the one that ships with the package."""
     night: NightConfig = field(default_factory=NightConfig)
     size: tuple[int, int] | None = None
-    """Height and width that images are brought to before they are darkened; by default they keep theirs."""
+    """Height and width that images and frames are brought to before they are darkened; by default they keep theirs."""
+    video: VideoOptions = field(default_factory=VideoOptions)
     seed: int = 0
     """Seed of exposures and noise."""
     skip_corrupt: bool = False
@@ -87,7 +91,7 @@ class PictureFiles(Dataset[tuple[Path, torch.Tensor | str]]):
 
 def main(config: Config) -> None:
     """Darken everything that is not darkened yet."""
-    files = find_pictures(config.input)
+    files = find_pictures(config.input, PICTURE_SUFFIXES | VIDEO_SUFFIXES)
     targets = _targets(config, files)
     left = [file for file in files if not targets[file].exists()]
     if len(left) < len(files):
@@ -98,23 +102,61 @@ def main(config: Config) -> None:
         wanted = config.night.source == "learned" or config.darkener != STARTING_POINT_NAME
         darkener = load_darkener_or_starting_point(config.darkener) if wanted else None
         view = build_night_view(config.night, darkener, runtime)
-        _refuse_other_settings(config)
-        loader = DataLoader(
-            PictureFiles(left, config.size), batch_size=None, num_workers=min(config.workers, len(left))
-        )
-        for file, pixels in tqdm(loader, desc="darkening", unit="image", disable=None):
-            if isinstance(pixels, str):
-                bad.append(f"{file}: {pixels}")
-                continue
-            name = file.name if file == config.input else file.relative_to(config.input).as_posix()
-            images = runtime.to_device(pixels[None]) / 255.0
-            write_picture(view(images, generator_for(config.seed, name))[0], targets[file])
-    log.info("%d images darkened into %s", len(left) - len(bad), config.output)
+        _refuse_other_settings(config, files)
+        pictures, videos = ([file for file in left if _is_video(file) == wanted] for wanted in (False, True))
+        bad += darken_pictures(config, pictures, targets, view, runtime)
+        bad += darken_videos(config, videos, targets, view, runtime)
+    log.info("%d files darkened into %s", len(left) - len(bad), config.output)
     if bad:
         message = f"{len(bad)} of {len(files)} files cannot be read:{listed_below(bad)}"
         if not config.skip_corrupt:
             raise RunError(f"{message}\nall others are done; mend or remove these, or give --skip-corrupt")
         log.warning("left out: %s", message)
+
+
+def darken_pictures(
+    config: Config, files: list[Path], targets: dict[Path, Path], view: NightView, runtime: Runtime
+) -> list[str]:
+    """Darken images; a line for each that cannot be read."""
+    bad = []
+    loader = DataLoader(PictureFiles(files, config.size), batch_size=None, num_workers=min(config.workers, len(files)))
+    hidden = None if files else True
+    for file, pixels in tqdm(loader, desc="darkening", unit="image", disable=hidden):
+        if isinstance(pixels, str):
+            bad.append(f"{file}: {pixels}")
+            continue
+        images = runtime.to_device(pixels[None]) / 255.0
+        write_picture(view(images, generator_for(config.seed, _draws_name(config, file)))[0], targets[file])
+    return bad
+
+
+def darken_videos(
+    config: Config, files: list[Path], targets: dict[Path, Path], view: NightView, runtime: Runtime
+) -> list[str]:
+    """Darken videos, each with one exposure and one noise map; a line for each that cannot be read."""
+    bad = []
+    total = sum(map(expected_frames, files))
+    with tqdm(total=total, desc="darkening", unit="frame", disable=None if files else True) as bar:
+        for file in files:
+            bar.set_postfix_str(file.name, refresh=False)
+            remove_leftovers(targets[file])
+            generator = generator_for(config.seed, _draws_name(config, file))
+            # A function of its own for each video, as the next one's generator must not reach it.
+            start = partial(view.for_video, generator=generator)
+            try:
+                darken_video(file, targets[file], start, runtime, config.video, config.size, bar.update)
+            except BrokenVideo as error:
+                bad.append(f"{file}: {error}")
+    return bad
+
+
+def _draws_name(config: Config, file: Path) -> str:
+    """What a file's draws depend on: its path below the input."""
+    return file.name if file == config.input else file.relative_to(config.input).as_posix()
+
+
+def _is_video(file: Path) -> bool:
+    return file.suffix.lower() in VIDEO_SUFFIXES
 
 
 def read_night_settings(folder: Path) -> NightConfig:
@@ -134,7 +176,7 @@ def read_night_settings(folder: Path) -> NightConfig:
     raise UsageError(f"{folder} holds no {SETTINGS_FILE}, which tells what darkened it; make it with darkening.apply")
 
 
-def _refuse_other_settings(config: Config) -> None:
+def _refuse_other_settings(config: Config, files: list[Path]) -> None:
     """Keep beside the images what darkened them: a second run with other settings would mix two sorts."""
     if config.input.is_file():
         return
@@ -145,7 +187,10 @@ def _refuse_other_settings(config: Config) -> None:
         "seed": config.seed,
         "darkener": file_digest(darkener) if darkener.is_file() else config.darkener,
     }
-    before = recorded(now, config.output / SETTINGS_FILE)
+    if any(map(_is_video, files)):
+        now["crf"] = config.video.crf
+    # A folder that held images alone says nothing of the quality of videos.
+    before = {"crf": now.get("crf")} | recorded(now, config.output / SETTINGS_FILE)
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         raise UsageError(
@@ -159,8 +204,13 @@ def _targets(config: Config, files: list[Path]) -> dict[Path, Path]:
     if config.input.is_file():
         inside = config.output.is_dir() or not config.output.suffix
         target = config.output / config.input.name if inside else config.output
-        if target.suffix.lower() not in PICTURE_SUFFIXES:
-            raise UsageError(f"--output {config.output}: expected a folder or a picture such as .png")
+        kinds, example = (
+            (VIDEO_SUFFIXES, "video such as .mp4")
+            if _is_video(config.input)
+            else (PICTURE_SUFFIXES, "picture such as .png")
+        )
+        if target.suffix.lower() not in kinds:
+            raise UsageError(f"--output {config.output}: expected a folder or a {example}")
         if target.resolve() == config.input.resolve():
             raise UsageError(f"--output {config.output}: would overwrite the input")
         return {config.input: target}

@@ -3,7 +3,7 @@
 Source: Luo et al., ICCV 2023; exposure range and noise as the authors use them for adaptation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,6 +80,18 @@ def follow_day(images: Tensor, exposure: Tensor, power: Tensor, cell: int) -> Te
     return exposure * share / share.mean(dim=(2, 3), keepdim=True)
 
 
+def as_images(batch: Tensor) -> tuple[Tensor, int]:
+    """Images `(N, 3, H, W)` as they are, or clips `(N, 3, T, H, W)` as `(N T, 3, H, W)`; and how many make a clip."""
+    if batch.dim() == 4:
+        return batch, 1
+    return batch.transpose(1, 2).flatten(0, 1), batch.shape[2]
+
+
+def as_clips(images: Tensor, frames: int) -> Tensor:
+    """Images `(N T, 3, H, W)`, so many `frames` in a row to a clip, as clips `(N, 3, T, H, W)`."""
+    return images.view(-1, frames, *images.shape[1:]).transpose(1, 2)
+
+
 def day_view(images: Tensor, exposure: Tensor, generator: torch.Generator) -> Tensor:
     """The images as they are: the control in which nothing is darkened."""
     return images
@@ -123,23 +135,44 @@ class NightView:
         draws come from the CPU `generator`.
         """
         count, (height, width) = len(images), images.shape[-2:]
-        exposure = self.exposure_map(count, height, width, generator).to(images)
+        drawn = self._draw(count, height, width, generator)
+        flat, frames = as_images(images)
+        exposure, choice, power = (values.repeat_interleave(frames, dim=0) for values in drawn)
+        darkened = self._darken(flat, exposure, choice, power, generator)
+        return darkened if images.dim() == 4 else as_clips(darkened, frames)
+
+    @torch.no_grad()
+    def for_video(self, height: int, width: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        """Draw what all frames of a video share; gives a function that darkens its frames `(T, 3, H, W)`, part by part.
+
+        Part by part or at once, a learned night makes the same of the frames.
+        """
+        exposure, choice, power = self._draw(1, height, width, generator)
+
+        @torch.no_grad()
+        def darken(frames: Tensor) -> Tensor:
+            count = len(frames)
+            shared = exposure.to(frames).expand(count, -1, -1, -1)  # moved once, not once for every frame
+            return self._darken(frames, shared, choice.expand(count), power.expand(count, -1, -1, -1), generator)
+
+        return darken
+
+    def _draw(self, count: int, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Exposure maps, numbers of the nights, and powers of the contrast for so many images or clips."""
+        exposure = self.exposure_map(count, height, width, generator)
         choice = torch.zeros(count, dtype=torch.int64)
         if len(self.nights) > 1:
             choice = torch.randint(len(self.nights), (count,), generator=generator)
         power = torch.zeros(count, 1, 1, 1)
         if self.contrast != (0.0, 0.0):
             power = uniform(self.contrast, count, generator)
-        if images.dim() == 4:
-            return self._darken(images, follow_day(images, exposure, power, self.cell), choice, generator)
-        frames = images.shape[2]
-        flat = images.transpose(1, 2).flatten(0, 1)
-        exposure, power, choice = (drawn.repeat_interleave(frames, dim=0) for drawn in (exposure, power, choice))
-        darkened = self._darken(flat, follow_day(flat, exposure, power, self.cell), choice, generator)
-        return darkened.view(-1, frames, *darkened.shape[1:]).transpose(1, 2)
+        return exposure, choice, power
 
-    def _darken(self, images: Tensor, exposure: Tensor, choice: Tensor, generator: torch.Generator) -> Tensor:
+    def _darken(
+        self, images: Tensor, exposure: Tensor, choice: Tensor, power: Tensor, generator: torch.Generator
+    ) -> Tensor:
         """Darken each image by the night of the number in `choice`."""
+        exposure = follow_day(images, exposure.to(images), power, self.cell)
         if len(self.nights) == 1:
             return self.nights[0](images, exposure, generator)
         darkened = torch.empty_like(images)

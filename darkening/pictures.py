@@ -26,21 +26,26 @@ def files_below(folder: Path, ending: str | tuple[str, ...]) -> list[Path]:
     return sorted(file for file in found if file.name.lower().endswith(ending) and file.is_file())
 
 
-def find_pictures(source: Path) -> list[Path]:
+def find_pictures(source: Path, kinds: frozenset[str] = PICTURE_SUFFIXES) -> list[Path]:
     """The picture file itself, or all below a folder, sorted.
 
+    Args:
+        source: a file or a folder.
+        kinds: endings of the files that are looked for, those of videos among them where these are wanted too.
+
     Raises:
-        UsageError: when there is nothing, or no picture.
+        UsageError: when there is nothing, or no such file.
     """
+    what = "picture" if kinds == PICTURE_SUFFIXES else "picture or video"
     if source.is_file():
-        if source.suffix.lower() not in PICTURE_SUFFIXES:
-            raise UsageError(f"{source} is not a picture; expected one of {', '.join(sorted(PICTURE_SUFFIXES))}")
+        if source.suffix.lower() not in kinds:
+            raise UsageError(f"{source} is not a {what}; expected one of {', '.join(sorted(kinds))}")
         return [source]
     if not source.is_dir():
         raise UsageError(f"no file or folder {source}")
-    found = files_below(source, tuple(PICTURE_SUFFIXES))
+    found = files_below(source, tuple(kinds))
     if not found:
-        raise UsageError(f"no pictures below {source} ({', '.join(sorted(PICTURE_SUFFIXES))})")
+        raise UsageError(f"no {what.replace('e or', 'es or')}s below {source} ({', '.join(sorted(kinds))})")
     return found
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from darkening.curve_estimator import Darkener
 from darkening.losses import DarkeningLoss
-from darkening.night_view import follow_day, uniform
+from darkening.night_view import as_clips, as_images, follow_day, uniform
 from minmax.runtime.config import require, require_range
 from minmax.runtime.devices import Runtime
 from minmax.runtime.report import markdown_table
@@ -78,12 +78,16 @@ class RequestConfig:
         require_range("--request.contrast", self.contrast, 0.0, 4.0)
         require(self.cell >= 1, "--request.cell", self.cell, "1 or more")
 
-    def draw(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """One request for each of `images` `(N, 3, H, W)`: `(N, 1, 1, 1)`, or a map `(N, 1, H, W)` in [0, 1]."""
-        exposure = uniform(self.exposure, len(images), generator).to(images)
+    def draw(self, images: Tensor, generator: torch.Generator, frames: int = 1) -> Tensor:
+        """One request for each of `images` `(N, 3, H, W)`: `(N, 1, 1, 1)`, or a map `(N, 1, H, W)` in [0, 1].
+
+        With `frames`, so many images in a row are a clip and share what is drawn.
+        """
+        count = len(images) // frames
+        exposure = uniform(self.exposure, count, generator).repeat_interleave(frames, dim=0).to(images)
         if self.contrast == (0.0, 0.0):
             return exposure
-        power = uniform(self.contrast, len(images), generator)
+        power = uniform(self.contrast, count, generator).repeat_interleave(frames, dim=0)
         # No darkening reaches more than white.
         return follow_day(images, exposure, power, self.cell).clamp(max=1.0)
 
@@ -111,7 +115,8 @@ def train_darkener(
     Args:
         darkener: placed on the device.
         encoder: the frozen daytime model's, images to features; None trains for exposure and realism only.
-        loader: batches of `(N, 3, H, W)` day images in [0, 1], drawn by `EpochBatches`.
+        loader: batches of `(N, 3, H, W)` day images or `(N, 3, T, H, W)` day clips in [0, 1], drawn by `EpochBatches`;
+            the frames of a clip share one request, and the encoder sees the clip.
         validation: held-out day images `(N, 3, H, W)` on which obedience is measured after every epoch.
         config: losses and optimisation.
         run: the opened run.
@@ -130,8 +135,9 @@ def train_darkener(
     for epoch in run.epochs(optim.epochs):
         darkener.train()
         for batch in run.batches(loader, epoch):
-            images = runtime.to_device(batch)
-            exposure = config.request.draw(images, run.generator("exposure"))
+            day = runtime.to_device(batch)
+            images, frames = as_images(day)
+            exposure = config.request.draw(images, run.generator("exposure"), frames)
             darkening = parallel(images, exposure)
             if encoder is None:
                 losses = config.loss(images, darkening, exposure)
@@ -139,8 +145,8 @@ def train_darkener(
                 # The tone curve stays in fp32: eight rounds of squaring leave nothing of a bf16 value.
                 with runtime.autocast():
                     with torch.no_grad():
-                        day_features = encoder(images)
-                    dark_features = encoder(darkening.image)
+                        day_features = encoder(day)
+                    dark_features = encoder(darkening.image if day.dim() == 4 else as_clips(darkening.image, frames))
                 losses = config.loss(images, darkening, exposure, dark_features, day_features)
             numbers = run.read_losses(losses)
             optimizer.zero_grad(set_to_none=True)

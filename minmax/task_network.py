@@ -28,8 +28,9 @@ class InputNormalization(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalise `(N, 3, H, W)`."""
-        return (images - self.get_buffer("mean")) / self.get_buffer("std")
+        """Normalise images `(N, 3, H, W)` or clips `(N, 3, T, H, W)`."""
+        shape = (3, *[1] * (images.dim() - 2))
+        return (images - self.get_buffer("mean").view(shape)) / self.get_buffer("std").view(shape)
 
     @classmethod
     def imagenet(cls) -> "InputNormalization":

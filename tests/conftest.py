@@ -12,7 +12,7 @@ from script_modules import load_module
 from darkening.curve_estimator import Darkener, save_darkener
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TASKS = ("classification", "segmentation", "visual-place-recognition")
+TASKS = ("classification", "segmentation", "visual-place-recognition", "low-light-action-recognition")
 CLASSES = ("bus", "car")
 
 # The scripts of a task import their neighbours by name, as they do when started from the shell.

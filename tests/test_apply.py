@@ -215,7 +215,7 @@ REFUSED = {
     "same file": ("photos/a.png", "photos/a.png", "would overwrite the input"),
     "the file's own folder": ("photos/a.png", "photos", "would overwrite the input"),
     "missing": ("nothing", "dark", "no file or folder"),
-    "no pictures": ("empty", "dark", "no pictures below"),
+    "no pictures": ("empty", "dark", "no pictures or videos below"),
     "not a picture": ("photos/notes.txt", "dark", "is not a picture"),
     "output is a file": ("photos", "taken", "is a file; expected a folder"),
     "unknown format": ("photos/a.png", "dark.xyz", "dark.xyz"),

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import glob
 import hashlib
 import logging
 import os
@@ -38,6 +39,26 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what `write_atomically` left beside `path` in processes that were killed; the others keep theirs."""
+    for file in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        number = file.name.rsplit(".", 2)[1]
+        if number.isdecimal() and not _is_alive(int(number)):
+            file.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    if os.name != "posix":  # elsewhere the question itself may end the process
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def file_digest(path: Path) -> str:

@@ -60,7 +60,10 @@ class Runtime:
 
     def place(self, module: ModuleT) -> ModuleT:
         """Move `module` to the device, in the memory layout that convolutions are fastest in."""
-        return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        # Weights of five dimensions, those of networks for clips, cannot be laid out channels last.
+        for_clips = any(parameter.dim() == 5 for parameter in module.parameters())
+        layout = torch.preserve_format if for_clips else torch.channels_last
+        return module.to(self.device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
     def to_device(self, images: Tensor) -> Tensor:
         """Move a batch of images to the device, channels last; clips and vectors keep their layout."""

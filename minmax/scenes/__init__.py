@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minmax.scenes.cache import cache_file, kept
+from minmax.scenes.cache import Domain, cache_file, kept
+from minmax.scenes.motion import MOTIONS, render_clips
 from minmax.scenes.night import HELD_OUT_NIGHT, NightSettings, render_night
 from minmax.scenes.objects import CLASSES
 from minmax.scenes.places import render_places
@@ -19,18 +19,18 @@ __all__ = [
     "CLASSES",
     "GENERATOR_VERSION",
     "HELD_OUT_NIGHT",
+    "MOTIONS",
     "Camera",
     "NightSettings",
     "Scene",
     "build_scene",
+    "render_clips",
     "render_day",
     "render_labelled",
     "render_night",
     "render_places",
     "render_segmented",
 ]
-
-Domain = Literal["day", "night"]
 
 
 def _label(index: int, seed: int) -> int:
@@ -72,7 +72,7 @@ def render_labelled(
     return kept(
         cache,
         count,
-        size,
+        (size, size, 3),
         np.int64,
         f"{domain} scenes",
         lambda i: (_render_one(domain, i, size, seed, settings)[0], _label(i, seed)),
@@ -98,4 +98,4 @@ def render_segmented(
         return image, scene.label
 
     cache = cache_file(cache_dir, str(count), domain, size, seed, settings, "-pixels")
-    return kept(cache, count, size, np.uint8, f"{domain} scenes", render)
+    return kept(cache, count, (size, size, 3), np.uint8, f"{domain} scenes", render)

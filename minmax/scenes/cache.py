@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,13 @@ from tqdm import tqdm
 from minmax.scenes.night import NightSettings
 from minmax.scenes.world import GENERATOR_VERSION
 
+Domain = Literal["day", "night"]
+
 
 def cache_file(
     folder: Path | None,
     described: str,
-    domain: str,
+    domain: Domain,
     size: int,
     seed: int,
     settings: NightSettings | None,
@@ -37,17 +39,17 @@ def cache_file(
 def kept(
     file: Path | None,
     count: int,
-    size: int,
+    shape: tuple[int, ...],
     kind: Any,
     title: str,
     render: Callable[[int], tuple[NDArray[np.uint8], Any]],
 ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """Images `(count, size, size, 3)` with what belongs to each, from a file or rendered (and kept in it).
+    """Images or clips `(count, *shape)` with what belongs to each, from a file or rendered (and kept in it).
 
     Args:
         file: where they are kept, if anywhere.
-        count: number of images.
-        size: their side in pixels.
+        count: how many there are.
+        shape: of each, such as (size, size, 3).
         kind: numpy's type of what belongs to each image.
         title: what the progress bar says.
         render: image `i` and what belongs to it.
@@ -55,7 +57,7 @@ def kept(
     if file and file.exists():
         with np.load(file, allow_pickle=False) as stored:
             return stored["images"], stored["labels"].astype(kind)
-    images = np.empty((count, size, size, 3), np.uint8)
+    images = np.empty((count, *shape), np.uint8)
     labels = []
     for i in tqdm(range(count), desc=title, leave=False, disable=None):
         images[i], label = render(i)

@@ -80,13 +80,19 @@ def _scatter(bright: NDArray[Any], share: float) -> NDArray[Any]:
     return np.asarray((1 - share) * bright + share * (0.6 * core + 0.4 * veil))
 
 
-def render_night(scene: Scene, rng: np.random.Generator, settings: NightSettings | None = None) -> NDArray[np.uint8]:
+def render_night(
+    scene: Scene,
+    rng: np.random.Generator,
+    settings: NightSettings | None = None,
+    noise: np.random.Generator | None = None,
+) -> NDArray[np.uint8]:
     """Render a scene at night as sRGB, uint8 (H, W, 3).
 
     Lamps, ambient light and the camera's gain, white balance, shot and read noise are drawn from `rng` within the
-    ranges of `settings`.
+    ranges of `settings`. The noise of single pixels is drawn from `noise` where it is given: the frames of a clip share
+    their light, not their noise.
     """
-    settings = settings or NightSettings()
+    settings, noise = settings or NightSettings(), noise or rng
     glow = np.asarray(rng.uniform(*settings.ambient) * np.asarray(_SKY_GLOW), np.float32)
     spectrum = np.asarray(_SODIUM if rng.random() < settings.sodium_share else _LED) * rng.uniform(0.85, 1.15, 3)
     street, vehicle = rng.uniform(*settings.street_lamp), rng.uniform(*settings.vehicle_lamp)
@@ -110,6 +116,7 @@ def render_night(scene: Scene, rng: np.random.Generator, settings: NightSettings
     metered = np.minimum(radiance, 5 * np.median(radiance) + 1e-4).mean()
     gain = min(rng.uniform(*settings.metering) / metered, rng.uniform(*settings.gain_limit))
     electrons = rng.uniform(*settings.electrons)
-    signal = rng.poisson(radiance * electrons) + rng.normal(0.0, rng.uniform(*settings.read_noise), radiance.shape)
+    shot = noise.poisson(radiance * electrons)
+    signal = shot + noise.normal(0.0, rng.uniform(*settings.read_noise), radiance.shape)
     balance = 1 + settings.white_balance * rng.uniform(-1.0, 1.0, 3)
     return encode(signal / electrons * gain * balance)

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from minmax.scenes.cache import cache_file, kept
+from minmax.scenes.cache import Domain, cache_file, kept
 from minmax.scenes.night import NightSettings, render_night
 from minmax.scenes.objects import CLASSES
 from minmax.scenes.sprites import Camera
@@ -19,7 +19,7 @@ LANDMARKS: Final = tuple(CLASSES.index(name) for name in ("tree", "traffic light
 
 
 def render_places(
-    domain: str,
+    domain: Domain,
     places: int,
     views: int,
     size: int,
@@ -65,4 +65,4 @@ def render_places(
         image = render_day(scene, view_rng) if domain == "day" else render_night(scene, view_rng, settings)
         return image, place
 
-    return kept(cache, places * views, size, np.int64, f"{domain} places", render)
+    return kept(cache, places * views, (size, size, 3), np.int64, f"{domain} places", render)

@@ -6,6 +6,7 @@ with what stands around it, and a *camera*.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -157,17 +158,24 @@ def _main_object(object_class: int, rng: Rng) -> list[Placed]:
 
 
 def build_scene(
-    place_seed: int, object_class: int, object_seed: int, camera: Camera | None = None, size: int = 64
+    place_seed: int,
+    object_class: int,
+    object_seed: int,
+    camera: Camera | None = None,
+    size: int = 64,
+    move: Callable[[Placed], Placed] | None = None,
 ) -> Scene:
     """Build one view of a scene from the seed of its place, its main object and the camera.
 
     `object_class` indexes CLASSES; the buffers of the scene are `size` x `size` pixels. The same place seed is the
-    same place for any object and camera.
+    same place for any object and camera. `move` displaces the main object, and nothing else.
     """
     camera = camera or Camera()
     ground, standing = _place(np.random.default_rng(place_seed))
     object_rng = np.random.default_rng(object_seed)
     main, *around = _main_object(object_class, object_rng)
+    if move is not None:
+        main = move(main)
     left, right, top = main.sprite.bounds()
     edges = sorted((main.x + main.stretch * left, main.x + main.stretch * right))
     canvas, lamps = Canvas(size, camera), []
@@ -221,10 +229,11 @@ def _cast_shadow(scene: Scene, sun: NDArray[np.float64]) -> Floats:
     return np.asarray(cv2.blur(shadow, (3, 3)) * on_ground, np.float32)
 
 
-def render_day(scene: Scene, rng: Rng) -> NDArray[np.uint8]:
+def render_day(scene: Scene, rng: Rng, noise: Rng | None = None) -> NDArray[np.uint8]:
     """Render a scene in daylight as sRGB, uint8 (H, W, 3).
 
-    Sun, sky, haze and the camera's metering, white balance and noise are drawn from `rng`; no lamp is on.
+    Sun, sky, haze and the camera's metering, white balance and noise are drawn from `rng`; no lamp is on. The noise of
+    single pixels is drawn from `noise` where it is given: the frames of a clip share their light, not their noise.
     """
     azimuth, height = rng.uniform(0, 2 * np.pi), rng.uniform(0.35, 1.2)
     sun = np.array((np.cos(azimuth) * np.cos(height), np.sin(height), np.sin(azimuth) * np.cos(height)))
@@ -246,5 +255,5 @@ def render_day(scene: Scene, rng: Rng) -> NDArray[np.uint8]:
 
     exposure = rng.uniform(0.17, 0.27) / light.mean()
     white_balance = rng.uniform(0.92, 1.08, 3)
-    noise = rng.normal(0.0, rng.uniform(0.002, 0.01), light.shape)
-    return encode(light * exposure * white_balance + noise)
+    grain = (noise or rng).normal(0.0, rng.uniform(0.002, 0.01), light.shape)
+    return encode(light * exposure * white_balance + grain)

@@ -1,0 +1,458 @@
+"""Video files in and out: frames decoded exactly, darkened in batches, encoded while the next batch is decoded."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple, Self, TypeVar
+
+import av
+import numpy as np
+import torch
+from av.codec.context import Flags
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.reformatter import ColorRange, Colorspace
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+from torch import Tensor
+
+from minmax.runtime.checkpoints import write_atomically
+from minmax.runtime.config import require
+from minmax.runtime.devices import Runtime
+
+log = logging.getLogger(__name__)
+ItemT = TypeVar("ItemT")
+
+VIDEO_SUFFIXES = frozenset({".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm"})
+"""Kinds of files that are read and written."""
+
+_CONTAINERS = {".m4v": "mp4", ".mkv": "matroska"}
+_H264, _VP9 = "libx264", "libvpx-vp9"
+_COUNTED_CONTAINER = "avi"  # its header counts the frames, and it keeps no times
+_SEEK_FROM = 48  # frames that are decoded rather than skipped by a seek
+_BATCHES_AHEAD = 2
+_BATCH_PIXELS = {"cpu": 2**18, "other": 2**21}
+
+
+class BrokenVideo(ValueError):
+    """A file that is not, or not wholly, a video; says why."""
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What a file holds: number of frames, height and width as they are shown, and mean rate in frames per second."""
+
+    frames: int
+    height: int
+    width: int
+    rate: Fraction
+    audio: tuple[str, ...] = ()
+    """Codecs of the audio streams."""
+
+
+@contextlib.contextmanager
+def _naming_faults() -> Iterator[None]:
+    """What FFmpeg raises as a BrokenVideo in a few words."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise BrokenVideo(str(error.strerror or error).lower()) from error
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    with _naming_faults(), av.open(str(file)) as container:
+        # The first one, as players number them; a cover picture is a video stream too.
+        shown = (track for track in container.streams.video if not track.disposition & Disposition.attached_pic)
+        stream = next(shown, None)
+        if stream is None:
+            raise BrokenVideo("holds no video, or is cut off")
+        yield container, stream
+
+
+def _frames_of(packet: Packet[Any], stream: VideoStream) -> Iterator[av.VideoFrame]:
+    """The frames of one packet of a video stream."""
+    if packet.is_corrupt:
+        raise BrokenVideo("is cut off or damaged")
+    for frame in packet.decode():
+        assert isinstance(frame, av.VideoFrame)
+        if frame.is_corrupt:
+            raise BrokenVideo("is cut off or damaged")
+        yield frame
+
+
+def _all_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+    """Every frame in the order it is shown.
+
+    Raises:
+        BrokenVideo: when one cannot be decoded, there is none, or the file ends before its header says.
+    """
+    count = 0
+    for packet in container.demux(stream):
+        for frame in _frames_of(packet, stream):
+            count += 1
+            yield frame
+    _require_whole(container, stream, count)
+
+
+def _require_whole(container: InputContainer, stream: VideoStream, count: int) -> None:
+    if count == 0:
+        raise BrokenVideo("holds no frame")
+    # Other containers may hold frames that an edit list leaves out.
+    if container.format.name == _COUNTED_CONTAINER and count < stream.frames:
+        raise BrokenVideo(f"ends after {count} of {stream.frames} frames")
+
+
+def _pixels(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """A frame as uint8 RGB `(H, W, 3)`, turned upright, brought to a size (height and width) if one is given."""
+    height, width = size or (None, None)
+    if frame.rotation % 180 != 0:
+        height, width = width, height
+    pixels: NDArray[np.uint8] = frame.to_ndarray(format="rgb24", width=width, height=height)  # type: ignore[assignment]
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4)) if frame.rotation else pixels
+
+
+def probe(file: Path) -> VideoFacts:
+    """Decode a whole file and say what it holds.
+
+    Raises:
+        BrokenVideo: when it is not, or not wholly, a video.
+    """
+    with _opened(file) as (container, stream):
+        stream.thread_type = "AUTO"
+        count, height, width = 0, 0, 0
+        for frame in _all_frames(container, stream):
+            count += 1
+            shape = (frame.height, frame.width)
+            height, width = shape if frame.rotation % 180 == 0 else shape[::-1]
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        audio = tuple(str(track.codec_context.name) for track in container.streams.audio)
+        return VideoFacts(count, height, width, Fraction(rate), audio)
+
+
+def read_frames(file: Path, frames: Sequence[int], size: tuple[int, int] | None = None) -> Tensor:
+    """Frames of a video by number, as counted from 0 in the order they are shown.
+
+    Args:
+        file: the video.
+        frames: numbers in any order; one may be asked for twice.
+        size: height and width to bring them to; None keeps theirs.
+
+    Returns:
+        uint8 RGB `(T, 3, H, W)`, upright.
+
+    Raises:
+        BrokenVideo: when the file is broken, or ends before one of the frames.
+    """
+    wanted = set(frames)
+    found = _found_by_seeking(file, wanted, size) if min(frames) >= _SEEK_FROM else None
+    if found is None:
+        found = {}
+        with _opened(file) as (container, stream):
+            for number, frame in enumerate(_all_frames(container, stream)):
+                if number in wanted:
+                    found[number] = _pixels(frame, size)
+                if len(found) == len(wanted):
+                    break
+    missing = sorted(wanted - found.keys())
+    if missing:
+        raise BrokenVideo(f"ends before its frame {missing[0]}")
+    return torch.from_numpy(np.stack([found[number] for number in frames])).permute(0, 3, 1, 2)
+
+
+def _found_by_seeking(
+    file: Path, wanted: set[int], size: tuple[int, int] | None
+) -> dict[int, NDArray[np.uint8]] | None:
+    """Frames by number, decoded from the last key frame before them on; None where a seek is not exact.
+
+    A seek is by time, so the times of all frames are read first, from the packets, without decoding any.
+    """
+    found: dict[int, NDArray[np.uint8]] = {}
+    with _opened(file) as (container, stream):
+        if container.format.name == _COUNTED_CONTAINER:  # what times FFmpeg makes up for it need not be in order
+            return None
+        times = [packet.pts for packet in container.demux(stream) if packet.size]
+        known = sorted(time for time in times if time is not None)
+        if not len(known) == len(times) == len(set(known)) or max(wanted) >= len(known):
+            return None
+        numbers = {time: number for number, time in enumerate(known)}
+        container.seek(known[min(wanted)], stream=stream, backward=True)
+        for packet in container.demux(stream):
+            for frame in packet.decode():
+                number = numbers.get(frame.pts)  # type: ignore[arg-type]
+                # Just behind a key frame there may be frames that need one before it; these are never wanted ones.
+                if number in wanted and isinstance(frame, av.VideoFrame) and not frame.is_corrupt:
+                    found[number] = _pixels(frame, size)
+            if len(found) == len(wanted):
+                return found
+    return found if len(found) == len(wanted) else None
+
+
+class _Shown(NamedTuple):
+    """When a frame is shown and for how long (0: unknown), in units of its stream."""
+
+    time: int | None
+    duration: int
+
+
+class _Batch(NamedTuple):
+    """Frames in a row, uint8 `(T, H, W, 3)`, when and how long each is shown, and the sound that was read with them."""
+
+    pixels: Tensor
+    times: list[_Shown]
+    sound: list[Packet[Any]]
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """How videos are written."""
+
+    crf: int = 18
+    """Constant rate factor of H.264 (of VP9 in .webm): less is better and larger, 0 is lossless."""
+    batch: int = 0
+    """Frames that are darkened at a time; 0 chooses by their size. The result does not depend on it."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(0 <= self.crf <= 51, "--video.crf", self.crf, "0 to 51")
+        require(self.batch >= 0, "--video.batch", self.batch, "0 or more")
+
+
+def expected_frames(file: Path) -> int:
+    """About how many frames a video has, by its header; 0 where that does not say or cannot be read."""
+    try:
+        with _opened(file) as (_, stream):
+            seconds = float((stream.duration or 0) * (stream.time_base or 0))
+            return stream.frames or round(seconds * float(stream.average_rate or 0))
+    except BrokenVideo:
+        return 0
+
+
+def darken_video(
+    source: Path,
+    target: Path,
+    start: Callable[[int, int], Callable[[Tensor], Tensor]],
+    runtime: Runtime,
+    options: VideoOptions,
+    size: tuple[int, int] | None = None,
+    progress: Callable[[int], object] = lambda _: None,
+) -> None:
+    """Darken a video into a file of the same kind with as many frames of the same size and times, and the same sound.
+
+    While one batch of frames is darkened, the next is decoded and the one before encoded. The file is written under
+    another name and renamed when it is whole.
+
+    Args:
+        source: the video.
+        target: the file to write; its ending is one of `VIDEO_SUFFIXES`.
+        start: (height, width) to what darkens frames `(T, 3, H, W)` in [0, 1] on the device, called once.
+        runtime: the devices.
+        options: quality, and frames at a time.
+        size: height and width to bring frames to; None keeps theirs.
+        progress: is told the number of frames whenever some are darkened.
+
+    Of several video streams the first is taken. Frames are turned upright. Where height and width are even, colours are
+    stored at half resolution (4:2:0), as players expect; otherwise in full (4:4:4), as half of an odd size would change
+    it. AVI keeps a constant rate only; other files keep the time of each frame. Sound is copied where the container can
+    hold it, and left out with a warning otherwise.
+
+    Raises:
+        BrokenVideo: when the source is not, or not wholly, a video.
+        RunError: when the target cannot be written.
+    """
+    write_atomically(
+        target, lambda temporary: _convert(source, temporary, target, start, runtime, options, size, progress)
+    )
+
+
+def _convert(
+    source: Path,
+    temporary: Path,
+    target: Path,
+    start: Callable[[int, int], Callable[[Tensor], Tensor]],
+    runtime: Runtime,
+    options: VideoOptions,
+    size: tuple[int, int] | None,
+    progress: Callable[[int], object],
+) -> None:
+    with contextlib.ExitStack() as stack:
+        container, stream = stack.enter_context(_opened(source))
+        stream.thread_type = "AUTO"
+        writer = stack.enter_context(_Writer(temporary, target, container, stream, options, size))
+        # Left before the files are closed: no thread works on a closed file.
+        decoding, encoding = (stack.enter_context(_one_thread()) for _ in range(2))
+        darken: Callable[[Tensor], Tensor] | None = None
+        written: deque[Future[None]] = deque()
+        for batch in _ahead(_batches(container, stream, options.batch, size, runtime), decoding):
+            frames = runtime.to_device(batch.pixels.permute(0, 3, 1, 2)) / 255.0
+            if darken is None:
+                darken = start(frames.shape[2], frames.shape[3])
+            codes = (darken(frames).clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
+            pixels = codes.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+            written.append(encoding.submit(writer.write, pixels, batch.times, batch.sound))
+            if len(written) > _BATCHES_AHEAD:
+                written.popleft().result()
+            progress(len(frames))
+        for future in written:
+            future.result()
+        writer.finish()
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(1)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _ahead(items: Iterator[ItemT], pool: ThreadPoolExecutor) -> Iterator[ItemT]:
+    """The items, made in the pool's one thread a few at a time before they are asked for."""
+    pending = deque(pool.submit(next, items, None) for _ in range(_BATCHES_AHEAD))
+    while (item := pending.popleft().result()) is not None:
+        pending.append(pool.submit(next, items, None))
+        yield item
+
+
+def _batches(
+    container: InputContainer, stream: VideoStream, length: int, size: tuple[int, int] | None, runtime: Runtime
+) -> Iterator[_Batch]:
+    """All frames of the video and all packets of its sound, so many frames at a time."""
+    pixels: list[NDArray[np.uint8]] = []
+    times: list[_Shown] = []
+    sound: list[Packet[Any]] = []
+    count = 0
+    for packet in container.demux(stream, *container.streams.audio):
+        if packet.stream.index != stream.index:
+            sound.append(packet)
+            continue
+        for frame in _frames_of(packet, stream):
+            count += 1
+            pixels.append(_pixels(frame, size))
+            times.append(_Shown(frame.pts, frame.duration or 0))
+            height, width = pixels[-1].shape[:2]
+            most = _BATCH_PIXELS["cpu" if runtime.device.type == "cpu" else "other"]
+            if len(pixels) >= (length or max(1, most // (height * width))):
+                yield _Batch(torch.from_numpy(np.stack(pixels)), times, sound)
+                pixels, times, sound = [], [], []
+    _require_whole(container, stream, count)
+    if pixels:
+        yield _Batch(torch.from_numpy(np.stack(pixels)), times, sound)
+    elif sound:
+        yield _Batch(torch.empty(0, height, width, 3, dtype=torch.uint8), [], sound)
+
+
+class _Writer:
+    """Encodes frames into a file, and copies sound into it; `target` is what the file will be called."""
+
+    def __init__(
+        self,
+        file: Path,
+        target: Path,
+        source: InputContainer,
+        stream: VideoStream,
+        options: VideoOptions,
+        size: tuple[int, int] | None,
+    ) -> None:
+        self.source, self.original, self.options, self.size = source, stream, options, size
+        suffix = target.suffix.lower()
+        self.keeps_times = suffix != ".avi"
+        self.codec = _VP9 if suffix == ".webm" else _H264
+        self.name = target.name
+        with _as_disk_error():
+            self.out = av.open(str(file), "w", format=_CONTAINERS.get(suffix, suffix[1:]))
+        self.video: VideoStream | None = None
+        self.tracks: dict[int, Any] = {}
+        self.count, self.last = 0, -1
+
+    def __enter__(self) -> Self:
+        """The writer itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close the file; when an error is on its way already, it is the one to tell."""
+        with contextlib.suppress(av.FFmpegError) if kind else _as_disk_error():
+            self.out.close()
+
+    def _open_streams(self, height: int, width: int) -> VideoStream:
+        rate = Fraction(self.original.average_rate or self.original.guessed_rate or 25)
+        # AVI tells frames by number alone, so none may be stored before one that is shown earlier.
+        fixed = {} if self.keeps_times else {"bf": "0"}
+        if self.codec == _VP9:
+            fixed = {"b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"}
+        else:
+            fixed["preset"] = "fast"
+        video = self.out.add_stream(self.codec, rate=rate, options={"crf": str(self.options.crf), **fixed})
+        assert isinstance(video, VideoStream)
+        video.width, video.height = width, height
+        video.pix_fmt = "yuv420p" if height % 2 == width % 2 == 0 else "yuv444p"
+        context, source = video.codec_context, self.original.codec_context
+        context.time_base = (self.original.time_base if self.keeps_times else None) or 1 / rate
+        aspect = source.sample_aspect_ratio
+        if aspect and self.size is None and (source.height, source.width) == (height, width):
+            context.sample_aspect_ratio = aspect
+        self.matrix = Colorspace.ITU709 if source.colorspace == Colorspace.ITU709 else Colorspace.ITU601
+        context.flags |= Flags.frame_duration  # of the last frame, that is, which no other one ends
+        context.colorspace, context.color_range = source.colorspace, ColorRange.MPEG
+        for track in self.source.streams.audio:
+            codec = track.codec_context.codec.canonical_name
+            if codec in self.out.supported_codecs:
+                self.tracks[track.index] = self.out.add_stream_from_template(track)
+            else:
+                log.warning("%s: its container cannot hold sound as %s, which is left out", self.name, codec)
+        return video
+
+    def write(self, pixels: NDArray[np.uint8], times: list[_Shown], sound: list[Packet[Any]]) -> None:
+        """Encode frames `(T, H, W, 3)` and copy packets of sound."""
+        with _as_disk_error():
+            if self.video is None:
+                self.video = self._open_streams(pixels.shape[1], pixels.shape[2])
+            for packet in sound:
+                track = self.tracks.get(packet.stream.index)
+                if track is not None and packet.dts is not None:
+                    packet.stream = track
+                    self.out.mux(packet)
+            for picture, shown in zip(pixels, times, strict=True):
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame = frame.reformat(format=self.video.pix_fmt, dst_colorspace=self.matrix)
+                frame.time_base = self.video.codec_context.time_base
+                frame.pts = self._time(shown.time)
+                if self.keeps_times:
+                    frame.duration = shown.duration
+                self.out.mux(self.video.encode(frame))
+
+    def _time(self, time: int | None) -> int:
+        """When the next frame is shown: as in the source, but always after the last one."""
+        base = self.video.codec_context.time_base if self.video else None
+        assert base is not None
+        if not self.keeps_times:
+            time = self.count
+        elif time is None or (self.count and time <= self.last):
+            rate = Fraction(self.original.average_rate or self.original.guessed_rate or 25)
+            time = self.last + max(1, round(1 / (rate * base)))
+        self.count, self.last = self.count + 1, time
+        return time
+
+    def finish(self) -> None:
+        """Write what the encoder still holds."""
+        with _as_disk_error():
+            if self.video is not None:
+                self.out.mux(self.video.encode(None))
+
+
+@contextlib.contextmanager
+def _as_disk_error() -> Iterator[None]:
+    """What FFmpeg raises in writing as an OSError: `write_atomically` names the file."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise OSError(error.strerror or str(error)) from error

@@ -1,0 +1,61 @@
+"""The optimiser and schedule of action recognition: SGD with Nesterov's momentum or AdamW, falls counted in clips."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from minmax.runtime.config import require
+
+
+@dataclass(frozen=True)
+class ClipOptim:
+    """Optimisation; the defaults are the paper's for adaptation."""
+
+    epochs: int = 10
+    """Passes over the training videos."""
+    batch_size: int = 48
+    """Clips per step and process."""
+    method: Literal["sgd", "adamw"] = "sgd"
+    """sgd, the paper's; adamw learns small networks from scratch in fewer steps."""
+    lr: float = 1e-3
+    """Learning rate."""
+    momentum: float = 0.9
+    """Nesterov's momentum of SGD."""
+    weight_decay: float = 1e-4
+    """Weight decay."""
+    milestones: tuple[int, ...] = (20_000, 40_000, 80_000)
+    """The learning rate falls tenfold after so many clips."""
+    warmup_steps: int = 99
+    """For so many steps the learning rate is halved."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(self.epochs >= 1, "--optim.epochs", self.epochs, "1 or more")
+        require(self.batch_size >= 2, "--optim.batch-size", self.batch_size, "2 or more")
+        require(self.lr > 0, "--optim.lr", self.lr, "more than 0")
+        require(0 < self.momentum < 1, "--optim.momentum", self.momentum, "more than 0, less than 1")
+        require(self.weight_decay >= 0, "--optim.weight-decay", self.weight_decay, "0 or more")
+        require(all(m >= 1 for m in self.milestones), "--optim.milestones", self.milestones, "numbers of 1 or more")
+        require(self.warmup_steps >= 0, "--optim.warmup-steps", self.warmup_steps, "0 or more")
+
+    def rate_factor(self, step: int, processes: int = 1) -> float:
+        """Share of the learning rate in the step after `step` others, in so many processes together."""
+        falls = sum(step >= milestone // (self.batch_size * processes) for milestone in self.milestones)
+        return float((0.5 if step < self.warmup_steps else 1.0) * 0.1**falls)
+
+    def build(
+        self, parameters: Iterable[Tensor], processes: int = 1
+    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        """The optimiser, and its schedule, to be stepped after every step."""
+        optimizer: torch.optim.Optimizer
+        if self.method == "adamw":
+            optimizer = torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay)
+        else:
+            optimizer = torch.optim.SGD(
+                parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=True
+            )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate_factor(step, processes))
+        return optimizer, schedule

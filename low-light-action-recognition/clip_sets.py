@@ -1,0 +1,45 @@
+"""Opening the splits of a data set of clips: folders of videos with or without list files, or the built-in clips."""
+
+from pathlib import Path
+
+from arid import find_videos
+from clips import QUICK_CLIPS, SCENE_COUNTS, SCENES, ClipConfig, LabelledClips, SceneClips, Split
+from video_clips import VideoClips, checked_clips
+
+from minmax.runtime.config import REPOSITORY
+from minmax.runtime.errors import UsageError
+from minmax.scenes import MOTIONS
+
+
+def open_clips(
+    data: str,
+    split: Split,
+    config: ClipConfig,
+    classes: tuple[str, ...] | None = None,
+    quick: bool = False,
+    cache: Path = REPOSITORY / "runs",
+) -> LabelledClips:
+    """Open one split of a data set, or of the built-in clips when `data` is `scenes`.
+
+    Args:
+        data: folder of the data set in one of the layouts of `arid.find_videos`, or `scenes`.
+        split: which.
+        config: length and size of built-in clips; share of corrupt videos to leave out.
+        classes: the classes that a network knows, in its order; None takes them from the data.
+        quick: only a few clips.
+        cache: folder for rendered clips and for the record of what the videos hold.
+
+    Raises:
+        UsageError: when a folder or file is missing or laid out otherwise, classes differ, or videos are corrupt.
+    """
+    if data == SCENES:
+        if classes is not None and classes != MOTIONS:
+            raise UsageError(f"the network knows {', '.join(classes)}, the scenes show {', '.join(MOTIONS)}")
+        count = min(QUICK_CLIPS, SCENE_COUNTS[split]) if quick else SCENE_COUNTS[split]
+        return SceneClips(split, count, config, cache / "scenes")
+    found = find_videos(Path(data).expanduser(), split, config, classes)
+    videos = found.videos
+    if quick:
+        count = min(QUICK_CLIPS, len(videos))
+        videos = [videos[i * len(videos) // count] for i in range(count)]
+    return checked_clips(VideoClips(found.root, split, found.classes, videos, [], config.interval), config, cache)

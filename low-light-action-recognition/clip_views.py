@@ -1,0 +1,178 @@
+"""What training and evaluation see of a split: augmented pairs of views of the same frames, or whole clips."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from clips import ClipConfig, LabelledClips, frames_of_clip, refuse_night
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional
+
+from minmax.runtime.seeding import generator_for
+
+ASPECT = (0.8, 1.25)
+LARGEST_SIDE = 9 / 7  # of the crop: the authors' 288 to 224
+WHOLE_SIDE = 8 / 7  # their 256
+
+
+class ClipViews(NamedTuple):
+    """Two views of the same frames of a day video, each with a geometry of its own, and its label.
+
+    Clips are uint8 RGB `(3, T, H, W)`. `night` is the day clip once more, to be darkened on the device, or the clip
+    that was darkened in advance.
+    """
+
+    day: Tensor
+    night: Tensor
+    label: Tensor
+
+
+class TrainingClips(Dataset[ClipViews]):
+    """Views of day clips for training, indexed by (epoch, video).
+
+    Frames, and the geometry of each view, are drawn from (seed, epoch, video) alone, so the number of workers and
+    restarts change nothing. One geometry holds for all frames of a view.
+
+    Args:
+        clips: a day split.
+        config: length, interval and size.
+        seed: of the draws.
+        darkened: the same videos darkened in advance; None for nights made online.
+
+    Raises:
+        ValueError: for a night split; nothing is ever trained on one.
+    """
+
+    def __init__(
+        self, clips: LabelledClips, config: ClipConfig, seed: int, darkened: LabelledClips | None = None
+    ) -> None:
+        refuse_night(clips)
+        self.clips, self.config, self.seed, self.darkened = clips, config, seed, darkened
+
+    def __len__(self) -> int:
+        """Number of videos."""
+        return len(self.clips)
+
+    def __getitem__(self, position: tuple[int, int]) -> ClipViews:
+        """The views of video `position[1]` in epoch `position[0]`."""
+        epoch, index = position
+        generator = generator_for(self.seed, "clip", epoch, index)
+        frames = draw_frames(self.clips, index, self.config, generator)
+        day = self.clips.load(index, frames)
+        night = day if self.darkened is None else self.darkened.load(index, frames)
+        return ClipViews(
+            augmented(day, self.config.size, generator),
+            augmented(night, self.config.size, generator),
+            torch.tensor(self.clips.labels[index]),
+        )
+
+
+def draw_frames(clips: LabelledClips, index: int, config: ClipConfig, generator: torch.Generator) -> list[int]:
+    """Frames of a clip that begins anywhere in the video."""
+    start = float(torch.rand((), generator=generator))
+    return frames_of_clip(clips.counts[index], config.length, clips.interval, start)
+
+
+def augmented(frames: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """One random geometry for all frames: aspect, zoom, crop and flip.
+
+    Args:
+        frames: uint8 `(T, 3, H, W)`.
+        size: side of the crop.
+        generator: of the draws.
+
+    Returns:
+        uint8 `(3, T, size, size)`.
+
+    As the authors': frames of any shape become width : height = a^2 : 1, a in [0.8, 1.25] or 1 over that, with a
+    shorter side of 1 to 9/7 of the crop.
+    """
+    aspect, side, top, left, inverted, flipped = torch.rand(6, generator=generator).tolist()
+    ratio = (ASPECT[0] + aspect * (ASPECT[1] - ASPECT[0])) ** (-2 if inverted < 0.5 else 2)
+    short = round(size * (1 + side * (LARGEST_SIDE - 1)))
+    height, width = (short, round(short * ratio)) if ratio >= 1 else (round(short / ratio), short)
+    resized: Tensor = functional.resize(frames, [height, width], antialias=True)
+    top, left = int(top * (height - size + 1)), int(left * (width - size + 1))
+    cropped = resized[..., top : top + size, left : left + size]
+    if flipped < 0.5:
+        cropped = cropped.flip(-1)
+    return cropped.transpose(0, 1).contiguous()
+
+
+def whole(frames: Tensor, size: int) -> Tensor:
+    """Frames for evaluation: brought to a square of 8/7 of the size, and its centre cropped out.
+
+    Args:
+        frames: uint8 `(T, 3, H, W)`.
+        size: side of the crop.
+
+    Returns:
+        uint8 `(3, T, size, size)`.
+    """
+    if frames.shape[-2:] == (size, size):  # built-in clips
+        return frames.transpose(0, 1).contiguous()
+    side = round(size * WHOLE_SIDE)
+    resized = functional.resize(frames, [side, side], antialias=True)
+    centre: Tensor = functional.center_crop(resized, [size, size])
+    return centre.transpose(0, 1).contiguous()
+
+
+class WholeClips(Dataset[tuple[Tensor, Tensor]]):
+    """Clips of each video for evaluation, uint8 `(rounds, 3, T, H, W)`, with their label.
+
+    Args:
+        clips: any split.
+        config: length, interval, size and how clips are chosen.
+        rounds: clips per video; by default those of the config.
+    """
+
+    def __init__(self, clips: LabelledClips, config: ClipConfig, rounds: int | None = None) -> None:
+        self.clips, self.config = clips, config
+        self.rounds = config.rounds if rounds is None else rounds
+
+    def __len__(self) -> int:
+        """Number of videos."""
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """The clips of one video and its label."""
+        chosen = [frames_of_clip(*self._video(index), start) for start in self._starts(index)]
+        distinct = sorted({frame for frames in chosen for frame in frames})
+        places = {frame: place for place, frame in enumerate(distinct)}
+        decoded = self.clips.load(index, distinct)  # each frame once, however many rounds show it
+        shown = whole(decoded, self.config.size)
+        rounds = torch.stack([shown[:, [places[frame] for frame in frames]] for frames in chosen])
+        return rounds, torch.tensor(self.clips.labels[index])
+
+    def _video(self, index: int) -> tuple[int, int, int]:
+        return self.clips.counts[index], self.config.length, self.clips.interval
+
+    def _starts(self, index: int) -> Sequence[float]:
+        if self.rounds == 1 or self.config.sampling == "uniform":
+            return [(number + 0.5) / self.rounds for number in range(self.rounds)]
+        drawn: list[float] = torch.rand(self.rounds, generator=generator_for("rounds", index)).tolist()
+        return drawn
+
+
+class DayClips(Dataset[Tensor]):
+    """Day clips without labels, `(3, T, H, W)` in [0, 1], indexed by (epoch, video): what a darkener is trained on.
+
+    Raises:
+        ValueError: for a night split.
+    """
+
+    def __init__(self, clips: LabelledClips, config: ClipConfig, seed: int) -> None:
+        refuse_night(clips)
+        self.clips, self.config, self.seed = clips, config, seed
+
+    def __len__(self) -> int:
+        """Number of videos."""
+        return len(self.clips)
+
+    def __getitem__(self, position: tuple[int, int]) -> Tensor:
+        """A clip of video `position[1]`, of other frames and another crop in every epoch."""
+        epoch, index = position
+        generator = generator_for(self.seed, "day clip", epoch, index)
+        frames = self.clips.load(index, draw_frames(self.clips, index, self.config, generator))
+        return augmented(frames, self.config.size, generator) / 255.0

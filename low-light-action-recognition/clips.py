@@ -1,0 +1,141 @@
+"""Labelled clips: what every split is asked for, how frames are chosen from a video, and the built-in clips."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minmax.runtime.config import require
+from minmax.scenes import HELD_OUT_NIGHT, MOTIONS, render_clips
+
+Split = Literal["train", "val", "test_day", "test_night"]
+NIGHT_SPLITS: tuple[Split, ...] = ("test_night",)
+
+SCENES = "scenes"
+SCENE_SEEDS: dict[Split, int] = {"train": 31, "val": 32, "test_day": 33, "test_night": 34}
+SCENE_COUNTS: dict[Split, int] = {"train": 320, "val": 80, "test_day": 160, "test_night": 160}
+QUICK_CLIPS = 32
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """How clips are read."""
+
+    length: int = 16
+    """Frames of a clip."""
+    interval: int = 2
+    """Every so manieth frame of a video is taken; the built-in clips are rendered at the length and taken whole."""
+    size: int = 224
+    """Side of the square that the network sees, in pixels; whole frames are brought to 8/7 of it before the crop."""
+    rounds: int = 20
+    """Clips per video in evaluation, their probabilities averaged; 1 in training's own validation."""
+    sampling: Literal["random", "uniform"] = "random"
+    """Where the rounds start: at random, the same in every run, or evenly spread over the video."""
+    split: int = 1
+    """Which of the data set's own splits its list files are taken of (list_cvt/*_split1_train.txt and so on)."""
+    validation: float = 0.1
+    """Share of each class of the training clips that is held out for choosing, where there is no split val."""
+    skip_corrupt: float = 0.0
+    """Largest share of unreadable videos that may be left out, in [0, 1]; by default one is too many."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(self.length >= 1, "--clips.length", self.length, "1 or more")
+        require(self.interval >= 1, "--clips.interval", self.interval, "1 or more")
+        require(self.size >= 16, "--clips.size", self.size, "16 or more")
+        require(self.rounds >= 1, "--clips.rounds", self.rounds, "1 or more")
+        require(self.split >= 1, "--clips.split", self.split, "1 or more")
+        require(0 < self.validation < 1, "--clips.validation", self.validation, "a share in (0, 1)")
+        require(0 <= self.skip_corrupt <= 1, "--clips.skip-corrupt", self.skip_corrupt, "a share in [0, 1]")
+
+
+def frames_of_clip(count: int, length: int, interval: int, start: float) -> list[int]:
+    """The frames of a clip.
+
+    Args:
+        count: frames of the video.
+        length: frames of the clip.
+        interval: from one of its frames to the next.
+        start: where it begins, from 0 (as early as possible) to 1 (as late as possible).
+
+    A video that is too short is shown from its start again and again, as a loop.
+    """
+    free = count - ((length - 1) * interval + 1)
+    first = min(int(start * (free + 1)), free) if free > 0 else 0
+    return [(first + i * interval) % count for i in range(length)]
+
+
+class LabelledClips(ABC):
+    """A split: clips with class labels, and whether they were taken by day.
+
+    Args:
+        split: which.
+        classes: in the order of the labels.
+        labels: of each clip.
+        counts: frames of each.
+        interval: from one frame of a clip to the next.
+    """
+
+    def __init__(
+        self, split: Split, classes: tuple[str, ...], labels: Sequence[int], counts: Sequence[int], interval: int
+    ) -> None:
+        self.split, self.classes, self.labels = split, classes, list(labels)
+        self.counts, self.interval = list(counts), interval
+
+    @property
+    def is_night(self) -> bool:
+        """Night clips are for reporting only."""
+        return self.split in NIGHT_SPLITS
+
+    def __len__(self) -> int:
+        """Number of videos."""
+        return len(self.labels)
+
+    @abstractmethod
+    def load(self, index: int, frames: Sequence[int]) -> Tensor:
+        """Frames of one video, uint8 RGB `(T, 3, H, W)`, in the order asked for; a frame may be asked for twice."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What to call one video in a report."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A short hash that changes when the videos do."""
+
+
+class SceneClips(LabelledClips):
+    """Built-in clips, rendered once and kept in memory."""
+
+    def __init__(self, split: Split, count: int, config: ClipConfig, cache: Path) -> None:
+        night = split in NIGHT_SPLITS
+        # The held-out lamps and cameras: nothing about the scenes' nights was tuned on them.
+        settings = HELD_OUT_NIGHT if night else None
+        self.clips, labels = render_clips(
+            "night" if night else "day", count, config.length, config.size, SCENE_SEEDS[split], settings, cache
+        )
+        super().__init__(split, MOTIONS, labels.tolist(), [config.length] * count, interval=1)
+
+    def load(self, index: int, frames: Sequence[int]) -> Tensor:
+        """Frames of one clip, uint8 RGB `(T, 3, H, W)`."""
+        return torch.from_numpy(self.clips[index][np.asarray(frames)]).permute(0, 3, 1, 2)
+
+    def name(self, index: int) -> str:
+        """Split and number."""
+        return f"scenes/{self.split}/{index:04d}"
+
+    def fingerprint(self) -> str:
+        """Hash of the pixels."""
+        return hashlib.sha256(self.clips.tobytes()).hexdigest()[:16]
+
+
+def refuse_night(clips: LabelledClips) -> None:
+    """Raise ValueError for night clips: they are reported on, never trained or selected on."""
+    if clips.is_night:
+        raise ValueError(f"the split {clips.split!r} holds night clips; zero-shot adaptation must not see them here")

@@ -1,0 +1,187 @@
+"""I3D: a ResNet whose filters reach over time, for clips of any length and size.
+
+Source: Carreira and Zisserman, CVPR 2017, https://arxiv.org/abs/1705.07750, in the form of Luo et al., ICCV 2023:
+bottlenecks whose first convolution spans three frames in every block of stage 1, every other block of stages 2 and 3
+and the middle block of stage 4. Layer names are torchvision's, and those of the released checkpoints.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minmax.task_network import InputNormalization, LayeredEncoder, TaskNetwork
+
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+_STEM_FRAMES = 5
+
+
+def _spans_time(stage: int, block: int) -> bool:
+    """Whether a block, counted from 0 as its stage is, looks at more than one frame."""
+    return stage == 0 or block % 2 == (1 if stage == 3 else 0)
+
+
+class Bottleneck(nn.Module):
+    """1x1x1 or 3x1x1 (time first), 1x3x3 and 1x1x1 convolutions around a skip connection.
+
+    Args:
+        inputs: channels of the input.
+        width: channels inside; the output has four times as many.
+        stride: of height and width.
+        spans_time: the first convolution sees three frames.
+    """
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int, spans_time: bool) -> None:
+        super().__init__()
+        frames = 3 if spans_time else 1
+        self.conv1 = nn.Conv3d(inputs, width, (frames, 1, 1), padding=(frames // 2, 0, 0), bias=False)
+        self.bn1 = nn.BatchNorm3d(width)
+        self.conv2 = nn.Conv3d(width, width, (1, 3, 3), stride=(1, stride, stride), padding=(0, 1, 1), bias=False)
+        self.bn2 = nn.BatchNorm3d(width)
+        self.conv3 = nn.Conv3d(width, self.expansion * width, 1, bias=False)
+        self.bn3 = nn.BatchNorm3d(self.expansion * width)
+        self.downsample = _shortcut(inputs, self.expansion * width, stride)
+
+    def forward(self, value: Tensor) -> Tensor:
+        """`(N, inputs, T, H, W)` to `(N, 4 width, T, H / stride, W / stride)`."""
+        residual = F.relu(self.bn1(self.conv1(value)))
+        residual = F.relu(self.bn2(self.conv2(residual)))
+        return F.relu(self.bn3(self.conv3(residual)) + (self.downsample(value) if self.downsample else value))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions, the first over three frames where the block spans time; arguments as `Bottleneck`."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int, spans_time: bool) -> None:
+        super().__init__()
+        frames, strides = 3 if spans_time else 1, (1, stride, stride)
+        self.conv1 = nn.Conv3d(inputs, width, (frames, 3, 3), strides, padding=(frames // 2, 1, 1), bias=False)
+        self.bn1 = nn.BatchNorm3d(width)
+        self.conv2 = nn.Conv3d(width, width, (1, 3, 3), padding=(0, 1, 1), bias=False)
+        self.bn2 = nn.BatchNorm3d(width)
+        self.downsample = _shortcut(inputs, width, stride)
+
+    def forward(self, value: Tensor) -> Tensor:
+        """`(N, inputs, T, H, W)` to `(N, width, T, H / stride, W / stride)`."""
+        residual = F.relu(self.bn1(self.conv1(value)))
+        return F.relu(self.bn2(self.conv2(residual)) + (self.downsample(value) if self.downsample else value))
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(nn.Conv3d(inputs, outputs, 1, stride=(1, stride, stride), bias=False), nn.BatchNorm3d(outputs))
+
+
+class HalveFrames(nn.Module):
+    """The larger of every two frames; a single frame stays."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        """`(N, C, T, H, W)` to `(N, C, T // 2, H, W)`."""
+        return F.max_pool3d(value, (2, 1, 1)) if value.shape[2] > 1 else value
+
+
+class GlobalAverage(nn.Module):
+    """The mean over all frames and positions.
+
+    The authors average over windows of 2x7x7 and accept only inputs that leave exactly one; there both are the same.
+    """
+
+    def forward(self, value: Tensor) -> Tensor:
+        """`(N, C, T, H, W)` to `(N, C)`."""
+        return value.flatten(2).mean(dim=2)
+
+
+class ClipHead(nn.Module):
+    """Dropout and one linear layer, as the head of a TaskNetwork."""
+
+    def __init__(self, inputs: int, classes: int, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(inputs, classes)
+
+    def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """Logits `(N, classes)` from one vector `(N, inputs)`; the size of the frames does not matter."""
+        logits: Tensor = self.classifier(self.dropout(features[-1]))
+        return logits
+
+
+def build_i3d(
+    backbone: str,
+    classes: int,
+    normalization: InputNormalization,
+    width: int = 64,
+    time_stride: int = 2,
+    dropout: float = 0.5,
+) -> TaskNetwork:
+    """An I3D whose encoder gives one vector per clip: 2048 numbers for the paper's ResNet-50 of width 64.
+
+    Args:
+        backbone: one of `DEPTHS`; those with fewer than 50 layers have basic blocks.
+        classes: outputs.
+        normalization: the first layer.
+        width: channels of the stem; the stages have 1, 2, 4 and 8 times as many inside their blocks.
+        time_stride: of the stem's convolution and of its pooling. With the paper's 2, clips of 16 frames come to stage
+            1 as 4; with 1, short clips keep their frames.
+        dropout: before the last layer.
+    """
+    block: type[Bottleneck] | type[BasicBlock] = BasicBlock if backbone in ("resnet18", "resnet34") else Bottleneck
+    strides, padding = (time_stride, 2, 2), (_STEM_FRAMES // 2, 3, 3)
+    layers: dict[str, nn.Module] = {
+        "conv1": nn.Conv3d(3, width, (_STEM_FRAMES, 7, 7), strides, padding, bias=False),
+        "bn1": nn.BatchNorm3d(width),
+        "relu": nn.ReLU(),
+        "maxpool": nn.MaxPool3d((1, 3, 3), strides, padding=(0, 1, 1)),
+    }
+    channels = width
+    for stage, depth in enumerate(DEPTHS[backbone]):
+        blocks = []
+        for number in range(depth):
+            stride = 2 if stage > 0 and number == 0 else 1
+            blocks.append(block(channels, width * 2**stage, stride, _spans_time(stage, number)))
+            channels = block.expansion * width * 2**stage
+        layers[STAGES[stage]] = nn.Sequential(*blocks)
+        if stage == 0:
+            layers["pool2"] = HalveFrames()
+    layers["average"] = GlobalAverage()
+    encoder = LayeredEncoder(normalization, layers, ["average"])
+    _initialise(encoder)
+    return TaskNetwork(encoder, ClipHead(channels, classes, dropout), [channels])
+
+
+def _initialise(encoder: nn.Module) -> None:
+    for layer in encoder.modules():
+        if isinstance(layer, nn.Conv3d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+
+def inflated(images_weights: Mapping[str, Tensor], clips_network: nn.Module) -> dict[str, Tensor]:
+    """The weights of a network for images, spread over time for one for clips whose tensors have the same names.
+
+    A filter is repeated along time and divided by its number of frames: a clip of one repeated frame then gives what
+    the image gave, but for the zeros that pad the first and last frame (Carreira and Zisserman, section 2.1).
+
+    Args:
+        images_weights: by name; those that the other network lacks are left out.
+        clips_network: tells the names and shapes.
+
+    Raises:
+        KeyError: when a tensor of the network for clips has no counterpart.
+        ValueError: when one does not fit.
+    """
+    found: dict[str, Any] = {}
+    for name, own in clips_network.state_dict().items():
+        weight = images_weights[name]
+        if own.dim() == weight.dim() + 1:
+            weight = weight.unsqueeze(2).expand(*weight.shape[:2], own.shape[2], *weight.shape[2:]) / own.shape[2]
+        if weight.shape != own.shape:
+            raise ValueError(f"{name} is {tuple(weight.shape)}, expected {tuple(own.shape)}")
+        found[name] = torch.as_tensor(weight).contiguous()
+    return found

@@ -1,0 +1,168 @@
+"""Networks for clips as task networks: I3D, torchvision's 3D ResNets, and the files that hold them."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torchvision
+from i3d import DEPTHS, ClipHead, GlobalAverage, build_i3d, inflated
+from torch import Tensor
+
+from minmax.pretrained import find_weights, load_whole, rebuild_network, save_network
+from minmax.runtime.checkpoints import load_checkpoint
+from minmax.runtime.errors import UsageError
+from minmax.task_network import IMAGENET_STATISTICS, InputNormalization, LayeredEncoder, TaskNetwork
+
+CHECKPOINT_FORMAT = "similarity-minmax/recogniser"
+I3D = "i3d_"
+TORCHVISION = ("r3d_18", "r2plus1d_18", "mc3_18")
+MODELS = (*(I3D + backbone for backbone in DEPTHS), *TORCHVISION)
+
+Normalization = Literal["kinetics", "imagenet"]
+NormalizationFlag = Literal["auto", Normalization]
+STATISTICS: dict[Normalization, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "kinetics": ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)),
+    "imagenet": IMAGENET_STATISTICS,
+}
+
+RELEASED_CLASSES = ("Drink", "Jump", "Pick", "Pour", "Push", "Run", "Sit", "Stand", "Turn", "Walk", "Wave")
+"""The actions of ARID in the order of the released checkpoints' outputs, which is the alphabetical one."""
+
+# The authors' Res_I3D_BYOL: the adapted network, and what only its training needs.
+_RELEASED_NETWORK = "encoder_q."
+_RELEASED_TRAINING_PARTS = ("encoder_k.", "head_q.", "head_k.", "pred.")
+_RELEASED_CLASSIFIER = "cls_head.fc_cls."
+
+
+@dataclass(frozen=True)
+class RecogniserSettings:
+    """What rebuilds a network around its weights."""
+
+    model: str
+    """One of `MODELS`."""
+    classes: tuple[str, ...]
+    """In the order of the outputs."""
+    normalization: Normalization = "kinetics"
+    """Statistics by which the first layer normalises the input."""
+    width: int = 64
+    """Channels of an I3D's stem."""
+    time_stride: int = 2
+    """Steps in which an I3D's stem goes through time."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no network can be built of."""
+        if self.model not in MODELS:
+            raise UsageError(f"--model {self.model}: expected one of {', '.join(MODELS)}")
+        if self.width < 1:
+            raise UsageError(f"--width {self.width}: expected 1 or more")
+        if self.time_stride not in (1, 2):
+            raise UsageError(f"--time-stride {self.time_stride}: expected 1 or 2")
+        if (self.width, self.time_stride) != (64, 2) and not self.model.startswith(I3D):
+            raise UsageError(f"--width and --time-stride are for an I3D, not for {self.model}; drop them")
+
+
+def build_recogniser(settings: RecogniserSettings, pretrained: bool = False) -> TaskNetwork:
+    """A network from clips `(N, 3, T, H, W)` in [0, 1] to logits, whose encoder gives one vector per clip.
+
+    Args:
+        settings: model, classes, normalisation and width.
+        pretrained: start an I3D from torchvision's ImageNet weights, spread over time, the others from Kinetics-400's
+            (downloaded once); the last layer is new.
+
+    Raises:
+        UsageError: when the weights cannot be downloaded, or are for another width.
+    """
+    normalization = InputNormalization(*STATISTICS[settings.normalization])
+    try:
+        if not settings.model.startswith(I3D):
+            return _torchvision_network(settings.model, len(settings.classes), normalization, pretrained)
+        backbone = settings.model.removeprefix(I3D)
+        network = build_i3d(backbone, len(settings.classes), normalization, settings.width, settings.time_stride)
+        if pretrained:
+            published = torchvision.models.get_model(backbone, weights="DEFAULT").state_dict()
+            network.encoder.load_state_dict(inflated(published, network.encoder))
+    except OSError as error:
+        raise UsageError(
+            f"cannot download the weights of {settings.model} ({error}); connect once, or drop --pretrained"
+        ) from error
+    except ValueError as error:
+        raise UsageError(f"--pretrained: the published weights are for --width 64 ({error})") from error
+    return network
+
+
+def recogniser_settings(
+    model: str,
+    classes: tuple[str, ...],
+    normalization: NormalizationFlag = "auto",
+    pretrained: bool = False,
+    width: int = 64,
+    time_stride: int = 2,
+) -> RecogniserSettings:
+    """The settings of a new network; `auto` normalises an I3D from ImageNet weights as these expect, else Kinetics'."""
+    if normalization == "auto":
+        normalization = "imagenet" if pretrained and model.startswith(I3D) else "kinetics"
+    return RecogniserSettings(model, classes, normalization, width, time_stride)
+
+
+def _torchvision_network(name: str, classes: int, normalization: InputNormalization, pretrained: bool) -> TaskNetwork:
+    network = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
+    layers = {part: getattr(network, part) for part in ("stem", "layer1", "layer2", "layer3", "layer4")}
+    encoder = LayeredEncoder(normalization, {**layers, "average": GlobalAverage()}, ["average"])
+    width = network.fc.in_features
+    return TaskNetwork(encoder, ClipHead(width, classes, dropout=0.0), [width])
+
+
+def save_recogniser(
+    network: TaskNetwork, settings: RecogniserSettings, path: Path, config: Mapping[str, Any] | None = None
+) -> None:
+    """Save a network's weights with what rebuilds it and the config that trained it."""
+    save_network(network, settings, CHECKPOINT_FORMAT, path, config)
+
+
+def load_recogniser(path: Path) -> tuple[TaskNetwork, RecogniserSettings]:
+    """Rebuild a network from a checkpoint of this project, of the authors, or of torchvision's 3D ResNets.
+
+    - Ours (`save_recogniser`) carries what rebuilds it.
+    - The authors' Res_I3D, daytime or adapted (Res_I3D_BYOL: `encoder_q.*` is the network; `encoder_k`, `head_q`,
+      `head_k` and `pred` are left out), with or without `module.`: `cls_head.fc_cls.*` becomes `classifier.*`, all
+      other names stay. With 11 outputs these are ARID's actions in alphabetical order, otherwise numbers.
+    - torchvision's r3d_18, r2plus1d_18 and mc3_18: `fc.*` becomes `classifier.*`; the outputs are numbered.
+
+    Raises:
+        UsageError: when the file is missing, unreadable, none of these, or does not fit.
+    """
+    payload = load_checkpoint(path)
+    if payload.get("format") == CHECKPOINT_FORMAT:
+        return rebuild_network(payload, RecogniserSettings, build_recogniser, path)
+    weights = {
+        name.removeprefix(_RELEASED_NETWORK): tensor
+        for name, tensor in find_weights(payload, path).items()
+        if not name.startswith(_RELEASED_TRAINING_PARTS)
+    }
+    if f"{_RELEASED_CLASSIFIER}weight" in weights:
+        model, last = "i3d_resnet50", weights[f"{_RELEASED_CLASSIFIER}weight"]
+        renamed = {name.replace(_RELEASED_CLASSIFIER, "classifier."): tensor for name, tensor in weights.items()}
+    elif "stem.0.weight" in weights and "fc.weight" in weights:
+        model, last = _torchvision_model(weights), weights["fc.weight"]
+        renamed = {re.sub(r"^fc\.", "classifier.", name): tensor for name, tensor in weights.items()}
+    else:
+        raise UsageError(
+            f"{path} holds none of the networks known here: one of ours, the authors' Res_I3D (conv1.*, cls_head.*) or "
+            f"torchvision's 3D ResNets (stem.*, fc.*); found {', '.join(list(weights)[:3])}, ..."
+        )
+    count = last.shape[0]
+    classes = RELEASED_CLASSES if count == len(RELEASED_CLASSES) else tuple(str(number) for number in range(count))
+    settings = RecogniserSettings(model, classes)
+    network = build_recogniser(settings)
+    load_whole(network, renamed, path)
+    return network, settings
+
+
+def _torchvision_model(weights: Mapping[str, Tensor]) -> str:
+    """Which of torchvision's 3D ResNets has these tensors."""
+    if "stem.3.weight" in weights:
+        return "r2plus1d_18"
+    deep = weights.get("layer2.0.conv1.0.weight")
+    return "mc3_18" if deep is not None and deep.shape[2] == 1 else "r3d_18"

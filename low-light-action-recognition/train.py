@@ -1,0 +1,167 @@
+"""Model level: adapt a daytime action recogniser to the dark with day videos only (Luo et al., ICCV 2023).
+
+    python low-light-action-recognition/train.py --name adapt --checkpoint runs/action/day/best.pt \
+        --darkener runs/action/darkener/best.pt
+
+Each step sees a day view and a darkened view of the same frames; the loss is cross-entropy on both plus BYOL's distance
+between their features. Nights are made online, one exposure and one noise map per clip, or read from a folder of videos
+(--darkened) that `python -m darkening.apply` made. Gives runs/action/adapt/{best,last-epoch}.pt for test.py. The
+defaults are the paper's for NormalLight (10 epochs of 48 clips of 16 frames).
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from arid import DEFAULT_DATA
+from clip_accuracy import selection_score
+from clip_optim import ClipOptim
+from clip_sets import open_clips
+from clip_views import ClipViews, TrainingClips
+from clips import ClipConfig
+from hls_shift import shift_hls
+from recogniser import load_recogniser, save_recogniser
+from torch import Tensor, nn
+from video_clips import find_darkened
+
+from darkening.apply import read_night_settings
+from darkening.curve_estimator import load_darkener
+from darkening.night_view import NightConfig, NightView, build_night_view
+from minmax.byol import ByolConfig, build_pair, byol_loss
+from minmax.runtime.batches import epoch_loader
+from minmax.runtime.checkpoints import file_digest, joint_fingerprint
+from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
+from minmax.runtime.devices import Runtime, open_runtime
+from minmax.runtime.errors import UsageError
+from minmax.runtime.report import draw_curves, picture_grid, save_picture
+from minmax.runtime.run import Run, check_run_folder
+from minmax.runtime.seeding import seed_globally
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(CommonFlags):
+    """Adapt a daytime action recogniser to the dark."""
+
+    name: str = "adapt"
+    """Name of the run; its folder is RUNS/action/NAME and must not exist yet."""
+    data: str = str(DEFAULT_DATA)
+    """Folder of the data set (README.md has the layouts), or `scenes` for the built-in clips."""
+    checkpoint: Path
+    """The daytime recogniser: a best.pt of train_day.py, a released checkpoint, or torchvision's."""
+    darkener: Path | None = None
+    """The darkener, a best.pt of train_darkener.py; needed by --night.source learned."""
+    darkened: Path | None = None
+    """Folder of training videos darkened in advance by darkening.apply; takes the place of --darkener and --night."""
+    shift: float = 1.0
+    """Strength of the random hue, lightness and saturation of both views, in units of the authors'."""
+    clips: ClipConfig = field(default_factory=ClipConfig)
+    night: NightConfig = field(default_factory=NightConfig)
+    byol: ByolConfig = field(default_factory=lambda: ByolConfig(hidden=64, outputs=64))
+    optim: ClipOptim = field(default_factory=ClipOptim)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range and flags that contradict each other."""
+        super().__post_init__()
+        require(self.shift >= 0, "--shift", self.shift, "0 or more")
+        if self.darkened is not None and (self.darkener is not None or self.night != NightConfig()):
+            raise UsageError("--darkened: these nights are made already; drop --darkener and the flags of --night")
+
+
+def build_views(
+    views: ClipViews, night_view: NightView | None, config: Config, run: Run, runtime: Runtime
+) -> tuple[Tensor, Tensor]:
+    """Day and night clips of a batch on the device: darkened first, then shifted in colour, each its own way."""
+    night = runtime.to_device(views.night) / 255.0
+    if night_view is not None:
+        night = night_view(night, run.generator("night"))
+    night = shift_hls(night, config.shift, run.generator("night shift"))
+    day = shift_hls(runtime.to_device(views.day) / 255.0, config.shift, run.generator("day shift"))
+    return day, night
+
+
+def step(
+    pair: nn.Module, day: Tensor, night: Tensor, labels: Tensor, config: Config, runtime: Runtime
+) -> dict[str, Tensor]:
+    """The weighted losses of one batch."""
+    with runtime.autocast():
+        outputs = pair(day, night)
+    return {
+        "day": F.cross_entropy(outputs.day_prediction.float(), labels),
+        "night": F.cross_entropy(outputs.night_prediction.float(), labels),
+        "byol": config.byol.weight * byol_loss(outputs),
+    }
+
+
+def main(config: Config) -> Path:
+    """Adapt, and return the checkpoint of the last epoch."""
+    if config.quick:
+        config = replaced(config, clips={"length": 4, "size": 32}, optim={"epochs": 2, "batch_size": 8}, workers=0)
+    with open_runtime(config.device, config.precision, config.threads) as runtime:
+        if runtime.is_main:
+            check_run_folder("action", config)
+        runtime.require_pairs(config.optim.batch_size)
+        network, settings = load_recogniser(config.checkpoint)
+        # What made the folder must not choose the checkpoint either.
+        night = read_night_settings(config.darkened) if config.darkened else config.night
+        darkener = load_darkener(config.darkener) if config.darkener else None
+        night_view = None if config.darkened else build_night_view(config.night, darkener, runtime)
+        training = open_clips(config.data, "train", config.clips, settings.classes, config.quick, config.runs)
+        validation = open_clips(config.data, "val", config.clips, settings.classes, config.quick, config.runs)
+        darkened = find_darkened(training, config.darkened, config.runs) if config.darkened else None
+        seed_globally(config.seed, "heads")
+        pair = runtime.place(build_pair(network, config.byol))
+        dataset = TrainingClips(training, config.clips, config.seed, darkened)
+        loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
+        trained = [parameter for parameter in pair.parameters() if parameter.requires_grad]
+        optimizer, schedule = config.optim.build(trained, runtime.world_size)
+        parallel = runtime.parallel(pair)
+
+        used = {"training": training.fingerprint(), "validation": validation.fingerprint()}
+        if config.darkener:
+            used["--darkener"] = file_digest(config.darkener)
+        if darkened is not None:
+            used["--darkened"] = darkened.fingerprint()
+
+        with Run("action", config, runtime, joint_fingerprint(used)) as run:
+            run.restore(pair=pair, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
+            for epoch in run.epochs(config.optim.epochs):
+                pair.train()
+                for views in run.batches(loader, epoch):
+                    day, dark = build_views(views, night_view, config, run, runtime)
+                    if run.progress.step == 0 and runtime.is_main:
+                        strips = [clip.transpose(0, 1) for both in zip(day[:4], dark[:4], strict=True) for clip in both]
+                        save_picture(picture_grid(strips), run.directory / "pictures" / "first_batch.png")
+                    losses = step(parallel, day, dark, views.label.to(runtime.device), config, runtime)
+                    numbers = run.read_losses(losses)
+                    optimizer.zero_grad(set_to_none=True)
+                    runtime.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+                    runtime.scaler.step(optimizer)
+                    runtime.scaler.update()
+                    schedule.step()
+                    pair.update_target()
+                    run.record("train", numbers)
+                score = selection_score(pair.online, validation, config.clips, night, runtime, workers=config.workers)
+                run.record("validation", score)
+                log.info(
+                    "epoch %d: day %.1f %%, darkened day %.1f %%",
+                    epoch + 1,
+                    100 * score["day"],
+                    100 * score["darkened"],
+                )
+                if run.finish_epoch(score["score"]) and runtime.is_main:
+                    save_recogniser(pair.online, settings, run.directory / "best.pt", to_plain(config))
+                run.save()
+            last = run.directory / "last-epoch.pt"
+            if runtime.is_main:
+                save_recogniser(pair.online, settings, last, to_plain(config))
+                draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
+            log.info("last epoch: %s; best, epoch %d: %s", last, run.progress.best_epoch, run.directory / "best.pt")
+            return last
+
+
+if __name__ == "__main__":
+    run_script(Config, main, __doc__)

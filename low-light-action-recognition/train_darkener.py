@@ -1,0 +1,122 @@
+"""Image level: train a darkener against the frozen daytime recogniser (Luo et al., ICCV 2023).
+
+    python low-light-action-recognition/train_darkener.py --name darkener --checkpoint runs/action/day/best.pt
+
+Gives runs/action/darkener/best.pt, the darkener for train.py and for `python -m darkening.apply`, and a contact sheet.
+The curve estimator sees single frames, the recogniser whole clips, all frames of one darkened to one request. The paper
+trains 5000 steps of 3 clips from scratch; from the starting point that ships with the package a fraction of that obeys
+the requested exposure.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from arid import DEFAULT_DATA
+from clip_sets import open_clips
+from clip_views import DayClips, WholeClips
+from clips import ClipConfig
+from recogniser import load_recogniser
+
+from darkening.curve_estimator import DarkenerSettings, save_darkener
+from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
+from darkening.preview import contact_sheet
+from darkening.starting_point import STARTING_POINT_NAME, initial_darkener
+from darkening.training import (
+    DarkenerOptim,
+    DarkenerTraining,
+    RequestConfig,
+    obedience,
+    obedience_table,
+    train_darkener,
+)
+from minmax.runtime.batches import epoch_loader
+from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
+from minmax.runtime.devices import open_runtime
+from minmax.runtime.report import draw_curves, save_picture
+from minmax.runtime.run import Run, check_run_folder
+from minmax.runtime.seeding import seed_globally
+from minmax.task_network import InputNormalization
+
+log = logging.getLogger(__name__)
+VALIDATION_VIDEOS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(CommonFlags):
+    """Train a darkener against a daytime recogniser."""
+
+    name: str = "darkener"
+    """Name of the run; its folder is RUNS/action/NAME and must not exist yet."""
+    data: str = str(DEFAULT_DATA)
+    """Folder of the data set (README.md has the layouts), or `scenes` for the built-in clips."""
+    checkpoint: Path
+    """The daytime recogniser: a best.pt of train_day.py, a released checkpoint, or torchvision's."""
+    init: str = STARTING_POINT_NAME
+    """starting-point (ships with the package), scratch, or the path of a darkener to continue from."""
+    features: Literal["normalised", "unnormalised"] = "normalised"
+    """What the frozen recogniser is fed: clips normalised as it was trained, or raw as in the authors' code."""
+    request: RequestConfig = field(default_factory=RequestConfig)
+    clips: ClipConfig = field(default_factory=ClipConfig)
+    darkener: DarkenerSettings = field(default_factory=DarkenerSettings)
+    loss: DarkeningLoss = OBEDIENT_LOSS
+    """Weights of the losses (docs/deviations.md has the paper's)."""
+    optim: DarkenerOptim = field(default_factory=lambda: DarkenerOptim(epochs=6, batch_size=3, milestones=(1, 3)))
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range; `init` may be a path as well."""
+        super().__post_init__()
+        if self.init not in ("scratch", STARTING_POINT_NAME):
+            object.__setattr__(self, "init", str(Path(self.init).expanduser().absolute()))
+
+
+def main(config: Config) -> Path:
+    """Train, and return the darkener's checkpoint."""
+    if config.quick:
+        config = replaced(
+            config,
+            clips={"length": 4, "size": 32},
+            optim={"epochs": 2, "batch_size": 4, "milestones": (1,)},
+            workers=0,
+        )
+    recipe = DarkenerTraining(config.request, config.loss, config.optim)
+    with open_runtime(config.device, config.precision, config.threads) as runtime:
+        if runtime.is_main:
+            check_run_folder("action", config)
+        network, _ = load_recogniser(config.checkpoint)
+        seed_globally(config.seed, "darkener")
+        darkener = runtime.place(initial_darkener(config.init, config.darkener))
+        training = open_clips(config.data, "train", config.clips, None, config.quick, config.runs)
+        validation = open_clips(config.data, "val", config.clips, training.classes, config.quick, config.runs)
+        encoder = runtime.place(network.encoder)
+        if config.features == "unnormalised":
+            encoder.normalization = runtime.place(InputNormalization.identity())
+        held_out = WholeClips(validation, config.clips, rounds=1)
+        every = max(1, len(held_out) // VALIDATION_VIDEOS)
+        # One frame of each, from the middle: obedience is a matter of single frames.
+        middle = config.clips.length // 2
+        frames = [held_out[index][0][0, :, middle] for index in range(0, len(held_out), every)]
+        held_out_frames = torch.stack(frames) / 255.0
+        dataset = DayClips(training, config.clips, config.seed)
+        loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
+
+        with Run("action", config, runtime, training.fingerprint()) as run:
+            train_darkener(darkener, encoder, loader, held_out_frames, recipe, run, runtime)
+            best = run.directory / "best.pt"
+            if runtime.is_main:
+                save_darkener(darkener, best, to_plain(config))
+                shown = held_out_frames[:: max(1, len(held_out_frames) // 8)][:8]
+                contrast = sum(config.request.contrast) / 2
+                sheet = contact_sheet(darkener, shown, runtime, contrast=contrast, cell=config.request.cell)
+                save_picture(sheet, run.directory / "pictures" / "darkened.png")
+                draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
+            means = obedience(darkener, held_out_frames, runtime)
+            log.info("on frames of %d held-out day videos:\n%s", len(held_out_frames), obedience_table(means))
+            log.info("darkener: %s", best)
+            return best
+
+
+if __name__ == "__main__":
+    run_script(Config, main, __doc__)

@@ -1,0 +1,120 @@
+"""Train a daytime action recogniser: the model that the other scripts take into the dark.
+
+    python low-light-action-recognition/train_day.py --name day --data scenes --clips.length 8 --clips.size 48 \
+        --model i3d_resnet18 --width 32 --time-stride 1 --optim.method adamw --optim.batch-size 8 --optim.lr 1e-3
+
+Gives runs/action/day/best.pt, the checkpoint for train_darkener.py and train.py. Skip it when you have one. The
+defaults are the paper's: I3D-ResNet50, 50 epochs of 32 clips of 16 frames, SGD; it starts from weights of Kinetics,
+here with --pretrained from those of ImageNet.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from arid import DEFAULT_DATA
+from clip_accuracy import measure
+from clip_optim import ClipOptim
+from clip_sets import open_clips
+from clip_views import ClipViews, TrainingClips
+from clips import ClipConfig
+from hls_shift import shift_hls
+from recogniser import NormalizationFlag, build_recogniser, recogniser_settings, save_recogniser
+from torch import Tensor, nn
+
+from minmax.runtime.batches import epoch_loader
+from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
+from minmax.runtime.devices import Runtime, open_runtime
+from minmax.runtime.report import draw_curves
+from minmax.runtime.run import Run, check_run_folder
+from minmax.runtime.seeding import seed_globally
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(CommonFlags):
+    """Train a daytime action recogniser."""
+
+    name: str = "day"
+    """Name of the run; its folder is RUNS/action/NAME and must not exist yet."""
+    data: str = str(DEFAULT_DATA)
+    """Folder of the data set (README.md has the layouts), or `scenes` for the built-in clips."""
+    model: str = "i3d_resnet50"
+    """i3d_resnet18, i3d_resnet34, i3d_resnet50, i3d_resnet101, r3d_18, r2plus1d_18 or mc3_18."""
+    width: int = 64
+    """Channels of an I3D's stem; less makes a smaller network."""
+    time_stride: int = 2
+    """Steps in which an I3D's stem goes through time; 1 keeps the frames of clips of 8 or fewer."""
+    pretrained: bool = False
+    """Start an I3D from ImageNet weights spread over time, torchvision's 3D ResNets from Kinetics-400's."""
+    normalization: NormalizationFlag = "auto"
+    """Statistics by which the network's first layer normalises its input; auto: as its published weights expect."""
+    shift: float = 1.0
+    """Strength of the random hue, lightness and saturation, in units of the authors'."""
+    clips: ClipConfig = field(default_factory=ClipConfig)
+    optim: ClipOptim = field(default_factory=lambda: ClipOptim(epochs=50, batch_size=32, lr=0.01))
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        require(self.shift >= 0, "--shift", self.shift, "0 or more")
+
+
+def step(network: nn.Module, views: ClipViews, config: Config, runtime: Runtime, generator: torch.Generator) -> Tensor:
+    """Cross-entropy of one batch."""
+    day = shift_hls(runtime.to_device(views.day) / 255.0, config.shift, generator)
+    with runtime.autocast():
+        logits = network(day)
+    return F.cross_entropy(logits.float(), views.label.to(logits.device))
+
+
+def main(config: Config) -> Path:
+    """Train, and return the checkpoint of the best epoch on day validation clips."""
+    if config.quick:
+        config = replaced(config, clips={"length": 4, "size": 32}, optim={"epochs": 2, "batch_size": 8}, workers=0)
+    with open_runtime(config.device, config.precision, config.threads) as runtime:
+        if runtime.is_main:
+            check_run_folder("action", config)
+        runtime.require_pairs(config.optim.batch_size)
+        training = open_clips(config.data, "train", config.clips, quick=config.quick, cache=config.runs)
+        validation = open_clips(config.data, "val", config.clips, training.classes, config.quick, config.runs)
+        seed_globally(config.seed, "network")
+        settings = recogniser_settings(
+            config.model, training.classes, config.normalization, config.pretrained, config.width, config.time_stride
+        )
+        network = runtime.place(build_recogniser(settings, config.pretrained))
+        dataset = TrainingClips(training, config.clips, config.seed)
+        loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
+        optimizer, schedule = config.optim.build(network.parameters(), runtime.world_size)
+        parallel = runtime.parallel(network)
+
+        with Run("action", config, runtime, training.fingerprint()) as run:
+            run.restore(network=network, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
+            for epoch in run.epochs(config.optim.epochs):
+                network.train()
+                for views in run.batches(loader, epoch):
+                    loss = step(parallel, views, config, runtime, run.generator("shift"))
+                    numbers = run.read_losses({"loss": loss})
+                    optimizer.zero_grad(set_to_none=True)
+                    runtime.scaler.scale(loss).backward()
+                    runtime.scaler.step(optimizer)
+                    runtime.scaler.update()
+                    schedule.step()
+                    run.record("train", numbers)
+                score = measure(network, validation, config.clips, runtime, rounds=1, workers=config.workers).top(1)
+                run.record("validation", {"day": score})
+                log.info("epoch %d: top-1 by day %.1f %%", epoch + 1, 100 * score)
+                if run.finish_epoch(score) and runtime.is_main:
+                    save_recogniser(network, settings, run.directory / "best.pt", to_plain(config))
+                run.save()
+            if runtime.is_main:
+                draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
+            log.info("best epoch %d: %s", run.progress.best_epoch, run.directory / "best.pt")
+            return run.directory / "best.pt"
+
+
+if __name__ == "__main__":
+    run_script(Config, main, __doc__)

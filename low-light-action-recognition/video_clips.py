@@ -1,0 +1,152 @@
+"""Clips in video files: checked once, then read frame by frame; and the same videos darkened in advance."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from arid import Video
+from clips import ClipConfig, LabelledClips, Split
+from torch import Tensor
+from tqdm import tqdm
+
+from darkening.pictures import files_below, listed_below
+from darkening.videos import VIDEO_SUFFIXES, BrokenVideo, probe, read_frames
+from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.report import write_json
+
+log = logging.getLogger(__name__)
+
+
+class VideoClips(LabelledClips):
+    """Video files.
+
+    Args:
+        root: folder that names are below.
+        split: which split they are.
+        classes: in the order of the labels.
+        videos: the files.
+        counts: frames of each; empty while they are not known.
+        interval: from one frame of a clip to the next.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        split: Split,
+        classes: tuple[str, ...],
+        videos: Sequence[Video],
+        counts: Sequence[int],
+        interval: int,
+    ) -> None:
+        super().__init__(split, classes, [video.label for video in videos], counts, interval)
+        self.root, self.videos = root, list(videos)
+
+    def load(self, index: int, frames: Sequence[int]) -> Tensor:
+        """Frames of one video; RunError when the file has vanished or broken since it was checked."""
+        try:
+            return read_frames(self.videos[index].file, frames)
+        except (BrokenVideo, OSError) as error:
+            raise RunError(f"cannot read {self.videos[index].file} any more: {error}") from error
+
+    def name(self, index: int) -> str:
+        """Path below the root, or what its list calls it."""
+        return self.videos[index].name
+
+    def fingerprint(self) -> str:
+        """Hash of names, labels, sizes and modification times."""
+        digest = hashlib.sha256(str(self.root).encode())
+        for video in self.videos:
+            status = video.file.stat()
+            digest.update(f"{video.name} {video.label} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:16]
+
+
+def checked_clips(clips: VideoClips, config: ClipConfig, cache: Path) -> VideoClips:
+    """The same videos with their numbers of frames, without those that cannot be read.
+
+    Every file is decoded once; what is found is kept in the cache, so that later runs need not.
+
+    Args:
+        clips: videos of which the frames are not counted yet.
+        config: largest share of videos that may be left out.
+        cache: folder of the records.
+
+    Raises:
+        UsageError: names the broken videos and why, when there are more of them than that share.
+    """
+    record = cache / "checked" / f"clips-{clips.fingerprint()}.json"
+    if record.is_file():
+        found: list[int | str] = json.loads(record.read_text(encoding="utf-8"))["frames"]
+    else:
+        with ThreadPoolExecutor() as pool:  # FFmpeg decodes without Python's lock
+            probed = pool.map(_frames_or_fault, [video.file for video in clips.videos])
+            found = list(
+                tqdm(probed, total=len(clips), desc=f"checking {clips.split}", unit="video", disable=None, leave=False)
+            )
+        try:
+            write_json({"frames": found}, record)
+        except RunError as error:  # only costs the next run some time
+            log.warning("%s", error)
+    bad = [f"{video.name}: {fault}" for video, fault in zip(clips.videos, found, strict=True) if isinstance(fault, str)]
+    if len(bad) > config.skip_corrupt * len(clips) or len(bad) == len(clips):
+        raise UsageError(
+            f"{len(bad)} of {len(clips)} videos of {clips.split} in {clips.root} cannot be read (mend or remove them, "
+            f"or leave out up to a share of them with --clips.skip-corrupt):{listed_below(bad)}"
+        )
+    if bad:
+        log.warning("left out %d unreadable videos of %s:%s", len(bad), clips.split, listed_below(bad))
+    kept = [(video, count) for video, count in zip(clips.videos, found, strict=True) if isinstance(count, int)]
+    videos, counts = zip(*kept, strict=True)
+    return VideoClips(clips.root, clips.split, clips.classes, videos, counts, clips.interval)
+
+
+def _frames_or_fault(file: Path) -> int | str:
+    try:
+        return probe(file).frames
+    except (BrokenVideo, OSError) as error:
+        return str(error)
+
+
+def find_darkened(clips: LabelledClips, folder: Path, cache: Path) -> VideoClips:
+    """The videos of a folder made by `python -m darkening.apply`, one for each video and of the same path.
+
+    Paths are compared by their last two parts, `<Class>/name.avi`.
+
+    Args:
+        clips: the day videos.
+        folder: their darkened copies, with any folders below it.
+        cache: folder for the records of what was checked.
+
+    Raises:
+        UsageError: names a video that is missing, there twice, broken, or of another number of frames than by day.
+    """
+    if not isinstance(clips, VideoClips):
+        raise UsageError(
+            f"--darkened {folder}: the built-in clips are not files; drop --darkened and name a --darkener"
+        )
+    if not folder.is_dir():
+        raise UsageError(f"--darkened {folder}: no such folder; make it with python -m darkening.apply")
+    copies: dict[tuple[str, ...], Path] = {}
+    for file in files_below(folder, tuple(VIDEO_SUFFIXES)):
+        key = file.parts[-2:]
+        if key in copies:
+            raise UsageError(f"--darkened {folder}: {'/'.join(key)} is there twice, {copies[key]} and {file}")
+        copies[key] = file
+    videos, missing = [], []
+    for video in clips.videos:
+        copy = copies.get(video.file.parts[-2:])
+        if copy is None:
+            missing.append("/".join(video.file.parts[-2:]))
+        else:
+            videos.append(video._replace(file=copy))
+    if missing:
+        raise UsageError(f"--darkened {folder}: lacks {len(missing)} of {len(clips)} videos: {', '.join(missing[:3])}")
+    unchecked = VideoClips(folder, clips.split, clips.classes, videos, [], clips.interval)
+    checked = checked_clips(unchecked, ClipConfig(), cache)
+    for video, day, night in zip(checked.videos, clips.counts, checked.counts, strict=True):
+        if day != night:
+            raise UsageError(f"--darkened {folder}: {video.file} has {night} frames, by day it has {day}")
+    return checked

@@ -1,0 +1,127 @@
+"""Clips of built-in scenes in which the main object moves: how it moves is the class, what it is does not matter.
+
+Light is drawn once per clip, sensor noise anew for every frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minmax.scenes.cache import Domain, cache_file, kept
+from minmax.scenes.night import NightSettings, render_night
+from minmax.scenes.objects import CLASSES
+from minmax.scenes.sprites import Camera, Placed, Rng, Sprite
+from minmax.scenes.world import build_scene, render_day
+
+MOTION_VERSION: Final = 1
+
+MOTIONS: Final = ("standing", "passing", "approaching", "receding", "jumping", "shaking")
+"""None of them is another one seen in a mirror, so that clips may be flipped."""
+
+PLACES: Final = 6  # street cameras, each at a place of its own
+
+Move = Callable[[Placed], Placed]
+
+
+def _transformed(sprite: Sprite, change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Sprite:
+    """A sprite whose points (..., 2), lamps among them, are changed within its plane."""
+    shapes = [shape._replace(polygons=change(shape.polygons)) for shape in sprite.shapes]
+    lamps = []
+    for x, y, axis, colour in sprite.lamps:
+        moved = change(np.array([x, y], np.float64))
+        lamps.append((float(moved[0]), float(moved[1]), axis, colour))
+    return Sprite(sprite.label, shapes, lamps)
+
+
+def _shifted(placed: Placed, right: float = 0.0, up: float = 0.0) -> Placed:
+    """Moved by shares of what the frame shows at its depth."""
+    offset = np.array([0.0, up * placed.z])
+    sprite = _transformed(placed.sprite, lambda points: points + offset) if up else placed.sprite
+    return placed._replace(sprite=sprite, x=placed.x + right * placed.z)
+
+
+def _nearer(placed: Placed, share: float) -> Placed:
+    """At a share of its distance, in the same direction."""
+    return placed._replace(x=placed.x * share, z=placed.z * share)
+
+
+def draw_motion(motion: int, frames: int, rng: Rng) -> list[Move]:
+    """Draw how the object moves: what becomes of it in each of `frames` frames.
+
+    `motion` indexes MOTIONS; reach, direction and phase are drawn from `rng`.
+    """
+    time = np.linspace(0.0, 1.0, frames)
+    side, phase = float(rng.choice((-1.0, 1.0))), rng.uniform(0.0, 1.0)
+    name = MOTIONS[motion]
+    if name == "passing":
+        return [partial(_shifted, right=s) for s in side * rng.uniform(0.4, 0.7) * (time - 0.5)]
+    if name in ("approaching", "receding"):
+        shares = rng.uniform(1.8, 2.6) ** (time - 0.5)
+        return [partial(_nearer, share=s) for s in (shares if name == "receding" else shares[::-1])]
+    if name == "jumping":
+        wave = np.abs(np.sin(2 * np.pi * (rng.uniform(1.2, 2.0) * time + phase)))
+        return [partial(_shifted, up=h) for h in rng.uniform(0.2, 0.35) * wave]
+    if name == "shaking":
+        return [partial(_shifted, right=s) for s in side * rng.uniform(0.08, 0.14) * (-1.0) ** np.arange(frames)]
+    return [partial(_shifted)] * frames
+
+
+def _camera(place: int) -> Camera:
+    """The camera that looks at a place: it does not move, and sees more around the object than pictures do."""
+    rng = np.random.default_rng((place, 3))
+    return Camera(rng.uniform(-0.4, 0.4), rng.uniform(1.1, 1.8), rng.uniform(0.9, 1.0), rng.uniform(0.42, 0.52))
+
+
+def motion_label(index: int, seed: int) -> int:
+    """Class of clip `index`: every run of six clips is a permutation of the classes."""
+    block, place = divmod(index, len(MOTIONS))
+    return int(np.random.default_rng((seed, block, 1)).permutation(len(MOTIONS))[place])
+
+
+def render_clip(
+    domain: Domain, index: int, frames: int, size: int, seed: int, settings: NightSettings | None = None
+) -> NDArray[np.uint8]:
+    """Render one clip, uint8 (T, H, W, 3) in sRGB; arguments as for `render_clips`."""
+    # Scene, motion and light have streams of their own: a clip is the same by day and by night.
+    streams = np.random.SeedSequence((seed, index, 2)).spawn(4)
+    scene_seed, motion_seed, light_seed, noise_seed = streams
+    rng = np.random.default_rng(scene_seed)
+    place_seed, object_seed, thing = (int(rng.integers(most)) for most in (PLACES, 2**32, len(CLASSES)))
+    camera = _camera(place_seed)
+    noise = np.random.default_rng(noise_seed)
+    pictures = []
+    for move in draw_motion(motion_label(index, seed), frames, np.random.default_rng(motion_seed)):
+        scene = build_scene(place_seed, thing, object_seed, camera, size, move)
+        light = np.random.default_rng(light_seed)
+        day = domain == "day"
+        pictures.append(render_day(scene, light, noise) if day else render_night(scene, light, settings, noise))
+    return np.stack(pictures)
+
+
+def render_clips(
+    domain: Domain,
+    count: int,
+    frames: int,
+    size: int,
+    seed: int,
+    settings: NightSettings | None = None,
+    cache_dir: Path | None = None,
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Render balanced labelled clips: uint8 (N, T, H, W, 3) in sRGB, and labels int64 (N,), indices of MOTIONS.
+
+    Clip i depends on the seed and on i alone, and day and night of one seed show the same motions of the same things.
+    Light and camera of a clip are drawn once, the noise of its pixels anew for every frame. With a `cache_dir` the
+    result is kept there and found again. `settings` as for `render_labelled`.
+    """
+    cache = cache_file(cache_dir, f"clips{MOTION_VERSION}-{count}x{frames}", domain, size, seed, settings)
+
+    def render(index: int) -> tuple[NDArray[np.uint8], int]:
+        return render_clip(domain, index, frames, size, seed, settings), motion_label(index, seed)
+
+    return kept(cache, count, (frames, size, size, 3), np.int64, f"{domain} clips", render)

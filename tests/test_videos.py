@@ -1,0 +1,329 @@
+"""Videos in and out: exact frames, darkening with the frames, times and sound of the source, broken files, kills."""
+
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from video_files import frame_pixels, save_truncated, save_video
+
+from darkening import apply, videos
+from darkening.night_view import NightConfig, NightView, build_night_view
+from darkening.starting_point import load_starting_point
+from darkening.videos import BrokenVideo, VideoOptions, darken_video, expected_frames, probe, read_frames
+from minmax.runtime.devices import Runtime
+from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.seeding import generator_for
+
+RUNTIME = Runtime(torch.device("cpu"))
+DAY, GAMMA = NightConfig(source="day"), NightConfig(source="gamma", exposure=(0.1, 0.1))
+UNEVEN = [0, 3, 11, 20, 22, 40, 41, 60, 75, 76, 90, 120]
+
+
+def levels(frames):
+    """The grey level of each frame, from a corner that the bar does not reach."""
+    return frames[:, :, -6:, :].float().mean(dim=(1, 2, 3)).tolist()
+
+
+def expected_levels(numbers):
+    return [40 + 6 * (number % 30) for number in numbers]
+
+
+FILES = {
+    "mp4": {"name": "a.mp4"},
+    "mkv": {"name": "a.mkv"},
+    "avi": {"name": "a.avi"},
+    "old avi": {"name": "b.avi", "codec": "mpeg4"},
+    "webm": {"name": "a.webm", "codec": "libvpx-vp9"},
+    "uneven times": {"name": "v.mp4", "times": UNEVEN},
+    "odd size": {"name": "o.mp4", "height": 31, "width": 45},
+    "sound": {"name": "s.mp4", "sound": True},
+}
+
+
+def make(tmp_path, name, **options):
+    return save_video(tmp_path / name, **options)
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_frames_are_read_by_number(case, tmp_path):
+    file = make(tmp_path, **FILES[case])
+    assert probe(file).frames == 12
+    numbers = [7, 0, 11, 3, 3]
+    found = read_frames(file, numbers)
+    assert found.shape[:2] == (5, 3) and found.dtype == torch.uint8
+    assert levels(found) == pytest.approx(expected_levels(numbers), abs=4)
+
+
+@pytest.mark.parametrize("case", ["mp4", "mkv", "uneven times", "avi", "webm"])
+def test_a_seek_finds_the_same_frames_as_decoding_from_the_start(case, tmp_path, monkeypatch):
+    options = dict(FILES[case])
+    if case == "uneven times":
+        options["times"] = [int(t) for t in np.cumsum(np.random.default_rng(0).integers(1, 9, 40))]
+    file = make(tmp_path, **options, frames=40)
+    numbers = [33, 38, 35]
+    plain = read_frames(file, numbers)
+    assert levels(plain) == pytest.approx(expected_levels(numbers), abs=4)
+    monkeypatch.setattr(videos, "_SEEK_FROM", 1)
+    sought = videos._found_by_seeking(file, set(numbers), None)
+    assert (sought is None) == (case == "avi"), "AVI keeps no times"
+    assert torch.equal(read_frames(file, numbers), plain)
+
+
+@pytest.mark.parametrize("rotation", [90, 180, -90])
+def test_turned_videos_are_read_upright(rotation, tmp_path):
+    upright = torch.from_numpy(frame_pixels(0, 32, 48)).permute(2, 0, 1).float()
+    file = make(tmp_path, "t.mp4", rotation=rotation)
+    found = read_frames(file, [0])[0].float()
+    # What is stored is turned counterclockwise by the rotation to be shown.
+    turned = torch.rot90(upright, rotation // 90, (1, 2))
+    assert found.shape == turned.shape and (found - turned).abs().mean() < 4
+    facts = probe(file)
+    assert (facts.height, facts.width) == tuple(turned.shape[1:])
+
+
+def test_a_frame_beyond_the_end_is_told(tmp_path):
+    with pytest.raises(BrokenVideo, match="ends before its frame 12"):
+        read_frames(make(tmp_path, "a.mp4"), [3, 12])
+
+
+def darken(file, target, night=DAY, options=None, size=None):
+    view = build_night_view(night, None, RUNTIME)
+    start = lambda height, width: view.for_video(height, width, generator_for("test"))  # noqa: E731
+    darken_video(file, target, start, RUNTIME, options or VideoOptions(crf=4), size)
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_darkened_video_keeps_frames_size_rate_and_sound(case, tmp_path):
+    file = make(tmp_path, **FILES[case])
+    target = tmp_path / "out" / file.name
+    darken(file, target)
+    assert probe(target) == probe(file)
+    source, result = (read_frames(path, range(12)).float() for path in (file, target))
+    assert (source - result).abs().mean() < 4
+    with av.open(str(target)) as container:
+        odd = case == "odd size"
+        assert container.streams.video[0].codec_context.pix_fmt == ("yuv444p" if odd else "yuv420p")
+    assert [path.name for path in target.parent.iterdir()] == [file.name]
+
+
+def times_of(file):
+    with av.open(str(file)) as container:
+        return [Fraction(frame.pts * frame.time_base) for frame in container.decode(video=0)]
+
+
+@pytest.mark.parametrize("name", ["v.mp4", "v.mkv"])
+def test_each_frame_keeps_its_time(name, tmp_path):
+    file = save_video(tmp_path / name, times=UNEVEN)
+    darken(file, tmp_path / "out" / name)
+    assert times_of(tmp_path / "out" / name) == times_of(file)
+
+
+def test_sound_is_copied_bit_for_bit(tmp_path):
+    file = save_video(tmp_path / "s.mp4", sound=True)
+    darken(file, tmp_path / "out.mp4")
+
+    def packets(path):
+        with av.open(str(path)) as container:
+            return [bytes(packet) for packet in container.demux(audio=0) if packet.size]
+
+    assert packets(file) and packets(tmp_path / "out.mp4") == packets(file)
+
+
+def test_sound_that_a_container_cannot_hold_is_left_out_with_a_warning(tmp_path, caplog):
+    file = save_video(tmp_path / "s.mp4", sound=True)
+    disguised = file.rename(tmp_path / "s.webm")
+    darken(disguised, tmp_path / "out" / "s.webm")
+    assert "s.webm: its container cannot hold sound as aac, which is left out" in caplog.text
+    assert probe(tmp_path / "out" / "s.webm").audio == ()
+
+
+def test_a_video_has_one_exposure_and_one_noise_map(tmp_path):
+    """Every frame of a still video comes out alike, and as the night view makes it of the whole clip."""
+    view = build_night_view(NightConfig(), load_starting_point(), RUNTIME)
+    frames = torch.rand(1, 3, 32, 48).expand(6, -1, -1, -1)
+    darkener = view.for_video(32, 48, generator_for("draws"))
+    parts = torch.cat([darkener(frames[:2]), darkener(frames[2:])])
+    torch.testing.assert_close(parts, parts[:1].expand_as(parts))
+    whole = view(frames.transpose(0, 1)[None], generator_for("draws"))[0].transpose(0, 1)
+    torch.testing.assert_close(parts, whole)
+    other = view.for_video(32, 48, generator_for("others"))(frames[:1])
+    assert (other - parts[:1]).abs().mean() > 1e-3
+
+
+def test_the_number_of_frames_at_a_time_changes_nothing(tmp_path):
+    file = save_video(tmp_path / "a.mp4")
+    for batch in (1, 5, 0):
+        darken(file, tmp_path / f"{batch}.mp4", GAMMA, VideoOptions(batch=batch))
+    one, five, auto = ((tmp_path / f"{batch}.mp4").read_bytes() for batch in (1, 5, 0))
+    assert one == five == auto
+
+
+def test_intensities_are_clamped_not_wrapped_around(tmp_path):
+    file, target = save_video(tmp_path / "a.mp4"), tmp_path / "out.mp4"
+    view = NightView(lambda images, exposure, generator: images * 1.2 + 0.3, (0.1, 0.1))
+    start = lambda height, width: view.for_video(height, width, generator_for("test"))  # noqa: E731
+    darken_video(file, target, start, RUNTIME, VideoOptions(crf=0))
+    bright = read_frames(target, [11])[0, :, :16]
+    assert bright.max() > 250 and bright[:, :, 33:37].float().mean() > 240, "white became black"
+
+
+def test_frames_may_be_brought_to_a_size(tmp_path):
+    darken(save_video(tmp_path / "a.mp4"), tmp_path / "out.mp4", size=(24, 30))
+    facts = probe(tmp_path / "out.mp4")
+    assert (facts.height, facts.width, facts.frames) == (24, 30, 12)
+
+
+def spoil(tmp_path):
+    """Files that are no videos, or not wholly, by what is wrong with them."""
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.avi").write_text("this is not a video\n" * 40)
+    save_truncated(tmp_path / "cut.mp4")
+    save_truncated(tmp_path / "cut.avi", codec="mpeg4")
+    with av.open(str(tmp_path / "sound.mp4"), "w") as out:
+        track = out.add_stream("aac", rate=8000)
+        track.layout = "mono"
+        piece = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        piece.sample_rate = 8000
+        out.mux(track.encode(piece))
+        out.mux(track.encode(None))
+    return {
+        "empty.mp4": "invalid data found",
+        "text.avi": "invalid data found",
+        "cut.mp4": "(invalid data found|holds no video, or is cut off)",
+        "cut.avi": "(invalid data found|is cut off or damaged|ends after .* of 12 frames)",
+        "sound.mp4": "holds no video",
+    }
+
+
+def test_broken_files_say_what_is_wrong(tmp_path):
+    for name, message in spoil(tmp_path).items():
+        for use in (probe, lambda file: read_frames(file, [0, 11]), lambda file: darken(file, tmp_path / "out.mp4")):
+            with pytest.raises(BrokenVideo, match=message):
+                use(tmp_path / name)
+        assert expected_frames(tmp_path / name) >= 0
+    assert not (tmp_path / "out.mp4").exists() and not list(tmp_path.glob("*.tmp"))
+
+
+def apply_to(source, output, night=GAMMA, **flags):
+    apply.main(apply.Config(input=source, output=output, night=night, workers=0, device="cpu", **flags))
+
+
+@pytest.fixture
+def tree(tmp_path):
+    folder = tmp_path / "data"
+    for name in ("Run/a.mp4", "Run/b.avi", "Sit/c.mkv", "Sit/d.mp4"):
+        save_video(folder / name)
+    Image.fromarray(frame_pixels(0, 20, 24)).save(folder / "cover.png")
+    return folder
+
+
+def names_below(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+ALL = [".darkening.json", "Run/a.mp4", "Run/b.avi", "Sit/c.mkv", "Sit/d.mp4", "cover.png"]
+
+
+def test_a_tree_of_images_and_videos_is_darkened(tree, tmp_path):
+    apply_to(tree, tmp_path / "dark")
+    assert names_below(tmp_path / "dark") == sorted(ALL)
+    for name in ALL[1:-1]:
+        assert probe(tmp_path / "dark" / name) == probe(tree / name)
+        mean = float(read_frames(tmp_path / "dark" / name, range(12)).float().mean()) / 255
+        assert mean == pytest.approx(0.1, abs=0.04)
+    times = {name: (tmp_path / "dark" / name).stat().st_mtime_ns for name in ALL[1:]}
+    apply_to(tree, tmp_path / "dark")
+    assert {name: (tmp_path / "dark" / name).stat().st_mtime_ns for name in ALL[1:]} == times
+
+
+def test_one_video_goes_to_a_file_or_into_a_folder(tree, tmp_path):
+    apply_to(tree / "Run" / "a.mp4", tmp_path / "one.mp4")
+    apply_to(tree / "Run" / "a.mp4", tmp_path / "folder")
+    assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "folder" / "a.mp4").read_bytes()
+    with pytest.raises(UsageError, match=r"one.png: expected a folder or a video such as .mp4"):
+        apply_to(tree / "Run" / "a.mp4", tmp_path / "one.png")
+
+
+def test_broken_videos_are_listed_and_all_others_are_done(tree, tmp_path):
+    broken = spoil(tree)
+    with pytest.raises(RunError, match="5 of 10 files cannot be read") as caught:
+        apply_to(tree, tmp_path / "dark")
+    assert all(str(tree / name) in str(caught.value) for name in broken)
+    assert names_below(tmp_path / "dark") == sorted(ALL)
+
+
+def test_another_quality_into_the_same_folder_is_refused(tree, tmp_path):
+    apply_to(tree, tmp_path / "dark")
+    with pytest.raises(UsageError, match=r"darkened with other settings \(crf\)"):
+        apply_to(tree, tmp_path / "dark", video=VideoOptions(crf=30))
+
+
+def test_a_full_disk_ends_with_one_line_and_no_half_file(tree, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(videos._Writer, "finish", full)
+    with pytest.raises(RunError, match=r"could not write .*a.mp4: .*No space left on device"):
+        apply_to(tree, tmp_path / "dark")
+    assert names_below(tmp_path / "dark") == [".darkening.json", "cover.png"]
+
+
+def test_a_killed_run_leaves_no_broken_file_and_the_next_one_finishes_it(tree, tmp_path):
+    for number in range(3):
+        save_video(tree / "Walk" / f"{number}.mp4", frames=100, height=180, width=240)
+    output = tmp_path / "dark"
+    command = [sys.executable, "-m", "darkening.apply", "--input", str(tree), "--output", str(output)]
+    command += ["--workers", "0", "--device", "cpu", "--video.batch", "1"]
+    command += ["--night.source", "day"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(output.glob("Walk/.*.tmp")):  # a file of this folder is being written
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list(output.glob("Walk/.*.tmp")), "what the kill interrupted"
+    done = [name for name in names_below(output) if name.endswith((".mp4", ".avi", ".mkv"))]
+    assert len(done) < 7
+    for name in done:
+        assert probe(output / name) == probe(tree / name)
+    subprocess.run(command, check=True, capture_output=True)
+    assert names_below(output) == sorted([*ALL, *(f"Walk/{number}.mp4" for number in range(3))])
+    for name in names_below(output)[1:]:
+        if not name.endswith(".png"):
+            assert probe(output / name) == probe(tree / name)
+
+
+def test_videos_may_be_added_to_a_folder_of_images(tree, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (tree / "cover.png").rename(pictures / "cover.png")
+    apply_to(pictures, tmp_path / "dark")
+    save_video(pictures / "a.mp4")
+    apply_to(pictures, tmp_path / "dark")
+    assert names_below(tmp_path / "dark") == [".darkening.json", "a.mp4", "cover.png"]
+
+
+def test_of_several_video_streams_the_first_is_taken(tmp_path):
+    with av.open(str(tmp_path / "two.mp4"), "w") as out:
+        streams = [out.add_stream("libx264", rate=10) for _ in range(2)]
+        for stream, side in zip(streams, (32, 64), strict=True):
+            stream.width = stream.height = side
+            stream.pix_fmt = "yuv420p"
+        for number in range(4):
+            for stream in streams:
+                pixels = frame_pixels(number, stream.height, stream.width)
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p")))
+        for stream in streams:
+            out.mux(stream.encode(None))
+    darken(tmp_path / "two.mp4", tmp_path / "out.mp4")
+    for name in ("two.mp4", "out.mp4"):
+        facts = probe(tmp_path / name)
+        assert (facts.height, facts.width, facts.frames) == (32, 32, 4)
