@@ -52,6 +52,7 @@ def straightforward(source, target, darken):
             pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1).contiguous()[None] / 255.0
             night = (darken(pixels).clamp(0, 1) * 255).round().to(torch.uint8)[0].permute(1, 2, 0)
             dark = av.VideoFrame.from_ndarray(night.contiguous().numpy(), format="rgb24")
+            dark.pts, dark.time_base = frame.pts, frame.time_base
             out.mux(stream.encode(dark))
         out.mux(stream.encode(None))
 
