@@ -28,7 +28,7 @@ from minmax.runtime.devices import Precision
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.report import markdown_table, recorded, write_json
 
-Task = Literal["classification", "segmentation", "visual-place-recognition"]
+Task = Literal["classification", "segmentation", "visual-place-recognition", "low-light-action-recognition"]
 RecipeName = Literal["paper", "small"]
 RowName = Literal[
     "continued", "brightness", "gamma", "camera", "no-similarity", "no-byol", "full", "unnormalised", "cosine",
@@ -144,6 +144,28 @@ RECIPES: dict[Task, dict[RecipeName, Recipe]] = {
             ("--images.size", "64"),
         ),
     },
+    "low-light-action-recognition": {
+        "paper": Recipe((), (), ("--pretrained",), (), ()),
+        "small": Recipe(
+            ("--clips.length", "8", "--clips.size", "48"),
+            (),
+            (
+                *("--model", "i3d_resnet18", "--width", "32", "--time-stride", "1", "--optim.method", "adamw"),
+                *("--optim.weight-decay", "0.05", "--optim.lr", "1e-3", "--optim.batch-size", "8", "--shift", "0.3"),
+                *("--optim.epochs", "20", "--optim.milestones", "4800", "5760"),
+            ),
+            (
+                *("--optim.epochs", "2", "--optim.milestones", "2", "--optim.lr", "3e-4", "--optim.clip", "1"),
+                *("--loss.similarity", "1"),
+            ),
+            (
+                *("--optim.method", "adamw", "--optim.weight-decay", "0.05", "--optim.lr", "3e-4", "--shift", "0.3"),
+                *("--optim.batch-size", "8", "--optim.epochs", "8", "--optim.milestones", "1600", "2240"),
+                *("--optim.warmup-steps", "0", "--night.exposure", "0.05", "0.4", "--byol.batch-norm", "joint"),
+            ),
+            ("--clips.rounds", "1"),
+        ),
+    },
 }
 SQUARE = ("96", "96")
 """Size of the built-in scenes in segmentation, whatever the recipe."""
@@ -152,6 +174,8 @@ LACKING: dict[Task, tuple[RowName, ...]] = {
     "segmentation": ("two-pass", "two-pass-reestimated"),  # two passes are the recipes' own; there is no --statistics
     # BatchNorm is always the daytime model's, and the contrastive loss is a plain cosine.
     "visual-place-recognition": ("cosine", "two-pass", "two-pass-reestimated", "joint-pass", "frozen-statistics"),
+    # As in the small recipe anyway; there is no --statistics.
+    "low-light-action-recognition": ("two-pass-reestimated", "joint-pass", "even-exposure"),
 }
 
 
@@ -164,7 +188,7 @@ class Config:
     data: str = ""
     """Data as the scripts of the task take it, `scenes` for the built-in data; by default where they look for it."""
     night: tuple[Path, ...] = ()
-    """Night data sets of segmentation; by default those that lie in segmentation/data."""
+    """Night data sets: of segmentation, by default those that lie in segmentation/data; of action recognition, one."""
     recipe: RecipeName = "paper"
     """paper: the paper's sizes and schedule; small: 64 or 160 px, a few minutes for each training on two cores."""
     rows: tuple[RowName, ...] = ()
@@ -189,7 +213,7 @@ class Config:
         require(len(self.rows) == len(set(self.rows)), "--rows", self.rows, "each row once")
         lacking = ", ".join(name for name in self.rows if name in LACKING[self.task])
         require(not lacking, "--rows", self.rows, f"rows that {self.task} has; it lacks {lacking}")
-        if self.task != "segmentation":
+        if self.task in ("classification", "visual-place-recognition"):
             require(not self.night, "--night", self.night, f"none: the nights of {self.task} are in its --data")
 
     @property
@@ -314,18 +338,19 @@ def last_score(run: Path) -> float:
 def comparison_table(results: dict[str, list[dict[str, Any]]], task: Task) -> str:
     """Mean and, in brackets, the lowest and highest seed, in percent.
 
-    Top-1 and balanced accuracy by day and by night, the mean IoU on each data set, or the mean average precision and
-    recall at 1 on each.
+    Top-1 and balanced accuracy (top-5 of actions) by day and by night, the mean IoU on each data set, or the mean
+    average precision and recall at 1 on each.
     """
     every = results["daytime model"]
     sets = [name for name in every[0] if name != "file"]
     columns: dict[str, Callable[[dict[str, Any]], float]]
-    if task == "classification":
+    if task in ("classification", "low-light-action-recognition"):
+        second = ("balanced", "balanced") if task == "classification" else ("top-5", "top5")
         splits = [split for split in ("test_day", "test_night") if all(split in found for found in every)]
         columns = {
             f"{split.removeprefix('test_')} {title}": _entry(split, kind)
             for split in splits
-            for title, kind in (("top-1", "top1"), ("balanced", "balanced"))
+            for title, kind in (("top-1", "top1"), second)
         }
     elif task == "segmentation":
         columns = {f"{name}, mean IoU": _entry(name, "mean_iou") for name in sets}

@@ -1,7 +1,7 @@
 """Top-1 and top-5 of an action recogniser by day and by night, beside those of a second one if wished.
 
-    python low-light-action-recognition/test.py --checkpoint runs/action/adapt/last-epoch.pt \
-        --before runs/action/day/best.pt --night ARID
+    python low-light-action-recognition/test.py --checkpoint runs/low-light-action-recognition/adapt/last-epoch.pt \
+        --before runs/low-light-action-recognition/day/best.pt --night ARID
 
 Each video is seen in several clips whose probabilities are averaged. Prints tables and writes them into test/ beside
 the checkpoint (or into --output): results.md, everything down to the verdict on each video in results.json, confusion

@@ -1,11 +1,12 @@
 """Model level: adapt a daytime action recogniser to the dark with day videos only (Luo et al., ICCV 2023).
 
-    python low-light-action-recognition/train.py --name adapt --checkpoint runs/action/day/best.pt \
-        --darkener runs/action/darkener/best.pt
+    python low-light-action-recognition/train.py --name adapt \
+        --checkpoint runs/low-light-action-recognition/day/best.pt \
+        --darkener runs/low-light-action-recognition/darkener/best.pt
 
 Each step sees a day view and a darkened view of the same frames; the loss is cross-entropy on both plus BYOL's distance
 between their features. Nights are made online, one exposure and one noise map per clip, or read from a folder of videos
-(--darkened) that `python -m darkening.apply` made. Gives runs/action/adapt/{best,last-epoch}.pt for test.py. The
+(--darkened) that `python -m darkening.apply` made. Gives {best,last-epoch}.pt in the run's folder for test.py. The
 defaults are the paper's for NormalLight (10 epochs of 48 clips of 16 frames).
 """
 
@@ -47,7 +48,7 @@ class Config(CommonFlags):
     """Adapt a daytime action recogniser to the dark."""
 
     name: str = "adapt"
-    """Name of the run; its folder is RUNS/action/NAME and must not exist yet."""
+    """Name of the run; its folder is RUNS/low-light-action-recognition/NAME and must not exist yet."""
     data: str = str(DEFAULT_DATA)
     """Folder of the data set (README.md has the layouts), or `scenes` for the built-in clips."""
     checkpoint: Path
@@ -102,7 +103,7 @@ def main(config: Config) -> Path:
         config = replaced(config, clips={"length": 4, "size": 32}, optim={"epochs": 2, "batch_size": 8}, workers=0)
     with open_runtime(config.device, config.precision, config.threads) as runtime:
         if runtime.is_main:
-            check_run_folder("action", config)
+            check_run_folder("low-light-action-recognition", config)
         runtime.require_pairs(config.optim.batch_size)
         network, settings = load_recogniser(config.checkpoint)
         # What made the folder must not choose the checkpoint either.
@@ -126,7 +127,7 @@ def main(config: Config) -> Path:
         if darkened is not None:
             used["--darkened"] = darkened.fingerprint()
 
-        with Run("action", config, runtime, joint_fingerprint(used)) as run:
+        with Run("low-light-action-recognition", config, runtime, joint_fingerprint(used)) as run:
             run.restore(pair=pair, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
             for epoch in run.epochs(config.optim.epochs):
                 pair.train()

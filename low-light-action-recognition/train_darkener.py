@@ -1,11 +1,12 @@
 """Image level: train a darkener against the frozen daytime recogniser (Luo et al., ICCV 2023).
 
-    python low-light-action-recognition/train_darkener.py --name darkener --checkpoint runs/action/day/best.pt
+    python low-light-action-recognition/train_darkener.py --name darkener \
+        --checkpoint runs/low-light-action-recognition/day/best.pt
 
-Gives runs/action/darkener/best.pt, the darkener for train.py and for `python -m darkening.apply`, and a contact sheet.
-The curve estimator sees single frames, the recogniser whole clips, all frames of one darkened to one request. The paper
-trains 5000 steps of 3 clips from scratch; from the starting point that ships with the package a fraction of that obeys
-the requested exposure.
+Gives runs/low-light-action-recognition/darkener/best.pt, the darkener for train.py and for `python -m darkening.apply`,
+and a contact sheet. The curve estimator sees single frames, the recogniser whole clips, all frames of one darkened to
+one request. The paper trains 5000 steps of 3 clips from scratch; from the starting point that ships with the package a
+fraction of that obeys the requested exposure.
 """
 
 import logging
@@ -49,7 +50,7 @@ class Config(CommonFlags):
     """Train a darkener against a daytime recogniser."""
 
     name: str = "darkener"
-    """Name of the run; its folder is RUNS/action/NAME and must not exist yet."""
+    """Name of the run; its folder is RUNS/low-light-action-recognition/NAME and must not exist yet."""
     data: str = str(DEFAULT_DATA)
     """Folder of the data set (README.md has the layouts), or `scenes` for the built-in clips."""
     checkpoint: Path
@@ -84,7 +85,7 @@ def main(config: Config) -> Path:
     recipe = DarkenerTraining(config.request, config.loss, config.optim)
     with open_runtime(config.device, config.precision, config.threads) as runtime:
         if runtime.is_main:
-            check_run_folder("action", config)
+            check_run_folder("low-light-action-recognition", config)
         network, _ = load_recogniser(config.checkpoint)
         seed_globally(config.seed, "darkener")
         darkener = runtime.place(initial_darkener(config.init, config.darkener))
@@ -102,7 +103,7 @@ def main(config: Config) -> Path:
         dataset = DayClips(training, config.clips, config.seed)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
-        with Run("action", config, runtime, training.fingerprint()) as run:
+        with Run("low-light-action-recognition", config, runtime, training.fingerprint()) as run:
             train_darkener(darkener, encoder, loader, held_out_frames, recipe, run, runtime)
             best = run.directory / "best.pt"
             if runtime.is_main:

@@ -3,9 +3,9 @@
     python low-light-action-recognition/train_day.py --name day --data scenes --clips.length 8 --clips.size 48 \
         --model i3d_resnet18 --width 32 --time-stride 1 --optim.method adamw --optim.batch-size 8 --optim.lr 1e-3
 
-Gives runs/action/day/best.pt, the checkpoint for train_darkener.py and train.py. Skip it when you have one. The
-defaults are the paper's: I3D-ResNet50, 50 epochs of 32 clips of 16 frames, SGD; it starts from weights of Kinetics,
-here with --pretrained from those of ImageNet.
+Gives runs/low-light-action-recognition/day/best.pt, the checkpoint for train_darkener.py and train.py. Skip it when you
+have one. The defaults are the paper's: I3D-ResNet50, 50 epochs of 32 clips of 16 frames, SGD; it starts from weights of
+Kinetics, here with --pretrained from those of ImageNet.
 """
 
 import logging
@@ -39,7 +39,7 @@ class Config(CommonFlags):
     """Train a daytime action recogniser."""
 
     name: str = "day"
-    """Name of the run; its folder is RUNS/action/NAME and must not exist yet."""
+    """Name of the run; its folder is RUNS/low-light-action-recognition/NAME and must not exist yet."""
     data: str = str(DEFAULT_DATA)
     """Folder of the data set (README.md has the layouts), or `scenes` for the built-in clips."""
     model: str = "i3d_resnet50"
@@ -77,7 +77,7 @@ def main(config: Config) -> Path:
         config = replaced(config, clips={"length": 4, "size": 32}, optim={"epochs": 2, "batch_size": 8}, workers=0)
     with open_runtime(config.device, config.precision, config.threads) as runtime:
         if runtime.is_main:
-            check_run_folder("action", config)
+            check_run_folder("low-light-action-recognition", config)
         runtime.require_pairs(config.optim.batch_size)
         training = open_clips(config.data, "train", config.clips, quick=config.quick, cache=config.runs)
         validation = open_clips(config.data, "val", config.clips, training.classes, config.quick, config.runs)
@@ -91,7 +91,7 @@ def main(config: Config) -> Path:
         optimizer, schedule = config.optim.build(network.parameters(), runtime.world_size)
         parallel = runtime.parallel(network)
 
-        with Run("action", config, runtime, training.fingerprint()) as run:
+        with Run("low-light-action-recognition", config, runtime, training.fingerprint()) as run:
             run.restore(network=network, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
             for epoch in run.epochs(config.optim.epochs):
                 network.train()

@@ -217,7 +217,7 @@ def test_a_folder_of_nights_that_does_not_fit_is_refused(case, videos, day_netwo
     with pytest.raises(UsageError) as caught:
         start("train", *common(videos, tmp_path), "--checkpoint", day_network, "--darkened", darkened)
     assert message in str(caught.value)
-    assert not (tmp_path / "action").exists()
+    assert not (tmp_path / "low-light-action-recognition").exists()
 
 
 GAMMA = ("--night.source", "gamma")
@@ -243,7 +243,7 @@ def test_flags_that_cannot_work_are_refused_before_any_work(case, videos, day_ne
     with pytest.raises(UsageError) as caught:
         start(script, "--checkpoint", day_network, *where, *runs, *flags)
     assert message in str(caught.value)
-    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("action/*"))
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("low-light-action-recognition/*"))
 
 
 def test_selection_refuses_a_night_split(tmp_path):
@@ -264,7 +264,10 @@ def test_accuracy_of_an_example_done_by_hand():
 def test_two_processes_train_together(videos, day_network, tmp_path):
     flags = [*common(videos, tmp_path), "--checkpoint", day_network, "--night.source", "gamma", "--threads", 1]
     assert run_ranks(command("train", *flags)) == [0, 0]
-    found = [json.loads(line)["kind"] for line in (tmp_path / "action/adapt/metrics.jsonl").read_text().splitlines()]
+    found = [
+        json.loads(line)["kind"]
+        for line in (tmp_path / "low-light-action-recognition/adapt/metrics.jsonl").read_text().splitlines()
+    ]
     assert found == ["train", "validation"]  # 6 videos, 2 x 2 a step
 
 

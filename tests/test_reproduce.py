@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import get_args
 
 import pytest
+from action_scripts import SCRIPTS as ACTION_SCRIPTS
 from classification_scripts import SCRIPTS
 from place_scripts import SCRIPTS as PLACE_SCRIPTS
 from segmentation_scripts import SCRIPTS as SEGMENTATION_SCRIPTS
@@ -58,7 +59,7 @@ class Scripts:
         failed = run in self.failing
         if script == "test.py":
             by_split = zip(("test_day", "test_night"), self.shares.get(run, (0.5, 0.5)), strict=True)
-            numbers = {split: {"top1": share, "balanced": share / 2} for split, share in by_split}
+            numbers = {split: {"top1": share, "balanced": share / 2, "top5": share} for split, share in by_split}
             given["--output"].mkdir(parents=True, exist_ok=True)
             found = {"results": {"checkpoint": {split: numbers[split] for split in self.splits}}}
             if self.task == "segmentation":
@@ -186,6 +187,7 @@ def parsed(reproduce, scripts, tmp_path):
             "classification": SCRIPTS,
             "segmentation": SEGMENTATION_SCRIPTS,
             "visual-place-recognition": PLACE_SCRIPTS,
+            "low-light-action-recognition": ACTION_SCRIPTS,
         }[config.task]
         return {
             (script, run.removesuffix("-0")): parse_flags(modules[Path(script).stem].Config, None, flags)
@@ -261,8 +263,22 @@ def test_the_scripts_of_place_recognition_accept_their_flags_too(reproduce, pars
     assert {config.whitening for (script, _), config in found.items() if script == "test.py"} == {recipe == "paper"}
 
 
+@pytest.mark.parametrize("recipe", ["paper", "small"])
+def test_the_scripts_of_action_recognition_accept_their_flags_too(reproduce, parsed, recipe):
+    found = parsed(recipe, task="low-light-action-recognition")
+    rows = {run: config for (script, run), config in found.items() if script == "train.py"}
+    assert set(rows) == set(reproduce.ROWS) - set(reproduce.LACKING["low-light-action-recognition"])
+    assert {config.clips.length for config in found.values()} == {16 if recipe == "paper" else 8}
+
+
 @pytest.mark.parametrize(
-    ("task", "count"), [("classification", 14), ("segmentation", 13), ("visual-place-recognition", 10)]
+    ("task", "count"),
+    [
+        ("classification", 14),
+        ("segmentation", 13),
+        ("visual-place-recognition", 10),
+        ("low-light-action-recognition", 12),
+    ],
 )
 def test_no_two_rows_of_the_small_recipe_are_the_same(parsed, task, count):
     data = "streets" if task == "segmentation" else "scenes"
