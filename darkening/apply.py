@@ -33,7 +33,7 @@ from minmax.runtime.checkpoints import file_digest, remove_leftovers
 from minmax.runtime.config import from_plain, require, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.errors import RunError, UsageError
-from minmax.runtime.report import recorded
+from minmax.runtime.report import recorded, write_json
 from minmax.runtime.seeding import generator_for
 
 log = logging.getLogger(__name__)
@@ -190,13 +190,16 @@ def _refuse_other_settings(config: Config, files: list[Path]) -> None:
     if any(map(_is_video, files)):
         now["crf"] = config.video.crf
     # A folder that held images alone says nothing of the quality of videos.
-    before = {"crf": now.get("crf")} | recorded(now, config.output / SETTINGS_FILE)
+    stored = recorded(now, config.output / SETTINGS_FILE)
+    before = {"crf": now.get("crf")} | stored
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         raise UsageError(
             f"--output {config.output}: holds images darkened with other settings ({', '.join(changed)}); choose "
             "another folder, or remove this one"
         )
+    if before != stored and "crf" in now:  # from here on it holds videos too
+        write_json(before, config.output / SETTINGS_FILE)
 
 
 def _targets(config: Config, files: list[Path]) -> dict[Path, Path]:

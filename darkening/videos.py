@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +28,7 @@ from torch import Tensor
 from minmax.runtime.checkpoints import write_atomically
 from minmax.runtime.config import require
 from minmax.runtime.devices import Runtime
+from minmax.runtime.errors import RunError
 
 log = logging.getLogger(__name__)
 ItemT = TypeVar("ItemT")
@@ -37,6 +39,9 @@ VIDEO_SUFFIXES = frozenset({".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm"})
 _CONTAINERS = {".m4v": "mp4", ".mkv": "matroska"}
 _H264, _VP9 = "libx264", "libvpx-vp9"
 _COUNTED_CONTAINER = "avi"  # its header counts the frames, and it keeps no times
+_BT709, _SMPTE170M = 1, 6  # codes of ITU-T H.273
+# How much earlier than its header says a whole file may end: headers are rounded, and subtitles may last longer.
+_LENIENT_SECONDS, _LENIENT_SHARE = 0.5, 0.02
 _SEEK_FROM = 48  # frames that are decoded rather than skipped by a seek
 _BATCHES_AHEAD = 2
 _BATCH_PIXELS = {"cpu": 2**18, "other": 2**21}
@@ -89,26 +94,54 @@ def _frames_of(packet: Packet[Any], stream: VideoStream) -> Iterator[av.VideoFra
         yield frame
 
 
-def _all_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
-    """Every frame in the order it is shown.
+class _Watch:
+    """Looks at every packet and frame of a file: do all frames have one size, and is the end there?"""
 
-    Raises:
-        BrokenVideo: when one cannot be decoded, there is none, or the file ends before its header says.
-    """
-    count = 0
-    for packet in container.demux(stream):
-        for frame in _frames_of(packet, stream):
-            count += 1
-            yield frame
-    _require_whole(container, stream, count)
+    def __init__(self, file: Path) -> None:
+        self.file, self.count, self.end = file, 0, 0.0
+        self.shape: tuple[int, int] | None = None
+
+    def packet(self, packet: Packet[Any]) -> None:
+        """Note when a packet of any stream ends; refuse a damaged one."""
+        if packet.is_corrupt:
+            raise BrokenVideo("is cut off or damaged")
+        if packet.pts is not None and packet.time_base is not None:
+            self.end = max(self.end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+
+    def frame(self, frame: av.VideoFrame) -> None:
+        """Count a frame; refuse one of another size than the first."""
+        shape = (frame.height, frame.width) if frame.rotation % 180 == 0 else (frame.width, frame.height)
+        self.shape = self.shape or shape
+        if shape != self.shape:
+            raise BrokenVideo(f"changes its size at frame {self.count}, to {shape[1]}x{shape[0]}")
+        self.count += 1
+
+    def require_whole(self, container: InputContainer) -> None:
+        """Refuse a file without frames, or one that ends well before its header says."""
+        if self.count == 0:
+            raise BrokenVideo("holds no frame")
+        if container.format.name == _COUNTED_CONTAINER:
+            # The number of frames in its header counts repeated ones, which are not stored, so sizes must tell.
+            if _ends_inside_a_chunk(self.file):
+                raise BrokenVideo("is cut off")
+        elif container.duration:
+            seconds = container.duration / av.time_base
+            if self.end < seconds - max(_LENIENT_SECONDS, _LENIENT_SHARE * seconds):
+                raise BrokenVideo(f"ends after {self.end:.1f} of {seconds:.1f} seconds")
 
 
-def _require_whole(container: InputContainer, stream: VideoStream, count: int) -> None:
-    if count == 0:
-        raise BrokenVideo("holds no frame")
-    # Other containers may hold frames that an edit list leaves out.
-    if container.format.name == _COUNTED_CONTAINER and count < stream.frames:
-        raise BrokenVideo(f"ends after {count} of {stream.frames} frames")
+def _ends_inside_a_chunk(file: Path) -> bool:
+    """Whether an AVI file is shorter than the chunks that it starts say."""
+    length = file.stat().st_size
+    with file.open("rb") as stream:
+        position = 0
+        while position + 8 <= length:
+            stream.seek(position)
+            name, size = struct.unpack("<4sI", stream.read(8))
+            if name != b"RIFF" or size in (0, 2**32 - 1):  # padding, or a recording that was never closed
+                return False
+            position += 8 + size + size % 2
+    return position > length + 1
 
 
 def _pixels(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
@@ -128,14 +161,17 @@ def probe(file: Path) -> VideoFacts:
     """
     with _opened(file) as (container, stream):
         stream.thread_type = "AUTO"
-        count, height, width = 0, 0, 0
-        for frame in _all_frames(container, stream):
-            count += 1
-            shape = (frame.height, frame.width)
-            height, width = shape if frame.rotation % 180 == 0 else shape[::-1]
+        watch = _Watch(file)
+        for packet in container.demux():
+            watch.packet(packet)
+            if packet.stream.index == stream.index:
+                for frame in _frames_of(packet, stream):
+                    watch.frame(frame)
+        watch.require_whole(container)
+        height, width = watch.shape or (0, 0)
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         audio = tuple(str(track.codec_context.name) for track in container.streams.audio)
-        return VideoFacts(count, height, width, Fraction(rate), audio)
+        return VideoFacts(watch.count, height, width, Fraction(rate), audio)
 
 
 def read_frames(file: Path, frames: Sequence[int], size: tuple[int, int] | None = None) -> Tensor:
@@ -157,7 +193,8 @@ def read_frames(file: Path, frames: Sequence[int], size: tuple[int, int] | None 
     if found is None:
         found = {}
         with _opened(file) as (container, stream):
-            for number, frame in enumerate(_all_frames(container, stream)):
+            decoded = (frame for packet in container.demux(stream) for frame in _frames_of(packet, stream))
+            for number, frame in enumerate(decoded):
                 if number in wanted:
                     found[number] = _pixels(frame, size)
                 if len(found) == len(wanted):
@@ -165,6 +202,8 @@ def read_frames(file: Path, frames: Sequence[int], size: tuple[int, int] | None 
     missing = sorted(wanted - found.keys())
     if missing:
         raise BrokenVideo(f"ends before its frame {missing[0]}")
+    if len({pixels.shape for pixels in found.values()}) > 1:
+        raise BrokenVideo("changes its size")
     return torch.from_numpy(np.stack([found[number] for number in frames])).permute(0, 3, 1, 2)
 
 
@@ -179,7 +218,10 @@ def _found_by_seeking(
     with _opened(file) as (container, stream):
         if container.format.name == _COUNTED_CONTAINER:  # what times FFmpeg makes up for it need not be in order
             return None
-        times = [packet.pts for packet in container.demux(stream) if packet.size]
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        if any(packet.is_discard for packet in packets):  # an edit list leaves frames out
+            return None
+        times = [packet.pts for packet in packets]
         known = sorted(time for time in times if time is not None)
         if not len(known) == len(times) == len(set(known)) or max(wanted) >= len(known):
             return None
@@ -218,7 +260,7 @@ class VideoOptions:
     crf: int = 18
     """Constant rate factor of H.264 (of VP9 in .webm): less is better and larger, 0 is lossless."""
     batch: int = 0
-    """Frames that are darkened at a time; 0 chooses by their size. The result does not depend on it."""
+    """Frames that are darkened at a time; 0 chooses by their size. Only the camera night's noise depends on it."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -291,11 +333,18 @@ def _convert(
         decoding, encoding = (stack.enter_context(_one_thread()) for _ in range(2))
         darken: Callable[[Tensor], Tensor] | None = None
         written: deque[Future[None]] = deque()
-        for batch in _ahead(_batches(container, stream, options.batch, size, runtime), decoding):
+        for batch in _ahead(_batches(source, container, stream, options.batch, size, runtime), decoding):
             frames = runtime.to_device(batch.pixels.permute(0, 3, 1, 2)) / 255.0
             if darken is None:
                 darken = start(frames.shape[2], frames.shape[3])
-            codes = (darken(frames).clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
+            try:
+                dark = darken(frames)
+            except torch.OutOfMemoryError as error:
+                raise RunError(
+                    f"{source}: out of memory for {len(frames)} frames of {frames.shape[3]}x{frames.shape[2]}; lower "
+                    "--video.batch"
+                ) from error
+            codes = (dark.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
             pixels = codes.permute(0, 2, 3, 1).contiguous().cpu().numpy()
             written.append(encoding.submit(writer.write, pixels, batch.times, batch.sound))
             if len(written) > _BATCHES_AHEAD:
@@ -324,19 +373,26 @@ def _ahead(items: Iterator[ItemT], pool: ThreadPoolExecutor) -> Iterator[ItemT]:
 
 
 def _batches(
-    container: InputContainer, stream: VideoStream, length: int, size: tuple[int, int] | None, runtime: Runtime
+    source: Path,
+    container: InputContainer,
+    stream: VideoStream,
+    length: int,
+    size: tuple[int, int] | None,
+    runtime: Runtime,
 ) -> Iterator[_Batch]:
     """All frames of the video and all packets of its sound, so many frames at a time."""
     pixels: list[NDArray[np.uint8]] = []
     times: list[_Shown] = []
     sound: list[Packet[Any]] = []
-    count = 0
-    for packet in container.demux(stream, *container.streams.audio):
+    watch = _Watch(source)
+    for packet in container.demux():
+        watch.packet(packet)
         if packet.stream.index != stream.index:
-            sound.append(packet)
+            if packet.stream.type == "audio":
+                sound.append(packet)
             continue
         for frame in _frames_of(packet, stream):
-            count += 1
+            watch.frame(frame)
             pixels.append(_pixels(frame, size))
             times.append(_Shown(frame.pts, frame.duration or 0))
             height, width = pixels[-1].shape[:2]
@@ -344,7 +400,7 @@ def _batches(
             if len(pixels) >= (length or max(1, most // (height * width))):
                 yield _Batch(torch.from_numpy(np.stack(pixels)), times, sound)
                 pixels, times, sound = [], [], []
-    _require_whole(container, stream, count)
+    watch.require_whole(container)
     if pixels:
         yield _Batch(torch.from_numpy(np.stack(pixels)), times, sound)
     elif sound:
@@ -372,7 +428,7 @@ class _Writer:
             self.out = av.open(str(file), "w", format=_CONTAINERS.get(suffix, suffix[1:]))
         self.video: VideoStream | None = None
         self.tracks: dict[int, Any] = {}
-        self.count, self.last = 0, -1
+        self.count, self.first, self.last = 0, 0, -1
 
     def __enter__(self) -> Self:
         """The writer itself."""
@@ -402,7 +458,9 @@ class _Writer:
             context.sample_aspect_ratio = aspect
         self.matrix = Colorspace.ITU709 if source.colorspace == Colorspace.ITU709 else Colorspace.ITU601
         context.flags |= Flags.frame_duration  # of the last frame, that is, which no other one ends
-        context.colorspace, context.color_range = source.colorspace, ColorRange.MPEG
+        # What the colours are stored by, which need not be what the source says of its own.
+        context.colorspace = _BT709 if self.matrix == Colorspace.ITU709 else _SMPTE170M
+        context.color_range = ColorRange.MPEG
         for track in self.source.streams.audio:
             codec = track.codec_context.codec.canonical_name
             if codec in self.out.supported_codecs:
@@ -435,7 +493,10 @@ class _Writer:
         base = self.video.codec_context.time_base if self.video else None
         assert base is not None
         if not self.keeps_times:
-            time = self.count
+            # The place among its neighbours, with those that are shown twice and stored once.
+            place = self.count if time is None else round(time * Fraction(self.original.time_base or base) / base)
+            self.first = place if self.count == 0 else self.first
+            time = max(place - self.first, self.last + 1)
         elif time is None or (self.count and time <= self.last):
             rate = Fraction(self.original.average_rate or self.original.guessed_rate or 25)
             time = self.last + max(1, round(1 / (rate * base)))

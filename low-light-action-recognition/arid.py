@@ -1,5 +1,6 @@
 """Where the videos of a data set are and what they show: class trees, NormalLight's and ARID's layout, list files."""
 
+import logging
 import re
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,7 @@ from darkening.videos import VIDEO_SUFFIXES
 from minmax.runtime.errors import UsageError
 from minmax.runtime.seeding import derive_seed
 
+log = logging.getLogger(__name__)
 DEFAULT_DATA = Path(__file__).resolve().parent / "dataset" / "NormalLight"
 TREE = "{train,val,test_day,test_night}/<Class>/*.avi"
 LISTED = "[raw/]data/<Class>/*.avi with [raw/]list_cvt/*_split1_{train,test}.txt"
@@ -89,7 +91,11 @@ def _explicit(root: Path, split: Split, config: ClipConfig, classes: tuple[str, 
     if (root / split).is_dir():
         return _class_folders(root / split, root, classes)
     file = _list_file(root, split, config)
-    return None if file is None else read_list(file, root, classes)
+    if file is None:
+        return None
+    if split == "train":
+        log.info("training on the videos of %s: these must be by day", file)
+    return read_list(file, root, classes)
 
 
 def _unlisted(root: Path, classes: tuple[str, ...] | None) -> Found | None:
@@ -174,6 +180,9 @@ def read_list(file: Path, root: Path, classes: tuple[str, ...] | None = None) ->
         )
     if not rows:
         raise UsageError(f"{file} names no videos")
+    twice = [path for path, times in Counter(path for path, _, _ in rows).items() if times > 1]
+    if twice:
+        raise UsageError(f"{file} names {twice[0]} more than once; a video must not be trained on and chosen by")
     for path, label, _ in rows:
         if named and label not in named:
             raise UsageError(f"{file}: {path} has the label {label}, which {mapping} does not name")
@@ -232,7 +241,7 @@ def _held_out(found: Found, split: Split, config: ClipConfig) -> Found:
     kept = []
     for label in range(len(found.classes)):
         members = [video for video in found.videos if video.label == label]
-        # By a hash of the name: a video that is added later moves no other from one side to the other.
+        # By a hash of the name: a video that is added later moves hardly any other to the other side.
         shuffled = sorted(members, key=lambda video: derive_seed("validation", video.name))
         count = max(1, round(config.validation * len(members))) if len(members) > 1 else 0
         kept += shuffled[:count] if split == "val" else shuffled[count:]

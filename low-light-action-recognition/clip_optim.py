@@ -38,7 +38,10 @@ class ClipOptim:
         require(self.lr > 0, "--optim.lr", self.lr, "more than 0")
         require(0 < self.momentum < 1, "--optim.momentum", self.momentum, "more than 0, less than 1")
         require(self.weight_decay >= 0, "--optim.weight-decay", self.weight_decay, "0 or more")
-        require(all(m >= 1 for m in self.milestones), "--optim.milestones", self.milestones, "numbers of 1 or more")
+        counted = all(m >= self.batch_size for m in self.milestones)
+        require(
+            counted, "--optim.milestones", self.milestones, f"numbers of clips, {self.batch_size} (a batch) or more"
+        )
         require(self.warmup_steps >= 0, "--optim.warmup-steps", self.warmup_steps, "0 or more")
 
     def rate_factor(self, step: int, processes: int = 1) -> float:

@@ -118,6 +118,9 @@ def whole(frames: Tensor, size: int) -> Tensor:
     return centre.transpose(0, 1).contiguous()
 
 
+_AT_ONCE = 64  # frames
+
+
 class WholeClips(Dataset[tuple[Tensor, Tensor]]):
     """Clips of each video for evaluation, uint8 `(rounds, 3, T, H, W)`, with their label.
 
@@ -140,8 +143,9 @@ class WholeClips(Dataset[tuple[Tensor, Tensor]]):
         chosen = [frames_of_clip(*self._video(index), start) for start in self._starts(index)]
         distinct = sorted({frame for frames in chosen for frame in frames})
         places = {frame: place for place, frame in enumerate(distinct)}
-        decoded = self.clips.load(index, distinct)  # each frame once, however many rounds show it
-        shown = whole(decoded, self.config.size)
+        # Each frame once, however many rounds show it; a few at a time, as they come in the video's own size.
+        parts = [distinct[start : start + _AT_ONCE] for start in range(0, len(distinct), _AT_ONCE)]
+        shown = torch.cat([whole(self.clips.load(index, part), self.config.size) for part in parts], dim=1)
         rounds = torch.stack([shown[:, [places[frame] for frame in frames]] for frames in chosen])
         return rounds, torch.tensor(self.clips.labels[index])
 

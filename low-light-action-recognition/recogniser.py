@@ -1,5 +1,6 @@
 """Networks for clips as task networks: I3D, torchvision's 3D ResNets, and the files that hold them."""
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from minmax.runtime.checkpoints import load_checkpoint
 from minmax.runtime.errors import UsageError
 from minmax.task_network import IMAGENET_STATISTICS, InputNormalization, LayeredEncoder, TaskNetwork
 
+log = logging.getLogger(__name__)
 CHECKPOINT_FORMAT = "similarity-minmax/recogniser"
 I3D = "i3d_"
 TORCHVISION = ("r3d_18", "r2plus1d_18", "mc3_18")
@@ -121,7 +123,7 @@ def save_recogniser(
     save_network(network, settings, CHECKPOINT_FORMAT, path, config)
 
 
-def load_recogniser(path: Path) -> tuple[TaskNetwork, RecogniserSettings]:
+def load_recogniser(path: Path, clips: Mapping[str, Any] | None = None) -> tuple[TaskNetwork, RecogniserSettings]:
     """Rebuild a network from a checkpoint of this project, of the authors, or of torchvision's 3D ResNets.
 
     - Ours (`save_recogniser`) carries what rebuilds it.
@@ -130,11 +132,19 @@ def load_recogniser(path: Path) -> tuple[TaskNetwork, RecogniserSettings]:
       other names stay. With 11 outputs these are ARID's actions in alphabetical order, otherwise numbers.
     - torchvision's r3d_18, r2plus1d_18 and mc3_18: `fc.*` becomes `classifier.*`; the outputs are numbered.
 
+    Args:
+        path: the checkpoint.
+        clips: length, interval and size that clips will have; others than ours was trained with are warned of.
+
     Raises:
         UsageError: when the file is missing, unreadable, none of these, or does not fit.
     """
     payload = load_checkpoint(path)
     if payload.get("format") == CHECKPOINT_FORMAT:
+        trained = (payload.get("config") or {}).get("clips") or {}
+        for name, value in (clips or {}).items():
+            if name in trained and trained[name] != value:
+                log.warning("%s was trained with --clips.%s %s, not %s", path, name, trained[name], value)
         return rebuild_network(payload, RecogniserSettings, build_recogniser, path)
     weights = {
         name.removeprefix(_RELEASED_NETWORK): tensor

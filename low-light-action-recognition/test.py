@@ -20,7 +20,7 @@ from clips import SCENES, ClipConfig, LabelledClips, Split
 from recogniser import load_recogniser
 
 from minmax.runtime.checkpoints import write_atomically
-from minmax.runtime.config import MeasuringFlags, run_script
+from minmax.runtime.config import MeasuringFlags, replaced, run_script
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.report import draw_confusion, markdown_table, write_json
@@ -56,9 +56,12 @@ class Config(MeasuringFlags):
 
 def main(config: Config) -> dict[str, dict[Split, ClipAccuracy]]:
     """Measure, report, and return the accuracies by checkpoint (`before`, `checkpoint`) and split."""
+    if config.quick:
+        config = replaced(config, clips={"length": 4, "size": 32, "rounds": 1})
     paths = {"before": config.before, "checkpoint": config.checkpoint}
+    shown = {} if config.quick else {name: getattr(config.clips, name) for name in ("length", "interval", "size")}
     with open_runtime(config.device, config.precision, config.threads) as runtime:
-        loaded = {name: load_recogniser(path) for name, path in paths.items() if path is not None}
+        loaded = {name: load_recogniser(path, shown) for name, path in paths.items() if path is not None}
         known = {settings.classes for _, settings in loaded.values()}
         if len(known) > 1:
             raise UsageError(f"{config.before} and {config.checkpoint} know different classes")

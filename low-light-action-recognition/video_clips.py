@@ -78,14 +78,17 @@ def checked_clips(clips: VideoClips, config: ClipConfig, cache: Path) -> VideoCl
         UsageError: names the broken videos and why, when there are more of them than that share.
     """
     record = cache / "checked" / f"clips-{clips.fingerprint()}.json"
+    found: list[int | str] = [""] * len(clips)
     if record.is_file():
-        found: list[int | str] = json.loads(record.read_text(encoding="utf-8"))["frames"]
-    else:
+        found = json.loads(record.read_text(encoding="utf-8"))["frames"]
+    # A fault may be of the disk, and gone the next time.
+    unknown = [position for position, count in enumerate(found) if isinstance(count, str)]
+    if unknown:
         with ThreadPoolExecutor() as pool:  # FFmpeg decodes without Python's lock
-            probed = pool.map(_frames_or_fault, [video.file for video in clips.videos])
-            found = list(
-                tqdm(probed, total=len(clips), desc=f"checking {clips.split}", unit="video", disable=None, leave=False)
-            )
+            probed = pool.map(_frames_or_fault, [clips.videos[position].file for position in unknown])
+            bar = tqdm(probed, f"checking {clips.split}", len(unknown), unit="video", disable=None, leave=False)
+            for position, count in zip(unknown, bar, strict=True):
+                found[position] = count
         try:
             write_json({"frames": found}, record)
         except RunError as error:  # only costs the next run some time

@@ -12,6 +12,7 @@ from clips import ClipConfig, SceneClips, frames_of_clip
 from hls_shift import AUTHORS_SHIFT, hls_to_rgb, rgb_to_hls, shift_hls
 from video_files import frame_pixels, save_truncated, save_video
 
+from darkening.videos import probe
 from minmax.runtime.errors import RunError, UsageError
 from minmax.scenes import MOTIONS, render_clips
 from minmax.scenes.motion import draw_motion, render_clip
@@ -171,11 +172,15 @@ def test_what_was_checked_is_remembered(spoilt, monkeypatch):
     flags = (str(spoilt), "train", ClipConfig(skip_corrupt=0.2))
     first = open_clips(*flags, cache=spoilt / "cache")
 
-    def forbidden(_):
-        raise AssertionError("checked again")
+    asked = []
 
-    monkeypatch.setattr("video_clips.probe", forbidden)
+    def counted(file):
+        asked.append(file.name)
+        return probe(file)
+
+    monkeypatch.setattr("video_clips.probe", counted)
     assert open_clips(*flags, cache=spoilt / "cache").counts == first.counts
+    assert sorted(asked) == ["cut.mp4", "text.avi"]  # what was broken may be mended by now
 
 
 def test_a_video_that_vanishes_is_told(spoilt):

@@ -327,3 +327,87 @@ def test_of_several_video_streams_the_first_is_taken(tmp_path):
     for name in ("two.mp4", "out.mp4"):
         facts = probe(tmp_path / name)
         assert (facts.height, facts.width, facts.frames) == (32, 32, 4)
+
+
+def remux(source, target, first=0.0, **options):
+    """Copy packets, from the key frame before `first` seconds on, as `ffmpeg -ss -c copy`."""
+    with av.open(str(source)) as given, av.open(str(target), "w", options=options) as out:
+        stream = given.streams.video[0]
+        track = out.add_stream_from_template(stream)
+        start = round(first / stream.time_base)
+        if first:
+            given.seek(start, stream=stream)
+        for packet in given.demux(stream):
+            if packet.dts is not None:
+                packet.pts, packet.dts = packet.pts - start, packet.dts - start
+                packet.stream = track
+                out.mux(packet)
+    return target
+
+
+def test_frames_that_an_edit_list_leaves_out_are_not_counted(tmp_path, monkeypatch):
+    cut = remux(save_video(tmp_path / "a.mp4", frames=30), tmp_path / "cut.mp4", first=0.7)
+    with av.open(str(cut)) as container:
+        assert any(packet.is_discard for packet in container.demux(container.streams.video[0]) if packet.size)
+    count = probe(cut).frames
+    wanted = [count - 6, count - 3, count - 1]
+    plain = read_frames(cut, wanted)
+    monkeypatch.setattr(videos, "_SEEK_FROM", 1)
+    assert torch.equal(read_frames(cut, wanted), plain)
+    darken(cut, tmp_path / "dark.mp4", GAMMA)
+    assert probe(tmp_path / "dark.mp4").frames == count
+
+
+def test_an_avi_may_repeat_frames_without_storing_them(tmp_path):
+    source = tmp_path / "a.avi"
+    save_video(source, frames=6, codec="mpeg4")
+    uneven = tmp_path / "uneven.avi"
+    with av.open(str(source)) as given, av.open(str(uneven), "w") as out:
+        stream = given.streams.video[0]
+        track = out.add_stream_from_template(stream)
+        for number, packet in enumerate(p for p in given.demux(stream) if p.dts is not None):
+            packet.pts = packet.dts = 3 * number  # two chunks without a picture between two frames
+            packet.stream = track
+            out.mux(packet)
+    assert probe(uneven).frames == 6
+    darken(uneven, tmp_path / "dark.avi", GAMMA)
+    assert probe(tmp_path / "dark.avi").frames == 6
+    with av.open(str(uneven)) as before, av.open(str(tmp_path / "dark.avi")) as after:
+        first, second = ([f.time for f in c.decode(video=0)] for c in (before, after))
+    # Of the last frame the decoder only guesses the time.
+    assert np.diff(second)[:-1] == pytest.approx(np.diff(first)[:-1], abs=0.11)
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.85])
+def test_a_file_that_is_cut_off_is_refused_though_its_header_is_whole(name, share, tmp_path):
+    file = save_video(tmp_path / f"source.{name[-3:]}", frames=60, height=64, width=96, sound=True)
+    if name.endswith("mp4"):  # with its header before the frames
+        file = remux(file, tmp_path / name, movflags="faststart")
+    assert probe(file).frames == 60
+    content = file.read_bytes()
+    file.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(BrokenVideo):
+        probe(file)
+    with pytest.raises(BrokenVideo):
+        darken(file, tmp_path / f"dark-{name}", GAMMA)
+    assert not (tmp_path / f"dark-{name}").exists()
+
+
+def test_a_video_that_changes_its_size_is_refused(tmp_path):
+    first, second = save_video(tmp_path / "a.mkv"), save_video(tmp_path / "b.mkv", height=48, width=64)
+    both = tmp_path / "both.mkv"
+    with av.open(str(both), "w") as out:
+        track, last = None, 0
+        for file in (first, second):
+            with av.open(str(file)) as given:
+                for packet in given.demux(given.streams.video[0]):
+                    if packet.dts is None:
+                        continue
+                    track = track or out.add_stream_from_template(given.streams.video[0])
+                    packet.pts, packet.dts = packet.pts + last, packet.dts + last
+                    packet.stream = track
+                    out.mux(packet)
+            last = 2000
+    with pytest.raises(BrokenVideo, match="changes its size|damaged|cut off|invalid"):
+        probe(both)

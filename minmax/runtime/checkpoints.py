@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import pickle
+import platform
 import re
 import struct
 from collections.abc import Callable, Mapping
@@ -20,6 +21,9 @@ from minmax.runtime.errors import RunError, UsageError
 
 log = logging.getLogger(__name__)
 
+# Process numbers mean nothing on another machine that shares the disk.
+_HOST = f"{hashlib.sha256(platform.node().encode()).hexdigest()[:8]}-"
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, force it to disk and rename it: never a half-written file.
@@ -27,7 +31,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         RunError: when the disk is full or the folder cannot be written; the former file is then untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_HOST}{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
@@ -42,9 +46,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what `write_atomically` left beside `path` in processes that were killed; the others keep theirs."""
-    for file in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        number = file.name.rsplit(".", 2)[1]
+    """Remove what `write_atomically` left beside `path` in killed processes of this machine; others keep theirs."""
+    for file in path.parent.glob(f".{glob.escape(path.name)}.{_HOST}*.tmp"):
+        number = file.name.rsplit(".", 2)[1].removeprefix(_HOST)
         if number.isdecimal() and not _is_alive(int(number)):
             file.unlink(missing_ok=True)
 

@@ -209,6 +209,9 @@ def run_script(config_class: type[ConfigT], main: Callable[[ConfigT], object], d
         sys.exit(_fail(error, 2))
     except RunError as error:
         sys.exit(_fail(error, 1))
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        sys.exit(130)
 
 
 def _fail(error: Exception, code: int) -> int:
