@@ -9,13 +9,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from darkening.heuristics import HEURISTICS
-from darkening.night_view import NightConfig, NightView, selection_heuristic
+from darkening.night_view import NightConfig, NightView, selection_heuristic, selection_view
 from minmax.runtime.devices import Runtime
 from minmax.runtime.run import readable
 from minmax.runtime.seeding import generator_for
 
-SELECTION_EXPOSURE = (0.05, 0.25)
 CALIBRATION_BINS = 15
 
 
@@ -119,7 +117,7 @@ def selection_score(
         ValueError: for a night split; nothing is ever selected on one.
     """
     refuse_night(images)
-    view = NightView(HEURISTICS[selection_heuristic(night)], SELECTION_EXPOSURE, noise=0.0)
+    view = selection_view(selection_heuristic(night))
     day = measure(network, images, config, runtime).balanced
     darkened = measure(network, images, config, runtime, view).balanced
     return {"day": day, "darkened": darkened, "score": (day + darkened) / 2}

@@ -18,6 +18,7 @@ from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 from minmax.task_network import freeze
 
+SELECTION_EXPOSURE = (0.05, 0.25)
 _NEARLY_BLACK = 0.01  # so that a black cell is not infinitely darker than its neighbours
 
 NightSource = Literal["learned", "gamma", "brightness", "camera", "day"]
@@ -221,3 +222,8 @@ def selection_heuristic(config: NightConfig) -> HeuristicName:
     """The hand-made night for choosing a checkpoint: one that training did not use, and no real night image."""
     preferred: tuple[HeuristicName, ...] = ("gamma", "brightness", "camera")
     return next(name for name in preferred if name not in (config.source, *config.mix))
+
+
+def selection_view(heuristic: HeuristicName) -> NightView:
+    """The hand-made nights of day validation images by which checkpoints are chosen, alike in all tasks and runs."""
+    return NightView(HEURISTICS[heuristic], SELECTION_EXPOSURE, noise=0.0)

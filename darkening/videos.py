@@ -218,10 +218,12 @@ def _found_by_seeking(
     with _opened(file) as (container, stream):
         if container.format.name == _COUNTED_CONTAINER:  # what times FFmpeg makes up for it need not be in order
             return None
-        packets = [packet for packet in container.demux(stream) if packet.size]
-        if any(packet.is_discard for packet in packets):  # an edit list leaves frames out
-            return None
-        times = [packet.pts for packet in packets]
+        times = []
+        for packet in container.demux(stream):  # none is kept: together they are the whole file
+            if packet.size and packet.is_discard:  # an edit list leaves frames out
+                return None
+            if packet.size:
+                times.append(packet.pts)
         known = sorted(time for time in times if time is not None)
         if not len(known) == len(times) == len(set(known)) or max(wanted) >= len(known):
             return None

@@ -9,13 +9,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from darkening.heuristics import HEURISTICS
-from darkening.night_view import NightConfig, NightView, selection_heuristic
+from darkening.night_view import NightConfig, NightView, selection_heuristic, selection_view
 from minmax.runtime.devices import Runtime
 from minmax.runtime.run import readable
 from minmax.runtime.seeding import generator_for
-
-SELECTION_EXPOSURE = (0.05, 0.25)
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,7 @@ def selection_score(
         ValueError: for a night split; nothing is ever selected on one.
     """
     refuse_night(clips)
-    view = NightView(HEURISTICS[selection_heuristic(night)], SELECTION_EXPOSURE, noise=0.0)
+    view = selection_view(selection_heuristic(night))
     day, darkened = (
         measure(network, clips, config, runtime, shown, 1, batch_size, workers).top(1) for shown in (None, view)
     )

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from darkening.heuristics import HEURISTICS, HeuristicName
-from darkening.night_view import NightView
+from darkening.heuristics import HeuristicName
+from darkening.night_view import selection_view
 from minmax.runtime.devices import Runtime
 from minmax.runtime.run import readable
 from minmax.runtime.seeding import generator_for
 
-SELECTION_EXPOSURE = (0.05, 0.25)
 _ROWS = VOID + 1
 _SETS = 8  # of counters
 
@@ -167,7 +166,7 @@ def selection_score(
         ValueError: for night images; nothing is ever selected on them.
     """
     refuse_night(images)
-    view = NightView(HEURISTICS[heuristic], SELECTION_EXPOSURE, noise=0.0)
+    view = selection_view(heuristic)
     confusions = torch.zeros(2, _ROWS, _ROWS, dtype=torch.int64, device=runtime.device)
     for number, streets, pictures in _batches(images, size, runtime, False, batch_size, workers):
         labels = torch.stack([street.labels for street in streets if street.labels is not None]).to(runtime.device)

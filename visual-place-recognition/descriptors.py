@@ -12,15 +12,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional
 from tqdm import tqdm
 
-from darkening.heuristics import HEURISTICS, HeuristicName
-from darkening.night_view import NightView
+from darkening.heuristics import HeuristicName
+from darkening.night_view import selection_view
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError
 from minmax.runtime.run import readable
-from minmax.runtime.seeding import derive_seed, generator_for
+from minmax.runtime.seeding import generator_for
 from minmax.task_network import TaskNetwork
 
-SELECTION_EXPOSURE = (0.05, 0.25)
 _SHAPES_HELD = 16  # batches that may fill at the same time
 
 
@@ -130,7 +129,7 @@ def selection_score(
         batch_size: images per forward pass.
         workers: processes that decode.
     """
-    view = NightView(HEURISTICS[heuristic], SELECTION_EXPOSURE, noise=0.0)
+    view = selection_view(heuristic)
     positions, relevances = pairs.relevances()
 
     def darken(batch: Tensor, at: Sequence[int]) -> Tensor:
@@ -150,5 +149,4 @@ def selection_score(
 
 def draw_positions(count: int, of: int, *keys: int | str) -> list[int]:
     """`count` different positions out of `of`, or all of them in a new order, drawn by `keys`."""
-    generator = torch.Generator().manual_seed(derive_seed(*keys))
-    return torch.randperm(of, generator=generator)[:count].tolist()
+    return torch.randperm(of, generator=generator_for(*keys))[:count].tolist()

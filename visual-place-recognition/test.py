@@ -88,7 +88,7 @@ def main(config: Config) -> dict[str, dict[str, RetrievalScore]]:
     report = "\n\n".join([files, summary_table(titled), *place_tables(tests, found, words)])
     print(report)  # noqa: T201  (the result of the command)
     write_json(as_plain(found, paths, tests, config), output / "results.json")
-    write_atomically(output / "results.md", lambda temporary: temporary.write_text(report + "\n", encoding="utf-8"))
+    write_text(report + "\n", output / "results.md")
     for test in tests:
         captions = {word.strip() or "results": found[name][test.title] for name, word in words.items()}
         draw_results(test, captions, min(256, config.images.size), output / f"{file_name(test.title)}.png")

@@ -25,11 +25,15 @@ class ImagesOfManyShapes(nn.Module):
 
     def forward(self, images: Sequence[Tensor]) -> Tensor:
         """Descriptors `(M, D)` in the order of the images."""
-        order, found = [], []
-        for positions, batch in by_shape(images):
-            found.append(self.network(batch))
-            order += positions
-        return torch.cat(found)[_back(order, images[0].device)]
+        return _described(self.network, images)
+
+
+def _described(network: nn.Module, images: Sequence[Tensor]) -> Tensor:
+    order, found = [], []
+    for positions, batch in by_shape(images):
+        found.append(network(batch))
+        order += positions
+    return torch.cat(found)[_back(order, images[0].device)]
 
 
 class TupleOutputs(NamedTuple):
@@ -55,7 +59,7 @@ class TuplePair(nn.Module):
             order += positions
         back = _back(order, days[0].device)
         pair = Pair(*(torch.cat(parts)[back] for parts in zip(*found, strict=True)))
-        return TupleOutputs(pair, ImagesOfManyShapes(self.pair.online)(others))
+        return TupleOutputs(pair, _described(self.pair.online, others))
 
 
 def _back(order: Sequence[int], device: torch.device) -> Tensor:
