@@ -4,18 +4,22 @@ Source: Luo et al., ICCV 2023 (image level, similarity minimisation).
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from darkening.curve_estimator import Darkener
+from darkening.contact_sheet import contact_sheet
+from darkening.curve_estimator import Darkener, save_darkener
 from darkening.losses import DarkeningLoss
 from darkening.night_view import as_clips, as_images, follow_day, uniform
 from minmax.runtime.config import require, require_range
 from minmax.runtime.devices import Runtime
-from minmax.runtime.report import markdown_table
+from minmax.runtime.report import draw_curves, markdown_table, save_picture
 from minmax.runtime.run import Run
 from minmax.task_network import freeze
 
@@ -165,6 +169,39 @@ def train_darkener(
         log.info("epoch %d: largest distance from the requested exposure %.3f", epoch + 1, max(errors))
         run.finish_epoch()
         run.save()
+
+
+def save_and_show(
+    darkener: Darkener,
+    validation: Tensor,
+    request: RequestConfig,
+    flags: Mapping[str, Any],
+    run: Run,
+    runtime: Runtime,
+    columns: int = 8,
+) -> Path:
+    """Save a trained darkener as `best.pt` of its run, with pictures of what it does, and log how it obeys.
+
+    Args:
+        darkener: trained.
+        validation: held-out day images `(N, 3, H, W)` in [0, 1].
+        request: what it was trained on; the pictures ask for its mean contrast.
+        flags: of the run, kept in the checkpoint.
+        run: the run.
+        runtime: its devices.
+        columns: at most so many images, evenly spaced over `validation`, in the picture.
+    """
+    best = run.directory / "best.pt"
+    if runtime.is_main:
+        save_darkener(darkener, best, dict(flags))
+        shown = validation[:: max(1, len(validation) // columns)][:columns]
+        sheet = contact_sheet(darkener, shown, runtime, contrast=sum(request.contrast) / 2, cell=request.cell)
+        save_picture(sheet, run.directory / "pictures" / "darkened.png")
+        draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
+    means = obedience(darkener, validation, runtime)
+    log.info("on %d held-out day images:\n%s", len(validation), obedience_table(means))
+    log.info("darkener: %s", best)
+    return best
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@ one request. The paper trains 5000 steps of 3 clips from scratch; from the start
 fraction of that obeys the requested exposure.
 """
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,27 +20,24 @@ from clip_views import DayClips, WholeClips
 from clips import ClipConfig
 from recogniser import load_recogniser
 
-from darkening.curve_estimator import DarkenerSettings, save_darkener
+from darkening.curve_estimator import DarkenerSettings
 from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
-from darkening.preview import contact_sheet
 from darkening.starting_point import STARTING_POINT_NAME, initial_darkener
 from darkening.training import (
     DarkenerOptim,
     DarkenerTraining,
     RequestConfig,
-    obedience,
-    obedience_table,
+    save_and_show,
     train_darkener,
 )
 from minmax.runtime.batches import epoch_loader
+from minmax.runtime.checkpoints import file_digest, joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
 from minmax.runtime.devices import open_runtime
-from minmax.runtime.report import draw_curves, save_picture
 from minmax.runtime.run import Run, check_run_folder
 from minmax.runtime.seeding import seed_globally
 from minmax.task_network import InputNormalization
 
-log = logging.getLogger(__name__)
 VALIDATION_VIDEOS = 64
 
 
@@ -103,20 +99,11 @@ def main(config: Config) -> Path:
         dataset = DayClips(training, config.clips, config.seed)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
-        with Run("low-light-action-recognition", config, runtime, training.fingerprint()) as run:
+        # The frozen model shapes every step, so another one in the same file is no resumption.
+        used = joint_fingerprint({"training": training.fingerprint(), "--checkpoint": file_digest(config.checkpoint)})
+        with Run("low-light-action-recognition", config, runtime, used) as run:
             train_darkener(darkener, encoder, loader, held_out_frames, recipe, run, runtime)
-            best = run.directory / "best.pt"
-            if runtime.is_main:
-                save_darkener(darkener, best, to_plain(config))
-                shown = held_out_frames[:: max(1, len(held_out_frames) // 8)][:8]
-                contrast = sum(config.request.contrast) / 2
-                sheet = contact_sheet(darkener, shown, runtime, contrast=contrast, cell=config.request.cell)
-                save_picture(sheet, run.directory / "pictures" / "darkened.png")
-                draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
-            means = obedience(darkener, held_out_frames, runtime)
-            log.info("on frames of %d held-out day videos:\n%s", len(held_out_frames), obedience_table(means))
-            log.info("darkener: %s", best)
-            return best
+            return save_and_show(darkener, held_out_frames, config.request, to_plain(config), run, runtime)
 
 
 if __name__ == "__main__":

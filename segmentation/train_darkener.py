@@ -7,7 +7,6 @@ sheet. The similarity is of the maps of all four stages. The paper trains 15 epo
 from the starting point that ships with the package a fraction of that obeys the requested exposure.
 """
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,27 +16,24 @@ from cityscapes import DEFAULT_DATA, StreetConfig, open_streets
 from segmenter import load_segmenter
 from street_views import DayStreets, WholeStreets
 
-from darkening.curve_estimator import DarkenerSettings, save_darkener
+from darkening.curve_estimator import DarkenerSettings
 from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
-from darkening.preview import contact_sheet
 from darkening.starting_point import STARTING_POINT_NAME, initial_darkener
 from darkening.training import (
     DarkenerOptim,
     DarkenerTraining,
     RequestConfig,
-    obedience,
-    obedience_table,
+    save_and_show,
     train_darkener,
 )
 from minmax.runtime.batches import epoch_loader
+from minmax.runtime.checkpoints import file_digest, joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
 from minmax.runtime.devices import open_runtime
-from minmax.runtime.report import draw_curves, save_picture
 from minmax.runtime.run import Run, check_run_folder
 from minmax.runtime.seeding import seed_globally
 from minmax.task_network import InputNormalization
 
-log = logging.getLogger(__name__)
 VALIDATION_IMAGES = 64
 
 
@@ -97,20 +93,11 @@ def main(config: Config) -> Path:
         dataset = DayStreets(training, config.images.size)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
-        with Run("segmentation", config, runtime, training.fingerprint()) as run:
+        # The frozen model shapes every step, so another one in the same file is no resumption.
+        used = joint_fingerprint({"training": training.fingerprint(), "--checkpoint": file_digest(config.checkpoint)})
+        with Run("segmentation", config, runtime, used) as run:
             train_darkener(darkener, encoder, loader, held_out_images, recipe, run, runtime)
-            best = run.directory / "best.pt"
-            if runtime.is_main:
-                save_darkener(darkener, best, to_plain(config))
-                shown = held_out_images[:: max(1, len(held_out_images) // 4)][:4]
-                contrast = sum(config.request.contrast) / 2
-                sheet = contact_sheet(darkener, shown, runtime, contrast=contrast, cell=config.request.cell)
-                save_picture(sheet, run.directory / "pictures" / "darkened.png")
-                draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
-            means = obedience(darkener, held_out_images, runtime)
-            log.info("on %d held-out day images:\n%s", len(held_out_images), obedience_table(means))
-            log.info("darkener: %s", best)
-            return best
+            return save_and_show(darkener, held_out_images, config.request, to_plain(config), run, runtime, columns=4)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from script_modules import TaskScripts
 SIZE = ["--clips.length", 4, "--clips.interval", 2, "--clips.size", 32]
 SMALL = ["--model", "i3d_resnet18", "--width", 4]
 
-_task = TaskScripts("low-light-action-recognition")
-SCRIPTS, start, command = _task.modules, _task.start, _task.command
+TASK = TaskScripts("low-light-action-recognition")
+SCRIPTS, start, command = TASK.modules, TASK.start, TASK.command
 
 
 def common(data, runs):

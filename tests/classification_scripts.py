@@ -9,8 +9,8 @@ RUNTIME = Runtime(torch.device("cpu"))
 CLASSES = ("bus", "car")  # of the fixture `data`
 SIZE = ["--images.size", "32"]
 
-_task = TaskScripts("classification")
-SCRIPTS, start, command = _task.modules, _task.start, _task.command
+TASK = TaskScripts("classification")
+SCRIPTS, start, command = TASK.modules, TASK.start, TASK.command
 
 
 def common(data, runs):

@@ -2,8 +2,8 @@
 
 from script_modules import TaskScripts
 
-_task = TaskScripts("visual-place-recognition")
-SCRIPTS, start, command = _task.modules, _task.start, _task.command
+TASK = TaskScripts("visual-place-recognition")
+SCRIPTS, start, command = TASK.modules, TASK.start, TASK.command
 
 
 def common(root, runs):

@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 from minmax.runtime.config import parse_flags
+from minmax.runtime.errors import UsageError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -50,3 +54,10 @@ class TaskScripts:
     def command(self, script, *flags):
         """The command that starts a script as a process."""
         return [sys.executable, str(self.folder / f"{script}.py"), *map(str, flags)]
+
+    def assert_goes_on_only_with_its_day_model(self, day, *flags):
+        """A darkener's run that ended must not be continued against a checkpoint that has changed since."""
+        payload = torch.load(day, weights_only=True)
+        torch.save({**payload, "config": {"changed": True}}, day)
+        with pytest.raises(UsageError, match="last.pt was made with data .*--checkpoint"):
+            self.start("train_darkener", *flags, "--checkpoint", day, "--resume")

@@ -8,8 +8,8 @@ from minmax.runtime.devices import Runtime
 RUNTIME = Runtime(torch.device("cpu"))
 SIZE = ["--images.size", 32, 48]
 
-_task = TaskScripts("segmentation")
-SCRIPTS, start, command = _task.modules, _task.start, _task.command
+TASK = TaskScripts("segmentation")
+SCRIPTS, start, command = TASK.modules, TASK.start, TASK.command
 
 
 def common(streets, runs):

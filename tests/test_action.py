@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import torch
-from action_scripts import SCRIPTS, SIZE, SMALL, command, common, start
+from action_scripts import SCRIPTS, SIZE, SMALL, TASK, command, common, start
 from clip_accuracy import ClipAccuracy, selection_score
 from clips import ClipConfig, SceneClips
 from PIL import Image
@@ -85,6 +85,7 @@ def test_four_scripts_on_built_in_clips(tmp_path, capsys):
         assert (run / name).is_file(), name
     before, after = load_recogniser(day)[0].state_dict(), load_recogniser(adapted)[0].state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
+    TASK.assert_goes_on_only_with_its_day_model(day, *scenes)
 
 
 def test_four_scripts_on_a_class_tree_of_videos(videos, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from class_accuracy import ClassAccuracy, measure, selection_score
 from class_folders import ImageConfig, open_split
-from classification_scripts import CLASSES, RUNTIME, SIZE, common, start
+from classification_scripts import CLASSES, RUNTIME, SIZE, TASK, common, start
 from classifier import load_classifier
 from image_views import TrainingViews
 from PIL import Image
@@ -37,6 +37,7 @@ def test_four_scripts_on_built_in_scenes(tmp_path, capsys):
     Image.open(darkener.parent / "pictures" / "darkened.png").verify()
     before, after = load_classifier(day)[0].state_dict(), load_classifier(adapted)[0].state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
+    TASK.assert_goes_on_only_with_its_day_model(day, *scenes)
 
 
 def test_four_scripts_on_class_folders(data, tmp_path):

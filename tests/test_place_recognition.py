@@ -9,7 +9,7 @@ import torch
 from gem import load_place_network
 from PIL import Image
 from place_files import write_folders, write_sfm, write_tokyo
-from place_scripts import SCRIPTS, command, common, start
+from place_scripts import SCRIPTS, TASK, command, common, start
 from script_modules import run_ranks
 
 from minmax.runtime.errors import UsageError
@@ -45,6 +45,7 @@ def test_four_scripts_on_built_in_places(tmp_path, capsys):
     before, after = load_place_network(day)[0].state_dict(), load_place_network(adapted)[0].state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert all(torch.equal(before[name], after[name]) for name in before if "running_" in name)
+    TASK.assert_goes_on_only_with_its_day_model(day, *scenes)
 
 
 def test_four_scripts_on_the_real_layouts(places, checkpoint, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from script_modules import run_ranks
-from segmentation_scripts import SCRIPTS, SIZE, command, common, start
+from segmentation_scripts import SCRIPTS, SIZE, TASK, command, common, start
 from segmenter import load_segmenter
 from street_labels import VOID
 
@@ -44,6 +44,7 @@ def test_four_scripts_on_built_in_scenes(tmp_path, capsys):
         assert (run / name).is_file(), name
     before, after = load_segmenter(day)[0].state_dict(), load_segmenter(adapted)[0].state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
+    TASK.assert_goes_on_only_with_its_day_model(day, *scenes)
 
 
 def test_four_scripts_on_the_real_layouts(streets, tmp_path):

@@ -9,7 +9,6 @@ epochs of the 8,000 images that an epoch has here); from the starting point that
 that obeys the requested exposure.
 """
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -20,27 +19,24 @@ from gem import load_place_network
 from place_images import DEFAULT_DATA, PlaceConfig
 from place_pairs import open_pairs
 
-from darkening.curve_estimator import DarkenerSettings, save_darkener
+from darkening.curve_estimator import DarkenerSettings
 from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
-from darkening.preview import contact_sheet
 from darkening.starting_point import STARTING_POINT_NAME, initial_darkener
 from darkening.training import (
     DarkenerOptim,
     DarkenerTraining,
     RequestConfig,
-    obedience,
-    obedience_table,
+    save_and_show,
     train_darkener,
 )
 from minmax.runtime.batches import epoch_loader
+from minmax.runtime.checkpoints import file_digest, joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
 from minmax.runtime.devices import open_runtime
-from minmax.runtime.report import draw_curves, save_picture
 from minmax.runtime.run import Run, check_run_folder
 from minmax.runtime.seeding import seed_globally
 from minmax.task_network import InputNormalization
 
-log = logging.getLogger(__name__)
 VALIDATION_IMAGES = 64
 
 
@@ -103,20 +99,11 @@ def main(config: Config) -> Path:
         dataset = DayCrops(training, config.images, config.seed)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
-        with Run("visual-place-recognition", config, runtime, training.fingerprint()) as run:
+        # The frozen model shapes every step, so another one in the same file is no resumption.
+        used = joint_fingerprint({"training": training.fingerprint(), "--checkpoint": file_digest(config.checkpoint)})
+        with Run("visual-place-recognition", config, runtime, used) as run:
             train_darkener(darkener, encoder, loader, held_out_images, recipe, run, runtime)
-            best = run.directory / "best.pt"
-            if runtime.is_main:
-                save_darkener(darkener, best, to_plain(config))
-                shown = held_out_images[:: max(1, len(held_out_images) // 6)][:6]
-                contrast = sum(config.request.contrast) / 2
-                sheet = contact_sheet(darkener, shown, runtime, contrast=contrast, cell=config.request.cell)
-                save_picture(sheet, run.directory / "pictures" / "darkened.png")
-                draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
-            means = obedience(darkener, held_out_images, runtime)
-            log.info("on %d held-out day images:\n%s", len(held_out_images), obedience_table(means))
-            log.info("darkener: %s", best)
-            return best
+            return save_and_show(darkener, held_out_images, config.request, to_plain(config), run, runtime, columns=6)
 
 
 if __name__ == "__main__":
