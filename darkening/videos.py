@@ -1,12 +1,11 @@
-"""Video files in and out: frames decoded exactly, darkened in batches, encoded while the next batch is decoded."""
+"""Video files darkened: frames decoded, darkened in batches, and encoded while the next batch is decoded."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import struct
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,12 +18,12 @@ import torch
 from av.codec.context import Flags
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from torch import Tensor
 
+from darkening.video_frames import FrameWatch, frames_of, open_video, upright_pixels
 from minmax.runtime.checkpoints import write_atomically
 from minmax.runtime.config import require
 from minmax.runtime.devices import Runtime
@@ -33,211 +32,11 @@ from minmax.runtime.errors import RunError
 log = logging.getLogger(__name__)
 ItemT = TypeVar("ItemT")
 
-VIDEO_SUFFIXES = frozenset({".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm"})
-"""Kinds of files that are read and written."""
-
 _CONTAINERS = {".m4v": "mp4", ".mkv": "matroska"}
 _H264, _VP9 = "libx264", "libvpx-vp9"
-_COUNTED_CONTAINER = "avi"  # its header counts the frames, and it keeps no times
 _BT709, _SMPTE170M = 1, 6  # codes of ITU-T H.273
-# How much earlier than its header says a whole file may end: headers are rounded, and subtitles may last longer.
-_LENIENT_SECONDS, _LENIENT_SHARE = 0.5, 0.02
-_SEEK_FROM = 48  # frames that are decoded rather than skipped by a seek
 _BATCHES_AHEAD = 2
 _BATCH_PIXELS = {"cpu": 2**18, "other": 2**21}
-
-
-class BrokenVideo(ValueError):
-    """A file that is not, or not wholly, a video; says why."""
-
-
-@dataclass(frozen=True)
-class VideoFacts:
-    """What a file holds: number of frames, height and width as they are shown, and mean rate in frames per second."""
-
-    frames: int
-    height: int
-    width: int
-    rate: Fraction
-    audio: tuple[str, ...] = ()
-    """Codecs of the audio streams."""
-
-
-@contextlib.contextmanager
-def _naming_faults() -> Iterator[None]:
-    """What FFmpeg raises as a BrokenVideo in a few words."""
-    try:
-        yield
-    except av.FFmpegError as error:
-        raise BrokenVideo(str(error.strerror or error).lower()) from error
-
-
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    with _naming_faults(), av.open(str(file)) as container:
-        # The first one, as players number them; a cover picture is a video stream too.
-        shown = (track for track in container.streams.video if not track.disposition & Disposition.attached_pic)
-        stream = next(shown, None)
-        if stream is None:
-            raise BrokenVideo("holds no video, or is cut off")
-        yield container, stream
-
-
-def _frames_of(packet: Packet[Any], stream: VideoStream) -> Iterator[av.VideoFrame]:
-    """The frames of one packet of a video stream."""
-    if packet.is_corrupt:
-        raise BrokenVideo("is cut off or damaged")
-    for frame in packet.decode():
-        assert isinstance(frame, av.VideoFrame)
-        if frame.is_corrupt:
-            raise BrokenVideo("is cut off or damaged")
-        yield frame
-
-
-class _Watch:
-    """Looks at every packet and frame of a file: do all frames have one size, and is the end there?"""
-
-    def __init__(self, file: Path) -> None:
-        self.file, self.count, self.end = file, 0, 0.0
-        self.shape: tuple[int, int] | None = None
-
-    def packet(self, packet: Packet[Any]) -> None:
-        """Note when a packet of any stream ends; refuse a damaged one."""
-        if packet.is_corrupt:
-            raise BrokenVideo("is cut off or damaged")
-        if packet.pts is not None and packet.time_base is not None:
-            self.end = max(self.end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-
-    def frame(self, frame: av.VideoFrame) -> None:
-        """Count a frame; refuse one of another size than the first."""
-        shape = (frame.height, frame.width) if frame.rotation % 180 == 0 else (frame.width, frame.height)
-        self.shape = self.shape or shape
-        if shape != self.shape:
-            raise BrokenVideo(f"changes its size at frame {self.count}, to {shape[1]}x{shape[0]}")
-        self.count += 1
-
-    def require_whole(self, container: InputContainer) -> None:
-        """Refuse a file without frames, or one that ends well before its header says."""
-        if self.count == 0:
-            raise BrokenVideo("holds no frame")
-        if container.format.name == _COUNTED_CONTAINER:
-            # The number of frames in its header counts repeated ones, which are not stored, so sizes must tell.
-            if _ends_inside_a_chunk(self.file):
-                raise BrokenVideo("is cut off")
-        elif container.duration:
-            seconds = container.duration / av.time_base
-            if self.end < seconds - max(_LENIENT_SECONDS, _LENIENT_SHARE * seconds):
-                raise BrokenVideo(f"ends after {self.end:.1f} of {seconds:.1f} seconds")
-
-
-def _ends_inside_a_chunk(file: Path) -> bool:
-    """Whether an AVI file is shorter than the chunks that it starts say."""
-    length = file.stat().st_size
-    with file.open("rb") as stream:
-        position = 0
-        while position + 8 <= length:
-            stream.seek(position)
-            name, size = struct.unpack("<4sI", stream.read(8))
-            if name != b"RIFF" or size in (0, 2**32 - 1):  # padding, or a recording that was never closed
-                return False
-            position += 8 + size + size % 2
-    return position > length + 1
-
-
-def _pixels(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """A frame as uint8 RGB `(H, W, 3)`, turned upright, brought to a size (height and width) if one is given."""
-    height, width = size or (None, None)
-    if frame.rotation % 180 != 0:
-        height, width = width, height
-    pixels: NDArray[np.uint8] = frame.to_ndarray(format="rgb24", width=width, height=height)  # type: ignore[assignment]
-    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4)) if frame.rotation else pixels
-
-
-def probe(file: Path) -> VideoFacts:
-    """Decode a whole file and say what it holds.
-
-    Raises:
-        BrokenVideo: when it is not, or not wholly, a video.
-    """
-    with _opened(file) as (container, stream):
-        stream.thread_type = "AUTO"
-        watch = _Watch(file)
-        for packet in container.demux():
-            watch.packet(packet)
-            if packet.stream.index == stream.index:
-                for frame in _frames_of(packet, stream):
-                    watch.frame(frame)
-        watch.require_whole(container)
-        height, width = watch.shape or (0, 0)
-        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        audio = tuple(str(track.codec_context.name) for track in container.streams.audio)
-        return VideoFacts(watch.count, height, width, Fraction(rate), audio)
-
-
-def read_frames(file: Path, frames: Sequence[int], size: tuple[int, int] | None = None) -> Tensor:
-    """Frames of a video by number, as counted from 0 in the order they are shown.
-
-    Args:
-        file: the video.
-        frames: numbers in any order; one may be asked for twice.
-        size: height and width to bring them to; None keeps theirs.
-
-    Returns:
-        uint8 RGB `(T, 3, H, W)`, upright.
-
-    Raises:
-        BrokenVideo: when the file is broken, or ends before one of the frames.
-    """
-    wanted = set(frames)
-    found = _found_by_seeking(file, wanted, size) if min(frames) >= _SEEK_FROM else None
-    if found is None:
-        found = {}
-        with _opened(file) as (container, stream):
-            decoded = (frame for packet in container.demux(stream) for frame in _frames_of(packet, stream))
-            for number, frame in enumerate(decoded):
-                if number in wanted:
-                    found[number] = _pixels(frame, size)
-                if len(found) == len(wanted):
-                    break
-    missing = sorted(wanted - found.keys())
-    if missing:
-        raise BrokenVideo(f"ends before its frame {missing[0]}")
-    if len({pixels.shape for pixels in found.values()}) > 1:
-        raise BrokenVideo("changes its size")
-    return torch.from_numpy(np.stack([found[number] for number in frames])).permute(0, 3, 1, 2)
-
-
-def _found_by_seeking(
-    file: Path, wanted: set[int], size: tuple[int, int] | None
-) -> dict[int, NDArray[np.uint8]] | None:
-    """Frames by number, decoded from the last key frame before them on; None where a seek is not exact.
-
-    A seek is by time, so the times of all frames are read first, from the packets, without decoding any.
-    """
-    found: dict[int, NDArray[np.uint8]] = {}
-    with _opened(file) as (container, stream):
-        if container.format.name == _COUNTED_CONTAINER:  # what times FFmpeg makes up for it need not be in order
-            return None
-        times = []
-        for packet in container.demux(stream):  # none is kept: together they are the whole file
-            if packet.size and packet.is_discard:  # an edit list leaves frames out
-                return None
-            if packet.size:
-                times.append(packet.pts)
-        known = sorted(time for time in times if time is not None)
-        if not len(known) == len(times) == len(set(known)) or max(wanted) >= len(known):
-            return None
-        numbers = {time: number for number, time in enumerate(known)}
-        container.seek(known[min(wanted)], stream=stream, backward=True)
-        for packet in container.demux(stream):
-            for frame in packet.decode():
-                number = numbers.get(frame.pts)  # type: ignore[arg-type]
-                # Just behind a key frame there may be frames that need one before it; these are never wanted ones.
-                if number in wanted and isinstance(frame, av.VideoFrame) and not frame.is_corrupt:
-                    found[number] = _pixels(frame, size)
-            if len(found) == len(wanted):
-                return found
-    return found if len(found) == len(wanted) else None
 
 
 class _Shown(NamedTuple):
@@ -268,16 +67,6 @@ class VideoOptions:
         """Refuse values out of range."""
         require(0 <= self.crf <= 51, "--video.crf", self.crf, "0 to 51")
         require(self.batch >= 0, "--video.batch", self.batch, "0 or more")
-
-
-def expected_frames(file: Path) -> int:
-    """About how many frames a video has, by its header; 0 where that does not say or cannot be read."""
-    try:
-        with _opened(file) as (_, stream):
-            seconds = float((stream.duration or 0) * (stream.time_base or 0))
-            return stream.frames or round(seconds * float(stream.average_rate or 0))
-    except BrokenVideo:
-        return 0
 
 
 def darken_video(
@@ -328,7 +117,7 @@ def _convert(
     progress: Callable[[int], object],
 ) -> None:
     with contextlib.ExitStack() as stack:
-        container, stream = stack.enter_context(_opened(source))
+        container, stream = stack.enter_context(open_video(source))
         stream.thread_type = "AUTO"
         writer = stack.enter_context(_Writer(temporary, target, container, stream, options, size))
         # Left before the files are closed: no thread works on a closed file.
@@ -386,16 +175,16 @@ def _batches(
     pixels: list[NDArray[np.uint8]] = []
     times: list[_Shown] = []
     sound: list[Packet[Any]] = []
-    watch = _Watch(source)
+    watch = FrameWatch(source)
     for packet in container.demux():
         watch.packet(packet)
         if packet.stream.index != stream.index:
             if packet.stream.type == "audio":
                 sound.append(packet)
             continue
-        for frame in _frames_of(packet, stream):
+        for frame in frames_of(packet, stream):
             watch.frame(frame)
-            pixels.append(_pixels(frame, size))
+            pixels.append(upright_pixels(frame, size))
             times.append(_Shown(frame.pts, frame.duration or 0))
             height, width = pixels[-1].shape[:2]
             most = _BATCH_PIXELS["cpu" if runtime.device.type == "cpu" else "other"]

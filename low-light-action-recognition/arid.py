@@ -9,7 +9,7 @@ from typing import NamedTuple
 from clips import SCENES, ClipConfig, Split
 from recogniser import RELEASED_CLASSES
 
-from darkening.videos import VIDEO_SUFFIXES
+from darkening.video_frames import VIDEO_SUFFIXES
 from minmax.runtime.errors import UsageError
 from minmax.runtime.seeding import derive_seed
 

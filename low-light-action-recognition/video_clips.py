@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from darkening.pictures import files_below, listed_below
-from darkening.videos import VIDEO_SUFFIXES, BrokenVideo, probe, read_frames
+from darkening.video_frames import VIDEO_SUFFIXES, BrokenVideo, probe, read_frames
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.report import write_json
 

@@ -12,7 +12,7 @@ from clips import ClipConfig, SceneClips, frames_of_clip
 from hls_shift import AUTHORS_SHIFT, hls_to_rgb, rgb_to_hls, shift_hls
 from video_files import frame_pixels, save_truncated, save_video
 
-from darkening.videos import probe
+from darkening.video_frames import probe
 from minmax.runtime.errors import RunError, UsageError
 from minmax.scenes import MOTIONS, render_clips
 from minmax.scenes.motion import draw_motion, render_clip

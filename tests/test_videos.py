@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from video_files import frame_pixels, save_truncated, save_video
 
-from darkening import apply, videos
+from darkening import apply, video_frames, videos
 from darkening.night_view import NightConfig, NightView, build_night_view
 from darkening.starting_point import load_starting_point
-from darkening.videos import BrokenVideo, VideoOptions, darken_video, expected_frames, probe, read_frames
+from darkening.video_frames import BrokenVideo, expected_frames, probe, read_frames
+from darkening.videos import VideoOptions, darken_video
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.seeding import generator_for
@@ -70,8 +71,8 @@ def test_a_seek_finds_the_same_frames_as_decoding_from_the_start(case, tmp_path,
     numbers = [33, 38, 35]
     plain = read_frames(file, numbers)
     assert levels(plain) == pytest.approx(expected_levels(numbers), abs=4)
-    monkeypatch.setattr(videos, "_SEEK_FROM", 1)
-    sought = videos._found_by_seeking(file, set(numbers), None)
+    monkeypatch.setattr(video_frames, "_SEEK_FROM", 1)
+    sought = video_frames._found_by_seeking(file, set(numbers), None)
     assert (sought is None) == (case == "avi"), "AVI keeps no times"
     assert torch.equal(read_frames(file, numbers), plain)
 
@@ -352,7 +353,7 @@ def test_frames_that_an_edit_list_leaves_out_are_not_counted(tmp_path, monkeypat
     count = probe(cut).frames
     wanted = [count - 6, count - 3, count - 1]
     plain = read_frames(cut, wanted)
-    monkeypatch.setattr(videos, "_SEEK_FROM", 1)
+    monkeypatch.setattr(video_frames, "_SEEK_FROM", 1)
     assert torch.equal(read_frames(cut, wanted), plain)
     darken(cut, tmp_path / "dark.mp4", GAMMA)
     assert probe(tmp_path / "dark.mp4").frames == count
