@@ -13,6 +13,7 @@ added. In the recipe `paper`, rows that only undo a change of ours are the same 
 """
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Callable, Sequence
@@ -369,14 +370,17 @@ def comparison_table(results: dict[str, list[dict[str, Any]]], task: Task) -> st
 
 def _entry(*place: str) -> Callable[[dict[str, Any]], float]:
     def read(found: dict[str, Any]) -> float:
+        value: Any = found
         for name in place:
-            found = found[name]
-        return float(found)  # type: ignore[arg-type]
+            value = value[name]
+        return math.nan if value is None else float(value)  # JSON has no NaN: what could not be measured is null
 
     return read
 
 
 def _spread(values: list[float]) -> str:
+    if any(math.isnan(value) for value in values):
+        return "-"
     mean = f"{statistics.fmean(values):.1f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f})"
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from darkening.pictures import DECODING_ERRORS, PICTURE_SUFFIXES, decode_picture, listed_below
+from darkening.pictures import DECODING_ERRORS, PICTURE_SUFFIXES, decode_picture, files_below, listed_below
 from minmax.runtime.checked import find_problems
 from minmax.runtime.config import REPOSITORY, require
 from minmax.runtime.errors import RunError, UsageError
@@ -237,7 +237,7 @@ def _scan(root: Path, split: Split, classes: tuple[str, ...] | None) -> tuple[tu
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        members = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
+        members = files_below(folder / name, tuple(PICTURE_SUFFIXES))
         if not members:
             raise UsageError(f"the class folder {folder / name} holds no images ({_listed(sorted(PICTURE_SUFFIXES))})")
         files += members

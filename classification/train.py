@@ -140,6 +140,7 @@ def main(config: Config) -> Path:
         parallel = runtime.parallel(pair)
 
         used = {"training": training.fingerprint(), "validation": validation.fingerprint()}
+        used["--checkpoint"] = file_digest(config.checkpoint)
         if config.darkener:
             used["--darkener"] = file_digest(config.darkener)
 

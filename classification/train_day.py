@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from minmax.photometric_jitter import jitter
 from minmax.runtime.batches import epoch_loader
+from minmax.runtime.checkpoints import joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.report import draw_curves
@@ -104,7 +105,8 @@ def main(config: Config) -> Path:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         parallel = runtime.parallel(network)
 
-        with Run("classification", config, runtime, training.fingerprint()) as run:
+        used = joint_fingerprint({"training": training.fingerprint(), "validation": validation.fingerprint()})
+        with Run("classification", config, runtime, used) as run:
             run.restore(network=network, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
             for epoch in run.epochs(config.optim.epochs):
                 network.train()

@@ -21,9 +21,11 @@ _OPTIONS = {"jpeg": {"quality": 95, "subsampling": 0}}
 
 
 def files_below(folder: Path, ending: str | tuple[str, ...]) -> list[Path]:
-    """All files with an ending (any case) below a folder, links to folders followed, sorted."""
+    """All files with an ending (any case) below a folder, links to folders followed, hidden ones left out, sorted."""
     found = [Path(place) / name for place, _, names in os.walk(folder, followlinks=True) for name in names]
-    return sorted(file for file in found if file.name.lower().endswith(ending) and file.is_file())
+    # Hidden: macOS writes a ._photo.jpg beside photo.jpg, which is none.
+    wanted = (file for file in found if file.name.lower().endswith(ending) and not file.name.startswith("."))
+    return sorted(file for file in wanted if file.is_file())
 
 
 def find_pictures(source: Path, kinds: frozenset[str] = PICTURE_SUFFIXES) -> list[Path]:
@@ -58,11 +60,30 @@ def decode_picture(file: Path, size: tuple[int, int] | None = None, upright: boo
         upright: turn it as its EXIF entry says; off where a label for each pixel lies in a file of its own.
     """
     with Image.open(file) as opened:
-        image = (ImageOps.exif_transpose(opened) if upright else opened).convert("RGB")
+        image = as_rgb(opened, upright)
     if size is not None and (image.height, image.width) != size:
         image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
     pixels = np.array(image)
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def as_rgb(opened: Image.Image, upright: bool) -> Image.Image:
+    """An opened picture in 8-bit RGB; grey of 16 bits is brought to that range, where Pillow would clip it to white.
+
+    Args:
+        opened: by Image.open.
+        upright: turn it as its EXIF entry says.
+
+    Raises:
+        ValueError: for grey of 32 bits, whose range nothing tells.
+    """
+    is_deep_png = opened.mode == "I" and opened.format == "PNG"  # how Pillow names 16 bits depends on its version
+    image = ImageOps.exif_transpose(opened) if upright else opened
+    if image.mode.startswith("I;16") or is_deep_png:
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels have 32 bits and no known range; save it with 8 or 16 bits")
+    return image.convert("RGB")
 
 
 def read_picture(file: Path) -> Tensor:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from clips import SCENES, ClipConfig, Split
 from recogniser import RELEASED_CLASSES
 
+from darkening.pictures import files_below
 from darkening.video_frames import VIDEO_SUFFIXES
 from minmax.runtime.errors import UsageError
 from minmax.runtime.seeding import derive_seed
@@ -119,7 +120,7 @@ def _class_folders(folder: Path, root: Path, classes: tuple[str, ...] | None) ->
     known = classes or tuple(names)
     videos = []
     for label, name in enumerate(known):
-        files = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+        files = files_below(folder / name, tuple(VIDEO_SUFFIXES))
         if not files:
             kinds = ", ".join(sorted(VIDEO_SUFFIXES))
             raise UsageError(f"the class folder {folder / name} holds no videos ({kinds})")

@@ -25,6 +25,7 @@ from recogniser import NormalizationFlag, build_recogniser, recogniser_settings,
 from torch import Tensor, nn
 
 from minmax.runtime.batches import epoch_loader
+from minmax.runtime.checkpoints import joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.report import draw_curves
@@ -91,7 +92,8 @@ def main(config: Config) -> Path:
         optimizer, schedule = config.optim.build(network.parameters(), runtime.world_size)
         parallel = runtime.parallel(network)
 
-        with Run("low-light-action-recognition", config, runtime, training.fingerprint()) as run:
+        used = joint_fingerprint({"training": training.fingerprint(), "validation": validation.fingerprint()})
+        with Run("low-light-action-recognition", config, runtime, used) as run:
             run.restore(network=network, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
             for epoch in run.epochs(config.optim.epochs):
                 network.train()

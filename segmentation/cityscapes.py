@@ -17,9 +17,8 @@ from street_images import (
     StreetImages,
     check_files,
 )
-from torchvision.datasets import Cityscapes
 
-from darkening.pictures import files_below
+from darkening.pictures import PICTURE_SUFFIXES, files_below
 from minmax.runtime.config import REPOSITORY, require
 from minmax.runtime.errors import UsageError
 
@@ -90,14 +89,19 @@ def find_cityscapes(root: Path, split: Literal["train", "val"], is_night: bool =
         if not folder.is_dir():
             there = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) or "nothing"
             raise UsageError(f"no folder {folder}; expected {root}/{LAYOUT}, found {there}")
-    try:
-        found = Cityscapes(str(root), split=split, mode="fine", target_type="semantic")
-    except NotADirectoryError as error:
-        raise UsageError(f"{error.filename} is a file; {images_below} holds a folder for each city") from error
+    # Not by torchvision's Cityscapes, which takes every file there for an image, such as those of a file manager.
+    loose = [entry for entry in images_below.iterdir() if entry.is_file() and not entry.name.startswith(".")]
+    if loose:
+        raise UsageError(f"{min(loose)} is a file; {images_below} holds a folder for each city")
     files = [
-        StreetFile(Path(image), Path(target[0])) for image, target in zip(found.images, found.targets, strict=True)
+        StreetFile(image, labels_below / image.relative_to(images_below).parent / _label_name(image))
+        for image in files_below(images_below, tuple(PICTURE_SUFFIXES))
     ]
-    return pair_up(f"{root.name}, {split}", root, sorted(files), files_below(labels_below, "_labelids.png"), is_night)
+    return pair_up(f"{root.name}, {split}", root, files, files_below(labels_below, "_labelids.png"), is_night)
+
+
+def _label_name(image: Path) -> str:
+    return f"{image.stem.partition('_leftImg8bit')[0]}_gtFine_labelIds.png"
 
 
 def pair_up(title: str, root: Path, files: list[StreetFile], labels: Iterable[Path], is_night: bool) -> StreetFiles:

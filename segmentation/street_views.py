@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 from cityscapes import StreetConfig
-from PIL import Image
+from PIL import ExifTags, Image
 from street_images import (
     Size,
     StreetFile,
@@ -135,8 +135,14 @@ def find_darkened(images: StreetImages, folder: Path, size: Size, cache: Path, q
     for original, file in zip(day.values(), files, strict=True):
         try:
             sizes = [_size_in_header(picture) for picture in (original, file)]
+            is_turned = _turns(original)
         except DECODING_ERRORS:
             continue  # named below, with all others that are broken
+        if is_turned:
+            raise UsageError(
+                f"--darkened {folder}: {original} has an EXIF entry that turns it; its copy is turned, its labels "
+                "are not; save it without that entry, or name a --darkener instead"
+            )
         if sizes[1] not in (sizes[0], f"{size[1]}x{size[0]}"):
             raise UsageError(
                 f"--darkened {folder}: {file.name} is {sizes[1]}, its day image {sizes[0]}; expected that, or the "
@@ -145,6 +151,11 @@ def find_darkened(images: StreetImages, folder: Path, size: Size, cache: Path, q
     copies = StreetFiles("darkened images", folder, [StreetFile(file, None) for file in files], is_night=False)
     check_files(copies, cache / "checked")
     return files
+
+
+def _turns(file: Path) -> bool:
+    with Image.open(file) as image:
+        return bool(image.getexif().get(ExifTags.Base.Orientation, 1) != 1)
 
 
 def _size_in_header(file: Path) -> str:

@@ -20,6 +20,7 @@ from street_views import StreetViews, TrainingStreets
 from torch import Tensor, nn
 
 from minmax.runtime.batches import epoch_loader
+from minmax.runtime.checkpoints import joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.report import draw_curves
@@ -103,7 +104,8 @@ def main(config: Config) -> Path:
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, power=0.9)
         parallel = runtime.parallel(network)
 
-        with Run("segmentation", config, runtime, training.fingerprint()) as run:
+        used = joint_fingerprint({"training": training.fingerprint(), "validation": validation.fingerprint()})
+        with Run("segmentation", config, runtime, used) as run:
             run.restore(network=network, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
             for epoch in run.epochs(config.optim.epochs):
                 network.train()

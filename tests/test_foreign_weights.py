@@ -139,6 +139,23 @@ def test_numbers_of_numpy_become_plain(number, zipped, tmp_path):
     assert type(found) in (float, int, bool) and found == number.item()
 
 
+TABLE = np.arange(6.0).reshape(2, 3)
+ARRAYS = [TABLE, np.asfortranarray(TABLE), np.arange(3, dtype=">i4"), np.ones((), bool), np.ones((1, 2), "f2")]
+
+
+@pytest.mark.parametrize("array", ARRAYS, ids=lambda array: str(array.dtype))
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.usefixtures("unchanged_globals")
+def test_arrays_of_numbers_are_read(array, zipped, tmp_path):
+    file = tmp_path / "arrays.pth"
+    meta = {"Lw": {"set": {"m": array}}, "several": [array, (1, array)]}
+    torch.save({"meta": meta, "state_dict": WEIGHTS}, file, _use_new_zipfile_serialization=zipped)
+    found = load_checkpoint(file)
+    for read in (found["meta"]["Lw"]["set"]["m"], found["meta"]["several"][0], found["meta"]["several"][1][1]):
+        assert read.dtype == array.dtype and read.shape == array.shape and np.array_equal(read, array)
+    assert found["state_dict"].keys() == WEIGHTS.keys()
+
+
 def test_the_flags_that_a_training_script_kept_do_not_hinder(tmp_path):
     weights = {"fc.weight": torch.ones(2)}
     torch.save({"state_dict": weights, "args": argparse.Namespace(lr=0.1)}, tmp_path / "theirs.pt")
@@ -172,7 +189,11 @@ def scalar(*arguments):
 @pytest.mark.parametrize(
     "value",
     [
-        lambda folder: np.zeros(3),
+        lambda folder: np.array(["word"]),
+        lambda folder: np.array([{}, 1], dtype=object),
+        lambda folder: np.zeros(2, dtype=[("a", "i4")]),
+        lambda folder: Calls(np.ndarray, (2,), np.dtype("O")),
+        lambda folder: Calls(np._core.multiarray._reconstruct, np.ndarray, (0,), Calls(np.load, "x")),
         lambda folder: np.str_("word"),
         lambda folder: np.dtype("O"),
         lambda folder: np.dtype([("a", "O")]),

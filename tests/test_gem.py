@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -18,6 +19,7 @@ from gem import (
     parameter_groups,
     rebuild_released,
     save_place_network,
+    settings_for,
     unit_length,
 )
 from reference_weights import filled, rand
@@ -75,6 +77,44 @@ def test_a_released_checkpoint_rebuilds_its_network_by_its_meta(tmp_path, whiten
     network, settings = load_place_network(released_file(tmp_path, whitened))
     assert settings == PlaceSettings("resnet101", whitened)
     assert network.head.pool.p.item() == 2.5
+
+
+@pytest.mark.parametrize("model", ["vgg11", "alexnet"])
+@torch.no_grad()
+def test_vgg_and_alexnet_end_before_their_last_pooling_as_in_the_toolbox(tmp_path, model):
+    torch.manual_seed(0)
+    whole = torchvision.models.get_model(model)
+    trunk = whole.features[:-1].eval()
+    state = {f"features.{name}": tensor for name, tensor in trunk.state_dict().items()} | {
+        "pool.p": torch.tensor([2.9])
+    }
+    torch.save({"meta": {**META, "architecture": model}, "state_dict": state}, tmp_path / "theirs.pth")
+    network, settings = load_place_network(tmp_path / "theirs.pth")
+    images = torch.rand(2, 3, 96, 128)
+    gem = GeM(2.9)
+    expected = unit_length(gem(trunk(network.encoder.normalization(images))))
+    torch.testing.assert_close(network.eval()(images), expected)
+    save_place_network(network, settings, tmp_path / "ours.pt")
+    torch.testing.assert_close(load_place_network(tmp_path / "ours.pt")[0].eval()(images), expected)
+
+
+def test_a_checkpoint_that_carries_its_whitening_is_read(tmp_path):
+    meta = {**META, "Lw": {"retrieval-SfM-120k": {"ss": {"m": np.zeros((2048, 1)), "P": np.eye(4)}}}}
+    assert load_place_network(released_file(tmp_path, meta=meta))[1] == PlaceSettings("resnet101")
+
+
+@pytest.mark.parametrize(
+    ("model", "mean"), [("resnet18", 0.485), ("timm/tf_efficientnetv2_s", 0.5), ("efficientnet_v2_l", 0.5)]
+)
+def test_a_trunk_gets_images_as_its_published_weights_expect(model, mean):
+    assert settings_for(model, whitened=True).mean[0] == mean and settings_for(model, whitened=True).whitened
+
+
+def test_a_trunk_that_nobody_knows_is_named():
+    with pytest.raises(UsageError, match="--model resnet19"):
+        settings_for("resnet19")
+    with pytest.raises(UsageError, match="--model timm/nothing"):
+        build_place_network(settings_for("timm/nothing"))
 
 
 @pytest.fixture(scope="module")

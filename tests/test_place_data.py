@@ -8,16 +8,17 @@ import pytest
 import torch
 from day_crops import CropConfig, DayCrops
 from descriptors import describe, selection_score
-from gem import load_place_network
+from gem import PlaceSettings, build_place_network, load_place_network
 from PIL import Image
 from place_files import place_picture, write_folders, write_pickle, write_sfm, write_tokyo
-from place_images import PlaceConfig, PlaceFiles, ScenePlaces, by_shape
+from place_images import PlaceConfig, PlaceFiles, ScenePlaces, by_shape, decode_shrunk
 from place_pairs import PlacePairs, all_pairs, image_file, open_pairs, read_sfm, read_whitening_pairs
 from place_tests import open_tests, read_toolbox
 from plain_pickle import read_plain_pickle
 from torchvision.transforms.v2 import functional
 from tuple_mining import EpochTuples, TrainingTuples, TupleConfig
 
+from darkening.pictures import decode_picture
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError, UsageError
 from minmax.scenes import render_places
@@ -374,6 +375,28 @@ def test_crops_are_of_one_size_and_repeat(tmp_path):
     assert epochs[0].shape == (4, 3, 32, 32)
     assert torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[0], epochs[2])
     assert crops.central(0).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_grey_of_16_bits_is_not_clipped(tmp_path, name):
+    Image.fromarray(np.full((20, 30), 0x8000, np.uint16)).save(tmp_path / name)
+    for pixels in (decode_shrunk(tmp_path / name, 30), decode_picture(tmp_path / name)):
+        assert pixels.shape == (3, 20, 30) and pixels.unique().tolist() == [127]
+
+
+def test_grey_of_32_bits_has_no_known_range(tmp_path):
+    Image.fromarray(np.full((20, 30), 0.5, np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match="32 bits and no known range"):
+        decode_shrunk(tmp_path / "a.tif", 30)
+
+
+@pytest.mark.parametrize("model", ["resnet18", "timm/convnext_atto"])
+def test_an_image_of_which_nothing_is_left_is_named(tmp_path, model):
+    Image.new("RGB", (1000, 3)).save(tmp_path / "thin.png")
+    network = build_place_network(PlaceSettings(model))
+    images = PlaceFiles("thin", tmp_path, [tmp_path / "thin.png"], is_night=False)
+    with pytest.raises(RunError, match="thin.png is too small for this network: 256x1 pixels"):
+        describe(network, images, 256, RUNTIME, scales=(1.0, 0.3))
 
 
 def test_exif_is_followed_where_no_box_counts_in_stored_pixels(tmp_path):

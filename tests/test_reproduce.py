@@ -412,6 +412,13 @@ def test_segmentation_reports_the_mean_iou_on_each_data_set(reproduce, scripts, 
     assert not any("--data" in flags for _, _, flags in scripts.started)
 
 
+def test_what_could_not_be_measured_has_a_dash(reproduce):
+    found = [{"night": {"mean_iou": value}} for value in (0.5, None)]
+    table = reproduce.comparison_table({"daytime model": found[:1], "full method": found}, "segmentation")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert rows == [["daytime model", "50.0"], ["full method", "-"]]
+
+
 def test_place_recognition_reports_precision_and_recall(reproduce, scripts, tmp_path):
     scripts.task, scripts.shares = "visual-place-recognition", {"day-0": (0.25, 0.125)}
     reproduce.main(config_of(reproduce, tmp_path, task="visual-place-recognition", rows=("gamma",)))

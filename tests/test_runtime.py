@@ -71,7 +71,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(error, tmp_pa
     assert {path.name: path.read_bytes() for path in file.parent.iterdir()} == {"best.pt": b"old"}
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("a bug")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("a bug"), torch.OutOfMemoryError("of the GPU")])
 def test_an_interrupted_write_keeps_the_old_file_and_passes_the_error_on(error, tmp_path):
     file = tmp_path / "best.pt"
     file.write_bytes(b"old")

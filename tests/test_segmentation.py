@@ -1,6 +1,7 @@
 """The four scripts of segmentation, end to end on built-in scenes and on files in the real layouts."""
 
 import json
+import os
 import shutil
 import subprocess
 import zipfile
@@ -173,6 +174,39 @@ def test_day_images_of_one_name_cannot_be_paired_by_name(streets, segmenter, tmp
     )
     with pytest.raises(UsageError, match="day images have the same: .*aachen/ulm_000000.* and .*ulm/ulm_0"):
         start("train", *common(tmp_path, tmp_path), "--checkpoint", segmenter, "--darkened", folder)
+
+
+def test_an_image_that_its_exif_entry_turns_has_no_night_made_in_advance(streets, segmenter, tmp_path):
+    data, folder = tmp_path / "Cityscapes", tmp_path / "dark"
+    shutil.copytree(streets / "Cityscapes", data)
+    file = next((data / "leftImg8bit" / "train").rglob("*.png"))
+    image = Image.open(file)
+    image.load()
+    exif = image.getexif()
+    exif[0x0112] = 3  # upside down, so of the same size
+    image.save(file, exif=exif)
+    darken(ApplyConfig(input=data / "leftImg8bit/train", output=folder, night=NightConfig(source="gamma"), workers=0))
+    with pytest.raises(UsageError, match=f"{file.name} has an EXIF entry that turns it"):
+        start("train", *common(tmp_path, tmp_path), "--checkpoint", segmenter, "--darkened", folder)
+
+
+def test_a_continued_run_must_find_the_daytime_model_unchanged(streets, segmenter, tmp_path):
+    copy = shutil.copy(segmenter, tmp_path / "day.pt")
+    flags = (*common(streets, tmp_path), "--checkpoint", copy, "--night.source", "gamma", *CELL)
+    start("train", *flags)
+    payload = torch.load(copy, weights_only=True)
+    torch.save({**payload, "config": {"changed": True}}, copy)
+    with pytest.raises(UsageError, match="last.pt was made with data .*--checkpoint"):
+        start("train", *flags, "--resume")
+
+
+def test_a_continued_run_must_find_the_validation_images_unchanged(streets, tmp_path):
+    shutil.copytree(streets / "Cityscapes", tmp_path / "Cityscapes")
+    flags = (*common(tmp_path, tmp_path), *SMALL)
+    start("train_day", *flags)
+    os.utime(next((tmp_path / "Cityscapes/gtFine/val").rglob("*.png")), (1, 1))
+    with pytest.raises(UsageError, match="last.pt was made with data .*validation"):
+        start("train_day", *flags, "--resume")
 
 
 def test_a_continued_run_must_find_the_darkener_unchanged(streets, segmenter, darkener, tmp_path):

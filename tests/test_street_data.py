@@ -163,6 +163,15 @@ def test_linked_cities_are_followed(cityscapes, tmp_path):
     assert len(open_streets(str(cityscapes), "train", CONFIG, cache=tmp_path)) == 6
 
 
+def test_files_of_a_file_manager_are_no_images(cityscapes, tmp_path):
+    for folder in ("leftImg8bit/train", "leftImg8bit/train/ulm", "gtFine/train/ulm"):
+        (cityscapes / folder / ".DS_Store").touch()
+    (cityscapes / "leftImg8bit/train/ulm/._ulm_000002_000019_leftImg8bit.png").touch()
+    (cityscapes / "gtFine/train/ulm/._ulm_000002_000019_gtFine_labelIds.png").touch()
+    (cityscapes / "leftImg8bit/train/ulm/Thumbs.db").touch()
+    assert len(open_streets(str(cityscapes), "train", CONFIG, cache=tmp_path)) == 6
+
+
 def test_scenes_are_square():
     with pytest.raises(UsageError, match="--images.size 32 48: expected a square for the built-in scenes"):
         open_streets("scenes", "train", CONFIG)

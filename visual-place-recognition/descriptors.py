@@ -21,6 +21,8 @@ from minmax.runtime.seeding import generator_for
 from minmax.task_network import TaskNetwork
 
 _SHAPES_HELD = 16  # batches that may fill at the same time
+# How torch complains of an image, or a map within a network, of which nothing is left.
+_TOO_SMALL = ("too small", "should be greater than 0", "can't be greater than actual input size")
 
 
 class WholePlaces(Dataset[tuple[int, Tensor]]):
@@ -99,7 +101,7 @@ def describe(
             with runtime.autocast():
                 parts.append(describe_images(network, batch, scales).float().cpu())
         except RuntimeError as error:
-            if "too small" not in str(error):
+            if not any(said in str(error) for said in _TOO_SMALL):
                 raise
             name, (height, width) = images.name(chosen[numbers[0]]), batch.shape[-2:]
             raise RunError(

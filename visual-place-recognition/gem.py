@@ -99,6 +99,25 @@ class PlaceSettings:
     """Standard deviation of these, per channel."""
 
 
+def settings_for(model: str, whitened: bool = False) -> PlaceSettings:
+    """Settings with the input statistics that the published weights of a trunk expect.
+
+    Raises:
+        UsageError: when there is no such network.
+    """
+    published: Any
+    try:
+        if model.startswith(TIMM):
+            published = timm.get_pretrained_cfg(model.removeprefix(TIMM))
+        else:
+            published = torchvision.models.get_model_weights(model).DEFAULT.transforms()
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"--model {model}: {error}") from error
+    if published is None:  # timm knows no weights of it, or not the model, which is named when it is built
+        return PlaceSettings(model, whitened)
+    return PlaceSettings(model, whitened, tuple(published.mean), tuple(published.std))
+
+
 def build_place_network(settings: PlaceSettings, pretrained: bool = False) -> TaskNetwork:
     """A retrieval network whose encoder gives the deepest map of its trunk.
 
@@ -135,8 +154,10 @@ def _torchvision_trunk(name: str, pretrained: bool) -> dict[str, nn.Module]:
         return {layer: getattr(network, layer) for layer in _RESNET_LAYERS}
     if isinstance(network, SwinTransformer):
         return {"features": network.features, "channels_first": Permute([0, 3, 1, 2])}
-    if isinstance(getattr(network, "features", None), nn.Sequential):
-        return {"features": network.features}
+    features = getattr(network, "features", None)
+    if isinstance(features, nn.Sequential):
+        # VGG and AlexNet end in a pooling, which descriptors do without: the retrieval toolbox leaves it out as well.
+        return {"features": features[:-1] if isinstance(features[-1], nn.MaxPool2d) else features}
     raise UsageError(f"--model {name}: it has no part that gives a map of features; choose a ResNet, or timm/NAME")
 
 
@@ -218,7 +239,7 @@ def load_place_network(path: Path, model: str | None = None) -> tuple[TaskNetwor
     if model.startswith(TIMM):
         raise UsageError(f"--model {model}: bare weights are taken for networks of torchvision only")
     weights = find_weights(payload, path)
-    settings = PlaceSettings(model)
+    settings = settings_for(model)
     network = build_place_network(settings)
     own = network.encoder.state_dict()
     trunk = {name: tensor for name, tensor in weights.items() if name in own or not _is_classifier(name)}

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from descriptors import selection_score
-from gem import PlaceSettings, build_place_network, load_place_network, parameter_groups, save_place_network
+from gem import build_place_network, load_place_network, parameter_groups, save_place_network, settings_for
 from place_images import DEFAULT_DATA, PlaceConfig
 from place_pairs import open_pairs
 from torch import Tensor, nn
@@ -114,7 +114,7 @@ def main(config: Config) -> Path:
         EpochTuples.check(pairs, config.tuples)
         validation = open_pairs(config.data, "val", config.images, config.quick, config.runs)
         seed_globally(config.seed, "network")
-        settings = PlaceSettings(config.model, config.whitened)
+        settings = settings_for(config.model, config.whitened)
         if config.checkpoint:
             network, settings = load_place_network(config.checkpoint, config.model)
         else:

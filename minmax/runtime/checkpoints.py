@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from minmax.runtime.errors import RunError, UsageError
@@ -38,6 +40,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except torch.OutOfMemoryError:  # of what `write` computes; it says nothing of the disk
+        raise
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         raise RunError(f"could not write {path}: {error}; free some space or choose another folder") from error
     finally:
@@ -99,6 +103,8 @@ class _NumpyKind:
         self.format = _NUMPY_NUMBERS[kind]
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] not in ("<", ">", "=", "|"):
+            raise pickle.UnpicklingError(f"Unsupported class numpy.dtype of order {state[1]!r}")
         self.format = ("" if state[1] == "|" else state[1]) + self.format
 
 
@@ -107,19 +113,54 @@ def _plain_number(kind: _NumpyKind, content: bytes) -> bool | int | float:
     return number  # type: ignore[no-any-return]
 
 
-# Training programs keep accuracies as numpy's numbers. They are read as Python's, and no function of numpy is called:
-# its dtype alone could be asked for much more than a number. The last name is that of numpy before 2.
+class _PlainArray:
+    """Stands for numpy.ndarray while a file is read: an array of numbers, made of its checked parts."""
+
+    def __init__(self, *_: object) -> None:
+        self.array: NDArray[Any] | None = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, by_columns, content = state
+        if not isinstance(kind, _NumpyKind) or not isinstance(content, bytes):
+            raise pickle.UnpicklingError("Unsupported class numpy.ndarray of objects")
+        flat = np.frombuffer(content, np.dtype(kind.format))
+        self.array = flat.reshape(tuple(map(int, shape)), order="F" if by_columns else "C").copy()
+
+
+def _plain_array(*_: object) -> _PlainArray:
+    return _PlainArray()
+
+
+def _without_stand_ins(value: Any) -> Any:
+    """The same, with arrays in the places of what stands for them; mappings and lists are changed where they are."""
+    if isinstance(value, _PlainArray):
+        return value.array
+    if isinstance(value, dict):
+        for key, member in value.items():
+            value[key] = _without_stand_ins(member)
+    elif isinstance(value, list):
+        value[:] = map(_without_stand_ins, value)
+    elif type(value) is tuple:
+        return tuple(map(_without_stand_ins, value))
+    return value
+
+
+# Training programs keep accuracies as numpy's numbers, and whitenings as its arrays. They are read without calling any
+# function of numpy that the file names: its dtype alone could be asked for much more than a number. `numpy.core` is the
+# name before numpy 2.
 _NUMPY_STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_NumpyKind, "numpy.dtype"),
-    (_plain_number, "numpy._core.multiarray.scalar"),
-    (_plain_number, "numpy.core.multiarray.scalar"),
+    (_PlainArray, "numpy.ndarray"),
+    *((_plain_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_plain_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
 ]
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a torch checkpoint onto the CPU with `weights_only=True`: it can hold data, never code.
 
-    Single numbers of numpy's become Python's, and argparse's flags are read; any other object is refused.
+    Single numbers of numpy's become Python's; its arrays of numbers and argparse's flags are read; any other object is
+    refused.
 
     Raises:
         UsageError: when the file is missing, truncated, holds code or other objects, or holds no mapping.
@@ -129,7 +170,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         # A Namespace holds the flags in the checkpoints of timm's and torchvision's training scripts: data, no code.
         with torch.serialization.safe_globals([*_NUMPY_STAND_INS, argparse.Namespace]):
-            payload = torch.load(path, map_location="cpu", weights_only=True)
+            payload = _without_stand_ins(torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
         # A foreign pickle (it starts with 0x80) stops torch at the opcode that looks up what it would call.
         kinds = "global|class|operand" if path.read_bytes()[:1] == b"\x80" else "global|class"
