@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from darkening.night_view import NightConfig, NightView, selection_heuristic, selection_view
+from minmax.runtime.batches import leave_sigterm_to_the_run
 from minmax.runtime.devices import Runtime
 from minmax.runtime.run import readable
 from minmax.runtime.seeding import generator_for
@@ -90,7 +91,9 @@ def measure(
     network.eval()
     count = len(images.classes)
     found: list[tuple[Tensor, Tensor, Tensor]] = []  # labels, predictions and confidences of each batch
-    loader = DataLoader(WholeImages(images, config), batch_size, num_workers=workers)
+    loader = DataLoader(
+        WholeImages(images, config), batch_size, num_workers=workers, worker_init_fn=leave_sigterm_to_the_run
+    )
     bar = tqdm(loader, desc=images.split, disable=None if runtime.is_main else True, leave=False)
     for number, (batch, labels) in enumerate(readable(bar)):
         pictures = runtime.to_device(batch)

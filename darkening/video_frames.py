@@ -61,7 +61,8 @@ def open_video(file: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     Raises:
         BrokenVideo: when it holds none, or for what FFmpeg raises meanwhile.
     """
-    with _naming_faults(), av.open(str(file)) as container:
+    # Titles and comments may be in any encoding, and nothing depends on them.
+    with _naming_faults(), av.open(str(file), metadata_errors="replace") as container:
         # The first one, as players number them; a cover picture is a video stream too.
         shown = (track for track in container.streams.video if not track.disposition & Disposition.attached_pic)
         stream = next(shown, None)
@@ -157,7 +158,9 @@ def probe(file: Path) -> VideoFacts:
         watch.require_whole(container)
         height, width = watch.shape or (0, 0)
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        audio = tuple(str(track.codec_context.name) for track in container.streams.audio)
+        # FFmpeg has no decoder for some sound, such as that of newer phones, which then has no context either.
+        contexts = [track.codec_context for track in container.streams.audio]
+        audio = tuple(str(context.name) if context else "unknown" for context in contexts)
         return VideoFacts(watch.count, height, width, Fraction(rate), audio)
 
 

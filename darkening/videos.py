@@ -253,7 +253,8 @@ class _Writer:
         context.colorspace = _BT709 if self.matrix == Colorspace.ITU709 else _SMPTE170M
         context.color_range = ColorRange.MPEG
         for track in self.source.streams.audio:
-            codec = track.codec_context.codec.canonical_name
+            sound = track.codec_context  # none where FFmpeg does not know the sound
+            codec = sound.codec.canonical_name if sound else "an unknown codec"
             if codec in self.out.supported_codecs:
                 self.tracks[track.index] = self.out.add_stream_from_template(track)
             else:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from darkening.night_view import NightConfig, NightView, selection_heuristic, selection_view
+from minmax.runtime.batches import leave_sigterm_to_the_run
 from minmax.runtime.devices import Runtime
 from minmax.runtime.run import readable
 from minmax.runtime.seeding import generator_for
@@ -75,7 +76,9 @@ def measure(
     network.eval()
     dataset = WholeClips(clips, config, rounds)
     found: list[tuple[Tensor, Tensor]] = []
-    loader = DataLoader(dataset, max(1, batch_size // dataset.rounds), num_workers=workers)
+    loader = DataLoader(
+        dataset, max(1, batch_size // dataset.rounds), num_workers=workers, worker_init_fn=leave_sigterm_to_the_run
+    )
     bar = tqdm(loader, desc=clips.split, disable=None if runtime.is_main else True, leave=False)
     for number, (videos, labels) in enumerate(readable(bar)):
         scores = []

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from darkening.heuristics import HeuristicName
 from darkening.night_view import selection_view
+from minmax.runtime.batches import leave_sigterm_to_the_run
 from minmax.runtime.devices import Runtime
 from minmax.runtime.run import readable
 from minmax.runtime.seeding import generator_for
@@ -117,7 +118,13 @@ def _batches(
     images: StreetImages, size: Size, runtime: Runtime, full_labels: bool, batch_size: int, workers: int
 ) -> Iterator[tuple[int, list[WholeStreet], Tensor]]:
     """The number of each batch, what it holds, and its images `(N, 3, H, W)` on the device."""
-    loader = DataLoader(WholeStreets(images, size, full_labels), batch_size, num_workers=workers, collate_fn=list)
+    loader = DataLoader(
+        WholeStreets(images, size, full_labels),
+        batch_size,
+        num_workers=workers,
+        worker_init_fn=leave_sigterm_to_the_run,
+        collate_fn=list,
+    )
     bar = tqdm(loader, desc=images.title, disable=None if runtime.is_main else True, leave=False)
     for number, streets in enumerate(readable(bar)):
         yield number, streets, runtime.to_device(torch.stack([street.image for street in streets]))

@@ -1,6 +1,7 @@
 """The classification scripts as processes: help, kill -9 and resume, SIGTERM, two ranks."""
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -43,14 +44,20 @@ def test_killed_twice_and_resumed_equals_uninterrupted(data, checkpoint, darkene
     assert (folder / "whole" / "metrics.jsonl").read_text() == metrics.read_text()
 
 
-def test_sigterm_saves_and_exits_with_its_code(data, checkpoint, tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sigterm_saves_and_exits_with_its_code(data, checkpoint, tmp_path, workers):
+    """To the process alone, or to all of its group as schedulers send it, the workers among them."""
     flags = [*common(data, tmp_path), "--checkpoint", checkpoint, "--night.source", "gamma", "--optim.epochs", 1000]
-    process = subprocess.Popen(command("train", *flags), stderr=subprocess.PIPE, text=True)
+    flags += ["--workers", workers]
+    process = subprocess.Popen(command("train", *flags), stderr=subprocess.PIPE, text=True, start_new_session=True)
     metrics = tmp_path / "classification" / "adapt" / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text()):
         assert process.poll() is None
         time.sleep(0.01)
-    process.terminate()
+    if workers:
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.terminate()
     _, errors = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
     assert "continue with --resume" in errors

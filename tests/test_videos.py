@@ -77,6 +77,28 @@ def test_a_seek_finds_the_same_frames_as_decoding_from_the_start(case, tmp_path,
     assert torch.equal(read_frames(file, numbers), plain)
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi"])
+def test_titles_in_an_old_encoding_do_not_hinder(name, tmp_path):
+    file = make(tmp_path, name, title="XXcafeXX")
+    content = file.read_bytes()
+    assert content.count(b"XXcafeXX") == 1
+    file.write_bytes(content.replace(b"XXcafeXX", "XXcaféXX".encode("latin-1")))
+    assert probe(file).frames == expected_frames(file) == len(read_frames(file, range(12))) == 12
+    darken(file, tmp_path / "out" / name)
+    assert probe(tmp_path / "out" / name).frames == 12
+
+
+def test_sound_that_nobody_knows_is_left_out_with_a_warning(tmp_path, caplog):
+    file = make(tmp_path, **FILES["sound"])
+    content = file.read_bytes()
+    assert b"mp4a" in content and b"esds" in content
+    file.write_bytes(content.replace(b"mp4a", b"apac").replace(b"esds", b"xsds"))
+    assert probe(file).audio == ("unknown",)
+    darken(file, tmp_path / "out" / "s.mp4")
+    assert probe(tmp_path / "out" / "s.mp4").frames == 12 and probe(tmp_path / "out" / "s.mp4").audio == ()
+    assert "cannot hold sound as an unknown codec, which is left out" in caplog.text
+
+
 @pytest.mark.parametrize("rotation", [90, 180, -90])
 def test_turned_videos_are_read_upright(rotation, tmp_path):
     upright = torch.from_numpy(frame_pixels(0, 32, 48)).permute(2, 0, 1).float()

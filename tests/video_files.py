@@ -17,11 +17,23 @@ def frame_pixels(number, height, width):
 
 
 def save_video(
-    file, frames=12, height=32, width=48, codec="libx264", times=None, sound=False, rotation=0, darker=1, pix_fmt=None
+    file,
+    frames=12,
+    height=32,
+    width=48,
+    codec="libx264",
+    times=None,
+    sound=False,
+    rotation=0,
+    darker=1,
+    pix_fmt=None,
+    title=None,
 ):
     """Write frames that tell their numbers; `times` are in hundredths of a second, one per frame."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(file), "w") as out:
+        if title:
+            out.metadata["title"] = title
         options = {"bf": "0"} if file.suffix == ".avi" else {"bf": "2", "g": "5"}
         if codec == "libx264":
             options["crf"] = "5"

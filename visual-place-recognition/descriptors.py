@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from darkening.heuristics import HeuristicName
 from darkening.night_view import selection_view
+from minmax.runtime.batches import leave_sigterm_to_the_run
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError
 from minmax.runtime.run import readable
@@ -47,7 +48,12 @@ def batches_by_shape(
 
     Shapes fill side by side as the images come; of too many, the fullest batch goes first.
     """
-    loader = DataLoader(WholePlaces(images, positions, size), batch_size=None, num_workers=workers)
+    loader = DataLoader(
+        WholePlaces(images, positions, size),
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=leave_sigterm_to_the_run,
+    )
     waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
     for number, image in readable(tqdm(loader, desc=images.title, disable=None if show else True, leave=False)):
         held = waiting.setdefault(tuple(image.shape), [])

@@ -1,5 +1,6 @@
 """Which images come in which order: a function of (seed, epoch), so that a run can continue at any batch."""
 
+import signal
 from collections.abc import Callable, Iterator, Sized
 from typing import Any, TypeVar
 
@@ -52,6 +53,14 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, index) for index in order[start : start + self.batch_size]]
 
 
+def leave_sigterm_to_the_run(_: int) -> None:
+    """The `worker_init_fn` of every loader in a training.
+
+    Schedulers and `timeout` send SIGTERM to all processes of a run: workers must live on until it has saved its state.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def epoch_loader(
     dataset: Dataset[ItemT],
     batch_size: int,
@@ -76,4 +85,11 @@ def epoch_loader(
     assert isinstance(dataset, Sized)
     batches = EpochBatches(len(dataset), batch_size, seed, runtime.rank, runtime.world_size)
     pinned = runtime.device.type == "cuda"
-    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=pinned, collate_fn=collate)
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=pinned,
+        collate_fn=collate,
+        worker_init_fn=leave_sigterm_to_the_run,
+    )
