@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from darkening.pictures import DECODING_ERRORS, PICTURE_SUFFIXES, decode_picture, files_below, listed_below
@@ -253,7 +253,8 @@ def _require_one_size(images: FolderImages) -> None:
     sizes: dict[tuple[int, int], Path] = {}
     for file in images.files:
         with Image.open(file) as image:  # reads the header only
-            sizes.setdefault(image.size, file)
+            is_on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # and is decoded upright
+            sizes.setdefault(image.size[::-1] if is_on_its_side else image.size, file)
     if len(sizes) > 1:
         examples = ", ".join(f"{file.name} is {width}x{height}" for (width, height), file in list(sizes.items())[:2])
         raise UsageError(

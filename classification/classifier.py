@@ -149,7 +149,8 @@ def load_classifier(
         network, settings = rebuild_network(payload, ClassifierSettings, build_classifier, path)
     else:
         weights = find_weights(payload, path)
-        if any(name.startswith(_RELEASED_NETWORK) for name in weights):
+        # A network of somebody else's may keep its parts under the same name, but has no momentum encoder.
+        if all(any(name.startswith(part) for name in weights) for part in (_RELEASED_NETWORK, "encoder_k.")):
             weights = {
                 name.removeprefix(_RELEASED_NETWORK): tensor
                 for name, tensor in weights.items()

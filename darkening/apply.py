@@ -94,7 +94,8 @@ def main(config: Config) -> None:
     """Darken everything that is not darkened yet."""
     files = find_pictures(config.input, PICTURE_SUFFIXES | VIDEO_SUFFIXES)
     targets = _targets(config, files)
-    left = [file for file in files if not targets[file].exists()]
+    # Of a folder, what is done is left alone; of a single file nothing would tell what it was darkened with.
+    left = [file for file in files if config.input.is_file() or not targets[file].exists()]
     if len(left) < len(files):
         log.info("%d of %d files are done already", len(files) - len(left), len(files))
     bad: list[str] = []

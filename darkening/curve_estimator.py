@@ -51,6 +51,11 @@ class DepthwiseSeparable(nn.Module):
         return total
 
 
+_REACH = 8  # pixels to either side that the eight 3x3 filters of the estimator look at
+_PIXELS_AT_ONCE = {"cpu": 2**20, "other": 2**22}  # about 3.2 GiB for each 2**20
+_LEAST_ROWS = 32
+
+
 class CurveEstimator(nn.Module):
     """Eight depthwise-separable units with skip connections: image and exposure code to 6 raw maps.
 
@@ -149,9 +154,18 @@ class Darkener(nn.Module):
 
     @torch.no_grad()
     def darken(self, images: Tensor, exposure: Tensor) -> Tensor:
-        """The darkened images, clamped to [0, 1], outside any training graph."""
-        darkened: Tensor = self(images, exposure).image
-        return darkened.clamp_(0.0, 1.0)
+        """The darkened images, clamped to [0, 1], no graph kept; large ones in strips, with the same result."""
+        exposure = exposure.to(images).expand(images.shape[0], 1, *images.shape[2:])
+        height, width = images.shape[-2:]
+        most = _PIXELS_AT_ONCE["cpu" if images.device.type == "cpu" else "other"]
+        rows = max(_LEAST_ROWS, most // (len(images) * width))
+        strips = []
+        for top in range(0, height, rows):
+            bottom = min(height, top + rows)
+            above, below = max(0, top - _REACH), min(height, bottom + _REACH)
+            strip: Tensor = self(images[..., above:below, :], exposure[..., above:below, :]).image
+            strips.append(strip[..., top - above : bottom - above, :].clamp(0.0, 1.0))
+        return strips[0] if len(strips) == 1 else torch.cat(strips, dim=-2)
 
 
 def save_darkener(darkener: Darkener, path: Path, config: Mapping[str, Any] | None = None) -> None:

@@ -22,10 +22,12 @@ _OPTIONS = {"jpeg": {"quality": 95, "subsampling": 0}}
 
 def files_below(folder: Path, ending: str | tuple[str, ...]) -> list[Path]:
     """All files with an ending (any case) below a folder, links to folders followed, hidden ones left out, sorted."""
-    found = [Path(place) / name for place, _, names in os.walk(folder, followlinks=True) for name in names]
-    # Hidden: macOS writes a ._photo.jpg beside photo.jpg, which is none.
-    wanted = (file for file in found if file.name.lower().endswith(ending) and not file.name.startswith("."))
-    return sorted(file for file in wanted if file.is_file())
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        # Hidden: macOS writes a ._photo.jpg beside photo.jpg, which is none, and editors keep copies of files.
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(place) / name for name in names if name.lower().endswith(ending) and not name.startswith(".")]
+    return sorted(file for file in found if file.is_file())
 
 
 def find_pictures(source: Path, kinds: frozenset[str] = PICTURE_SUFFIXES) -> list[Path]:

@@ -179,7 +179,10 @@ def read_frames(file: Path, frames: Sequence[int], size: tuple[int, int] | None 
         BrokenVideo: when the file is broken, or ends before one of the frames.
     """
     wanted = set(frames)
-    found = _found_by_seeking(file, wanted, size) if min(frames) >= _SEEK_FROM else None
+    found = None
+    if min(frames) >= _SEEK_FROM:
+        with contextlib.suppress(BrokenVideo):  # a damage that only seeking meets
+            found = _found_by_seeking(file, wanted, size)
     if found is None:
         found = {}
         with open_video(file) as (container, stream):

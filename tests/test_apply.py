@@ -12,7 +12,7 @@ from PIL import Image
 from darkening import apply, preview
 from darkening.curve_estimator import Darkener, DarkenerSettings, save_darkener
 from darkening.night_view import NightConfig
-from darkening.pictures import PICTURE_SUFFIXES, read_picture, write_picture
+from darkening.pictures import PICTURE_SUFFIXES, find_pictures, read_picture, write_picture
 from darkening.starting_point import load_starting_point
 from minmax.runtime.config import run_script
 from minmax.runtime.devices import Runtime
@@ -109,6 +109,23 @@ def test_a_photo_stays_upright(tmp_path):
     darken(file, tmp_path / "dark.png", DAY)
     with Image.open(tmp_path / "dark.png") as dark:
         assert dark.size == (20, 40) or dark.getexif().get(0x0112) == 6
+
+
+def test_a_single_file_is_darkened_as_asked_each_time(photos, tmp_path):
+    file = next(path for path in sorted(photos.rglob("*")) if path.suffix == ".png")
+    means = []
+    for exposure in (0.3, 0.05):
+        night = NightConfig(source="gamma", exposure=(exposure, exposure))
+        apply.main(apply.Config(input=file, output=tmp_path / "dark.png", night=night, workers=0))
+        means.append(np.asarray(Image.open(tmp_path / "dark.png")).mean())
+    assert means[0] > 1.5 * means[1]
+
+
+def test_files_in_hidden_folders_are_no_pictures(tmp_path):
+    for folder in ("seen", ".thumbnails"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "a.png")
+    assert find_pictures(tmp_path) == [tmp_path / "seen" / "a.png"]
 
 
 def test_a_single_file_goes_to_a_file_or_into_a_folder(photos, tmp_path):

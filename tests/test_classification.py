@@ -112,6 +112,22 @@ def test_measure_fills_the_confusion_matrix_row_by_truth(data):
     assert found.predictions.tolist() == [1] * 12
 
 
+def test_native_evaluation_counts_sizes_upright(tmp_path):
+    def save(name, size, orientation):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        (tmp_path / "test_day" / "bus").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size).save(tmp_path / "test_day" / "bus" / name, exif=exif)
+
+    config = ImageConfig(size=32, evaluation="native")
+    save("a.jpg", (32, 24), 1)
+    save("b.jpg", (24, 32), 6)
+    assert len(open_split(str(tmp_path), "test_day", config, cache=tmp_path)) == 2
+    save("b.jpg", (32, 24), 6)
+    with pytest.raises(UsageError, match="images of 2 sizes"):
+        open_split(str(tmp_path), "test_day", config, cache=tmp_path)
+
+
 def test_native_evaluation_of_mixed_sizes_is_refused_before_work(data):
     with pytest.raises(UsageError, match=r"holds images of 6 sizes \(0.png is 44x40, 1.jpg is 44x41\)"):
         open_split(str(data), "test_day", ImageConfig(size=32, evaluation="native"))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from darkening import curve_estimator
 from darkening.curve_estimator import (
     CHECKPOINT_FORMAT,
     Darkener,
@@ -38,6 +39,17 @@ def images_of(count=2, side=12, seed=0, dtype=torch.float32):
 def darkener_of(**settings):
     torch.manual_seed(3)
     return Darkener(DarkenerSettings(width=8, **settings)).double()
+
+
+@torch.no_grad()
+def test_large_images_are_darkened_in_strips_with_the_same_result(monkeypatch):
+    darkener = darkener_of(min_scale=0.9)
+    images = torch.rand(2, 3, 75, 20, dtype=torch.float64)
+    for exposure in (torch.tensor(0.2), torch.rand(2, 1, 75, 20, dtype=torch.float64)):
+        whole = darkener.darken(images, exposure)
+        monkeypatch.setitem(curve_estimator._PIXELS_AT_ONCE, "cpu", 1)  # so the least number of rows
+        torch.testing.assert_close(darkener.darken(images, exposure), whole, rtol=0, atol=1e-12)
+        monkeypatch.undo()
 
 
 def test_parts_give_the_value_and_the_gradients_of_their_concatenation():

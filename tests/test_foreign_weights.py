@@ -319,6 +319,13 @@ def test_released_names():
     assert tuple(pair["pred.fc1.weight"].shape) == (128, 128)
 
 
+def test_another_network_under_the_authors_name_needs_its_flags(tmp_path):
+    state = {f"resnet.{name}": tensor for name, tensor in released_resnet18().state_dict().items()}
+    torch.save(state, tmp_path / "mine.pth")
+    with pytest.raises(UsageError, match="add --model with the architecture and --classes"):
+        load_classifier(tmp_path / "mine.pth")
+
+
 def test_a_released_darkener_is_loaded(tmp_path):
     torch.save(released_darkener(), tmp_path / "Epoch15.pth")
     darkener = load_darkener(tmp_path / "Epoch15.pth")
