@@ -19,7 +19,8 @@ from bench_darkening import default_allocator
 from darkening.night_view import NightConfig, build_night_view
 from darkening.starting_point import load_starting_point
 from darkening.video_frames import read_frames
-from darkening.videos import VideoOptions, darken_video
+from darkening.video_writer import VideoOptions
+from darkening.videos import darken_video
 from minmax.runtime.devices import Runtime, keep_large_buffers
 from minmax.runtime.seeding import generator_for
 

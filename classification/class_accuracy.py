@@ -6,13 +6,10 @@ import torch
 from class_folders import ImageConfig, LabelledImages
 from image_views import WholeImages, refuse_night
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from darkening.night_view import NightConfig, NightView, selection_heuristic, selection_view
-from minmax.runtime.batches import leave_sigterm_to_the_run
+from minmax.runtime.batches import one_pass
 from minmax.runtime.devices import Runtime
-from minmax.runtime.run import readable
 from minmax.runtime.seeding import generator_for
 
 CALIBRATION_BINS = 15
@@ -91,11 +88,8 @@ def measure(
     network.eval()
     count = len(images.classes)
     found: list[tuple[Tensor, Tensor, Tensor]] = []  # labels, predictions and confidences of each batch
-    loader = DataLoader(
-        WholeImages(images, config), batch_size, num_workers=workers, worker_init_fn=leave_sigterm_to_the_run
-    )
-    bar = tqdm(loader, desc=images.split, disable=None if runtime.is_main else True, leave=False)
-    for number, (batch, labels) in enumerate(readable(bar)):
+    batches = one_pass(WholeImages(images, config), batch_size, images.split, workers, runtime.is_main)
+    for number, (batch, labels) in enumerate(batches):
         pictures = runtime.to_device(batch)
         if night is not None:
             pictures = night(pictures, generator_for(images.split, number))

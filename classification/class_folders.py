@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 
-from darkening.pictures import DECODING_ERRORS, PICTURE_SUFFIXES, decode_picture, files_below, listed_below
+from darkening.pictures import (
+    DECODING_ERRORS,
+    PICTURE_SUFFIXES,
+    decode_picture,
+    files_below,
+    listed_below,
+    orientation,
+)
 from minmax.runtime.checked import find_problems
 from minmax.runtime.config import REPOSITORY, require
 from minmax.runtime.errors import RunError, UsageError
@@ -253,8 +260,8 @@ def _require_one_size(images: FolderImages) -> None:
     sizes: dict[tuple[int, int], Path] = {}
     for file in images.files:
         with Image.open(file) as image:  # reads the header only
-            is_on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # and is decoded upright
-            sizes.setdefault(image.size[::-1] if is_on_its_side else image.size, file)
+            # It is decoded upright.
+            sizes.setdefault(image.size[::-1] if orientation(image) >= 5 else image.size, file)
     if len(sizes) > 1:
         examples = ", ".join(f"{file.name} is {width}x{height}" for (width, height), file in list(sizes.items())[:2])
         raise UsageError(

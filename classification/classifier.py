@@ -150,7 +150,7 @@ def load_classifier(
     else:
         weights = find_weights(payload, path)
         # A network of somebody else's may keep its parts under the same name, but has no momentum encoder.
-        if all(any(name.startswith(part) for name in weights) for part in (_RELEASED_NETWORK, "encoder_k.")):
+        if {"resnet", "encoder_k"} <= {name.partition(".")[0] for name in weights}:
             weights = {
                 name.removeprefix(_RELEASED_NETWORK): tensor
                 for name, tensor in weights.items()

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from darkening.night_view import NightView
+from minmax.runtime.batches import readable
 from minmax.runtime.devices import Runtime
-from minmax.runtime.run import readable
 from minmax.runtime.seeding import generator_for
 
 

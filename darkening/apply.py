@@ -29,7 +29,8 @@ from darkening.pictures import (
 )
 from darkening.starting_point import STARTING_POINT_NAME, load_darkener_or_starting_point
 from darkening.video_frames import VIDEO_SUFFIXES, BrokenVideo, expected_frames
-from darkening.videos import VideoOptions, darken_video
+from darkening.video_writer import VideoOptions
+from darkening.videos import darken_video
 from minmax.runtime.checkpoints import file_digest, remove_leftovers
 from minmax.runtime.config import from_plain, require, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime

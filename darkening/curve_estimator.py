@@ -164,7 +164,7 @@ class Darkener(nn.Module):
             bottom = min(height, top + rows)
             above, below = max(0, top - _REACH), min(height, bottom + _REACH)
             strip: Tensor = self(images[..., above:below, :], exposure[..., above:below, :]).image
-            strips.append(strip[..., top - above : bottom - above, :].clamp(0.0, 1.0))
+            strips.append(strip[..., top - above : bottom - above, :].clamp_(0.0, 1.0))
         return strips[0] if len(strips) == 1 else torch.cat(strips, dim=-2)
 
 

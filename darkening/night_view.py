@@ -76,10 +76,8 @@ def follow_day(images: Tensor, exposure: Tensor, power: Tensor, cell: int) -> Te
     height, width = images.shape[-2:]
     cells = (max(1, height // cell), max(1, width // cell))
     grey = images.mean(dim=1, keepdim=True)
-    if (
-        grey.device.type == "mps"
-    ):  # there, cells must all be of one size (https://github.com/pytorch/pytorch/issues/96056)
-        grey = grey.cpu()
+    # On MPS cells must all be of one size (https://github.com/pytorch/pytorch/issues/96056).
+    grey = grey.cpu() if grey.device.type == "mps" else grey
     brightness = F.adaptive_avg_pool2d(grey, cells).to(images.device) + _NEARLY_BLACK
     brightness = F.interpolate(brightness, size=(height, width), mode="bilinear", align_corners=False)
     share = brightness ** power.to(images)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from minmax.runtime.checkpoints import write_atomically
@@ -62,26 +62,25 @@ def decode_picture(file: Path, size: tuple[int, int] | None = None, upright: boo
         upright: turn it as its EXIF entry says; off where a label for each pixel lies in a file of its own.
     """
     with Image.open(file) as opened:
-        image = as_rgb(opened, upright)
+        image = as_rgb(ImageOps.exif_transpose(opened) if upright else opened)
     if size is not None and (image.height, image.width) != size:
         image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
     pixels = np.array(image)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def as_rgb(opened: Image.Image, upright: bool) -> Image.Image:
-    """An opened picture in 8-bit RGB; grey of 16 bits is brought to that range, where Pillow would clip it to white.
+def orientation(image: Image.Image) -> int:
+    """How an opened picture is stored, as its EXIF entry says: 1 is upright, 5 to 8 lie on a side."""
+    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
 
-    Args:
-        opened: by Image.open.
-        upright: turn it as its EXIF entry says.
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A picture in 8-bit RGB; grey of 16 bits is brought to that range, where Pillow would clip it to white.
 
     Raises:
         ValueError: for grey of 32 bits, whose range nothing tells.
     """
-    is_deep_png = opened.mode == "I" and opened.format == "PNG"  # how Pillow names 16 bits depends on its version
-    image = ImageOps.exif_transpose(opened) if upright else opened
-    if image.mode.startswith("I;16") or is_deep_png:
+    if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError("its pixels have 32 bits and no known range; save it with 8 or 16 bits")

@@ -26,7 +26,7 @@ from minmax.task_network import freeze
 log = logging.getLogger(__name__)
 
 REPORTED_EXPOSURES = (0.05, 0.1, 0.2, 0.3, 0.4)
-VALIDATION_PIXELS = 2**20  # at a time: about 2 GB
+VALIDATION_PIXELS = 2**20  # at a time
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def save_and_show(
     """
     best = run.directory / "best.pt"
     if runtime.is_main:
-        save_darkener(darkener, best, dict(flags))
+        save_darkener(darkener, best, flags)
         shown = validation[:: max(1, len(validation) // columns)][:columns]
         sheet = contact_sheet(darkener, shown, runtime, contrast=sum(request.contrast) / 2, cell=request.cell)
         save_picture(sheet, run.directory / "pictures" / "darkened.png")

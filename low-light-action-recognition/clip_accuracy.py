@@ -6,13 +6,10 @@ import torch
 from clip_views import WholeClips
 from clips import ClipConfig, LabelledClips, refuse_night
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from darkening.night_view import NightConfig, NightView, selection_heuristic, selection_view
-from minmax.runtime.batches import leave_sigterm_to_the_run
+from minmax.runtime.batches import one_pass
 from minmax.runtime.devices import Runtime
-from minmax.runtime.run import readable
 from minmax.runtime.seeding import generator_for
 
 
@@ -76,11 +73,9 @@ def measure(
     network.eval()
     dataset = WholeClips(clips, config, rounds)
     found: list[tuple[Tensor, Tensor]] = []
-    loader = DataLoader(
-        dataset, max(1, batch_size // dataset.rounds), num_workers=workers, worker_init_fn=leave_sigterm_to_the_run
-    )
-    bar = tqdm(loader, desc=clips.split, disable=None if runtime.is_main else True, leave=False)
-    for number, (videos, labels) in enumerate(readable(bar)):
+    videos_at_once = max(1, batch_size // dataset.rounds)
+    batches = one_pass(dataset, videos_at_once, clips.split, workers, runtime.is_main)
+    for number, (videos, labels) in enumerate(batches):
         scores = []
         for part, chunk in enumerate(videos.flatten(0, 1).split(batch_size)):
             pictures = runtime.to_device(chunk) / 255.0

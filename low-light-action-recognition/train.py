@@ -121,8 +121,11 @@ def main(config: Config) -> Path:
         optimizer, schedule = config.optim.build(trained, runtime.world_size)
         parallel = runtime.parallel(pair)
 
-        used = {"training": training.fingerprint(), "validation": validation.fingerprint()}
-        used["--checkpoint"] = file_digest(config.checkpoint)
+        used = {
+            "training": training.fingerprint(),
+            "validation": validation.fingerprint(),
+            "--checkpoint": file_digest(config.checkpoint),
+        }
         if config.darkener:
             used["--darkener"] = file_digest(config.darkener)
         if darkened is not None:

@@ -10,14 +10,11 @@ from street_images import Size, StreetImages, refuse_night
 from street_labels import VOID
 from street_views import WholeStreet, WholeStreets
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from darkening.heuristics import HeuristicName
 from darkening.night_view import selection_view
-from minmax.runtime.batches import leave_sigterm_to_the_run
+from minmax.runtime.batches import one_pass
 from minmax.runtime.devices import Runtime
-from minmax.runtime.run import readable
 from minmax.runtime.seeding import generator_for
 
 _ROWS = VOID + 1
@@ -118,15 +115,8 @@ def _batches(
     images: StreetImages, size: Size, runtime: Runtime, full_labels: bool, batch_size: int, workers: int
 ) -> Iterator[tuple[int, list[WholeStreet], Tensor]]:
     """The number of each batch, what it holds, and its images `(N, 3, H, W)` on the device."""
-    loader = DataLoader(
-        WholeStreets(images, size, full_labels),
-        batch_size,
-        num_workers=workers,
-        worker_init_fn=leave_sigterm_to_the_run,
-        collate_fn=list,
-    )
-    bar = tqdm(loader, desc=images.title, disable=None if runtime.is_main else True, leave=False)
-    for number, streets in enumerate(readable(bar)):
+    dataset = WholeStreets(images, size, full_labels)
+    for number, streets in enumerate(one_pass(dataset, batch_size, images.title, workers, runtime.is_main, list)):
         yield number, streets, runtime.to_device(torch.stack([street.image for street in streets]))
 
 

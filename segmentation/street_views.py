@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 from cityscapes import StreetConfig
-from PIL import ExifTags, Image
+from PIL import Image
 from street_images import (
     Size,
     StreetFile,
@@ -23,7 +23,7 @@ from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import Image as ImageTensor
 from torchvision.tv_tensors import Mask
 
-from darkening.pictures import DECODING_ERRORS, PICTURE_SUFFIXES, decode_picture, files_below
+from darkening.pictures import DECODING_ERRORS, PICTURE_SUFFIXES, decode_picture, files_below, orientation
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.seeding import derive_seed
 
@@ -134,8 +134,7 @@ def find_darkened(images: StreetImages, folder: Path, size: Size, cache: Path, q
     files = [found[name] for name in day]
     for original, file in zip(day.values(), files, strict=True):
         try:
-            sizes = [_size_in_header(picture) for picture in (original, file)]
-            is_turned = _turns(original)
+            (there, is_turned), (here, _) = map(_read_header, (original, file))
         except DECODING_ERRORS:
             continue  # named below, with all others that are broken
         if is_turned:
@@ -143,9 +142,9 @@ def find_darkened(images: StreetImages, folder: Path, size: Size, cache: Path, q
                 f"--darkened {folder}: {original} has an EXIF entry that turns it; its copy is turned, its labels "
                 "are not; save it without that entry, or name a --darkener instead"
             )
-        if sizes[1] not in (sizes[0], f"{size[1]}x{size[0]}"):
+        if here not in (there, f"{size[1]}x{size[0]}"):
             raise UsageError(
-                f"--darkened {folder}: {file.name} is {sizes[1]}, its day image {sizes[0]}; expected that, or the "
+                f"--darkened {folder}: {file.name} is {here}, its day image {there}; expected that, or the "
                 f"{size[1]}x{size[0]} of --images.size"
             )
     copies = StreetFiles("darkened images", folder, [StreetFile(file, None) for file in files], is_night=False)
@@ -153,14 +152,10 @@ def find_darkened(images: StreetImages, folder: Path, size: Size, cache: Path, q
     return files
 
 
-def _turns(file: Path) -> bool:
-    with Image.open(file) as image:
-        return bool(image.getexif().get(ExifTags.Base.Orientation, 1) != 1)
-
-
-def _size_in_header(file: Path) -> str:
+def _read_header(file: Path) -> tuple[str, bool]:
+    """Size of a picture, and whether its EXIF entry turns it."""
     with Image.open(file) as image:  # decodes nothing
-        return f"{image.width}x{image.height}"
+        return f"{image.width}x{image.height}", orientation(image) != 1
 
 
 class WholeStreet(NamedTuple):

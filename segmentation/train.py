@@ -174,8 +174,11 @@ def main(config: Config) -> Path:
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, config.optim.milestones)
         parallel = runtime.parallel(pair)
 
-        used = {"training": training.fingerprint(), "validation": validation.fingerprint()}
-        used["--checkpoint"] = file_digest(config.checkpoint)
+        used = {
+            "training": training.fingerprint(),
+            "validation": validation.fingerprint(),
+            "--checkpoint": file_digest(config.checkpoint),
+        }
         if config.darkener:
             used["--darkener"] = file_digest(config.darkener)
         if config.darkened and darkened:  # both or none

@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 from video_files import frame_pixels, save_truncated, save_video
 
-from darkening import apply, video_frames, videos
+from darkening import apply, video_frames, video_writer
 from darkening.night_view import NightConfig, NightView, build_night_view
 from darkening.starting_point import load_starting_point
 from darkening.video_frames import BrokenVideo, expected_frames, probe, read_frames
-from darkening.videos import VideoOptions, darken_video
+from darkening.video_writer import VideoOptions
+from darkening.videos import darken_video
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.seeding import generator_for
@@ -292,7 +293,7 @@ def test_a_full_disk_ends_with_one_line_and_no_half_file(tree, tmp_path, monkeyp
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(videos._Writer, "finish", full)
+    monkeypatch.setattr(video_writer.VideoWriter, "finish", full)
     with pytest.raises(RunError, match=r"could not write .*a.mp4: .*No space left on device"):
         apply_to(tree, tmp_path / "dark")
     assert names_below(tmp_path / "dark") == [".darkening.json", "cover.png"]

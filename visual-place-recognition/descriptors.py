@@ -8,16 +8,14 @@ from place_images import PlaceImages
 from place_pairs import PlacePairs
 from ranking import RetrievalScore, nearest, score_rankings
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
-from tqdm import tqdm
 
 from darkening.heuristics import HeuristicName
 from darkening.night_view import selection_view
-from minmax.runtime.batches import leave_sigterm_to_the_run
+from minmax.runtime.batches import one_pass
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError
-from minmax.runtime.run import readable
 from minmax.runtime.seeding import generator_for
 from minmax.task_network import TaskNetwork
 
@@ -48,14 +46,8 @@ def batches_by_shape(
 
     Shapes fill side by side as the images come; of too many, the fullest batch goes first.
     """
-    loader = DataLoader(
-        WholePlaces(images, positions, size),
-        batch_size=None,
-        num_workers=workers,
-        worker_init_fn=leave_sigterm_to_the_run,
-    )
     waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
-    for number, image in readable(tqdm(loader, desc=images.title, disable=None if show else True, leave=False)):
+    for number, image in one_pass(WholePlaces(images, positions, size), None, images.title, workers, show):
         held = waiting.setdefault(tuple(image.shape), [])
         held.append((number, image))
         full = tuple(image.shape) if len(held) == batch_size else None

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from darkening.pictures import DECODING_ERRORS, as_rgb, listed_below
@@ -131,9 +131,7 @@ def decode_shrunk(file: Path, size: int, box: Box | None = None) -> Tensor:
             opened.draft(None, (2 * size, 2 * size))
         elif not (box[0] >= 0 and box[1] >= 0 and box[2] <= opened.width and box[3] <= opened.height):
             raise ValueError(f"its box {box} leads out of its {opened.width}x{opened.height} pixels")
-        image = as_rgb(opened, upright=box is None)
-        if box is not None:
-            image = image.crop(box)
+        image = as_rgb(ImageOps.exif_transpose(opened) if box is None else opened.crop(box))
     image.thumbnail((size, size), Image.Resampling.LANCZOS)
     return _to_tensor(image)
 

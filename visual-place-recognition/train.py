@@ -164,8 +164,11 @@ def main(config: Config) -> Path:
                 workers=config.workers,
             )
 
-        used = {"training": pairs.fingerprint(), "validation": validation.fingerprint()}
-        used["--checkpoint"] = file_digest(config.checkpoint)
+        used = {
+            "training": pairs.fingerprint(),
+            "validation": validation.fingerprint(),
+            "--checkpoint": file_digest(config.checkpoint),
+        }
         if config.darkener:
             used["--darkener"] = file_digest(config.darkener)
 

@@ -114,10 +114,10 @@ def main(config: Config) -> Path:
         EpochTuples.check(pairs, config.tuples)
         validation = open_pairs(config.data, "val", config.images, config.quick, config.runs)
         seed_globally(config.seed, "network")
-        settings = settings_for(config.model, config.whitened)
         if config.checkpoint:
             network, settings = load_place_network(config.checkpoint, config.model)
         else:
+            settings = settings_for(config.model, config.whitened)
             network = build_place_network(settings, config.pretrained)
         network = runtime.place(network)
         tuples, count = EpochTuples(), min(config.tuples.queries, len(pairs.queries))

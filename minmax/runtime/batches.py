@@ -1,14 +1,15 @@
 """Which images come in which order: a function of (seed, epoch), so that a run can continue at any batch."""
 
 import signal
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
 
 from minmax.runtime.devices import Runtime
-from minmax.runtime.errors import UsageError
+from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.seeding import generator_for
 
 ItemT = TypeVar("ItemT")
@@ -53,8 +54,41 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, index) for index in order[start : start + self.batch_size]]
 
 
-def leave_sigterm_to_the_run(_: int) -> None:
-    """The `worker_init_fn` of every loader in a training.
+def readable(batches: Iterable[ItemT]) -> Iterator[ItemT]:
+    """The batches of a loader; a file that a worker process cannot read is reported without the worker's traceback."""
+    try:
+        yield from batches
+    except RunError as error:
+        lines = str(error).strip().splitlines()
+        raise RunError(lines[-1].removeprefix(f"{RunError.__module__}.{RunError.__name__}: ")) from error
+
+
+def one_pass(
+    dataset: Dataset[Any],
+    batch_size: int | None,
+    title: str,
+    workers: int,
+    show: bool,
+    collate: Callable[[list[Any]], Any] | None = None,
+) -> Iterator[Any]:
+    """The batches of one pass over a data set in its own order, without augmentation, under a progress bar.
+
+    Args:
+        dataset: what is loaded.
+        batch_size: samples per batch; None gives them one by one.
+        title: of the bar.
+        workers: processes that load.
+        show: whether there is a bar, on a terminal.
+        collate: makes a batch of a list of samples; by default torch's way, which stacks tensors.
+    """
+    loader = DataLoader(
+        dataset, batch_size, num_workers=workers, collate_fn=collate, worker_init_fn=_leave_sigterm_to_the_run
+    )
+    return readable(tqdm(loader, desc=title, disable=None if show else True, leave=False))
+
+
+def _leave_sigterm_to_the_run(_: int) -> None:
+    """Make a worker deaf to SIGTERM.
 
     Schedulers and `timeout` send SIGTERM to all processes of a run: workers must live on until it has saved its state.
     """
@@ -91,5 +125,5 @@ def epoch_loader(
         num_workers=workers,
         pin_memory=pinned,
         collate_fn=collate,
-        worker_init_fn=leave_sigterm_to_the_run,
+        worker_init_fn=_leave_sigterm_to_the_run,
     )

@@ -127,10 +127,6 @@ class _PlainArray:
         self.array = flat.reshape(tuple(map(int, shape)), order="F" if by_columns else "C").copy()
 
 
-def _plain_array(*_: object) -> _PlainArray:
-    return _PlainArray()
-
-
 def _without_stand_ins(value: Any) -> Any:
     """The same, with arrays in the places of what stands for them; mappings and lists are changed where they are."""
     if isinstance(value, _PlainArray):
@@ -152,7 +148,7 @@ _NUMPY_STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_NumpyKind, "numpy.dtype"),
     (_PlainArray, "numpy.ndarray"),
     *((_plain_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    *((_plain_array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((_PlainArray, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
 ]
 
 

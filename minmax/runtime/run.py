@@ -5,7 +5,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from minmax.runtime.batches import EpochBatches
+from minmax.runtime.batches import EpochBatches, readable
 from minmax.runtime.checkpoints import load_checkpoint, save_checkpoint, write_atomically
 from minmax.runtime.config import CommonFlags, read_yaml, to_plain, write_yaml
 from minmax.runtime.devices import Runtime
@@ -53,15 +53,6 @@ class Progress:
     step: int = 0
     best: float = -math.inf
     best_epoch: int = -1
-
-
-def readable(batches: Iterable[BatchT]) -> Iterator[BatchT]:
-    """The batches of a loader; a file that a worker process cannot read is reported without the worker's traceback."""
-    try:
-        yield from batches
-    except RunError as error:
-        lines = str(error).strip().splitlines()
-        raise RunError(lines[-1].removeprefix(f"{RunError.__module__}.{RunError.__name__}: ")) from error
 
 
 def run_folder(task: str, config: CommonFlags) -> Path:
