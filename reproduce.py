@@ -32,7 +32,7 @@ from minmax.runtime.report import markdown_table, recorded, write_json
 Task = Literal["classification", "segmentation", "visual-place-recognition", "low-light-action-recognition"]
 RecipeName = Literal["paper", "small"]
 RowName = Literal[
-    "continued", "brightness", "gamma", "camera", "no-similarity", "no-byol", "full", "unnormalised", "cosine",
+    "continued", "brightness", "gamma", "short-exposure", "no-similarity", "no-byol", "full", "unnormalised", "cosine",
     "two-pass", "two-pass-reestimated", "joint-pass", "frozen-statistics", "dark-exposures", "even-exposure",
 ]  # fmt: skip
 DarkenerName = Literal["darkener", "darkener-no-similarity", "darkener-unnormalised"]
@@ -51,7 +51,7 @@ ROWS: dict[RowName, Row] = {
     "continued": Row("trained on by day", ("--night.source", "day", "--byol.weight", "0"), None),
     "brightness": Row("brightness night", ("--night.source", "brightness"), None),
     "gamma": Row("gamma night", ("--night.source", "gamma"), None),
-    "camera": Row("camera-model night with noise", ("--night.source", "camera"), None),
+    "short-exposure": Row("short exposure with noise", ("--night.source", "short-exposure"), None),
     "no-similarity": Row("learned night without similarity", (), "darkener-no-similarity"),
     "no-byol": Row("learned night, no BYOL", ("--byol.weight", "0")),
     "full": Row("full method", ()),

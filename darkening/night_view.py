@@ -21,7 +21,7 @@ from minmax.task_network import freeze
 SELECTION_EXPOSURE = (0.05, 0.25)
 _NEARLY_BLACK = 0.01  # so that a black cell is not infinitely darker than its neighbours
 
-NightSource = Literal["learned", "gamma", "brightness", "camera", "day"]
+NightSource = Literal["learned", "gamma", "brightness", "short-exposure", "day"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class NightConfig:
     """Where night views come from."""
 
     source: NightSource = "learned"
-    """learned: the darkener; gamma, brightness, camera: hand-made nights; day: no darkening, a control."""
+    """learned: the darkener; gamma, brightness, short-exposure: hand-made nights; day: no darkening, a control."""
     mix: tuple[HeuristicName, ...] = ()
     """Hand-made nights that take turns with the source: each image (or clip) gets one of them all at random."""
     exposure: tuple[float, float] = (0.0, 0.2)
@@ -223,7 +223,7 @@ def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Ru
 
 def selection_heuristic(config: NightConfig) -> HeuristicName:
     """The hand-made night for choosing a checkpoint: one that training did not use, and no real night image."""
-    preferred: tuple[HeuristicName, ...] = ("gamma", "brightness", "camera")
+    preferred: tuple[HeuristicName, ...] = ("gamma", "brightness", "short-exposure")
     return next(name for name in preferred if name not in (config.source, *config.mix))
 
 

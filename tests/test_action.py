@@ -129,7 +129,7 @@ def test_the_batch_size_of_a_test_changes_nothing(sampling, videos, day_network,
     "flags",
     [
         ("--night.source", "day", "--byol.weight", 0),
-        ("--night.source", "camera", "--byol.distance", "cosine"),
+        ("--night.source", "short-exposure", "--byol.distance", "cosine"),
         ("--night.source", "brightness", "--byol.batch-norm", "joint", "--shift", 0),
         ("--night.source", "gamma", "--optim.method", "adamw"),
     ],

@@ -144,7 +144,7 @@ def test_finished_files_are_skipped(photos, tmp_path):
     assert {name: path.stat().st_mtime_ns for name, path in files_below(output).items()} == times
 
 
-@pytest.mark.parametrize("source", ["learned", "camera"])
+@pytest.mark.parametrize("source", ["learned", "short-exposure"])
 def test_an_interrupted_and_continued_run_equals_an_uninterrupted_one(
     source, photos, tmp_path, checkpoint, monkeypatch
 ):

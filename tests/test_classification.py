@@ -52,7 +52,7 @@ def test_four_scripts_on_class_folders(data, tmp_path):
     assert (adapted.parent / "test" / "results.json").is_file()
 
 
-@pytest.mark.parametrize("source", ["gamma", "brightness", "camera", "day"])
+@pytest.mark.parametrize("source", ["gamma", "brightness", "short-exposure", "day"])
 def test_training_with_hand_made_nights_and_the_control(source, data, checkpoint, tmp_path):
     adapted = start("train", *common(data, tmp_path), "--checkpoint", checkpoint, "--night.source", source)
     assert adapted.is_file()

@@ -1,4 +1,6 @@
-"""Hand-made nights: each reaches the mean it is asked for, per image, in range, and by its generator alone."""
+"""Hand-made nights: each reaches min(request, day) as its curve can, per image, in range, by its generator alone."""
+
+import math
 
 import pytest
 import torch
@@ -26,15 +28,38 @@ def generator_of(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def street_with_sky():
+    """A third of the image is white, the rest 128 of 255 (as near to 0.5 as 8 bits are)."""
+    day = torch.full((1, 3, 12, 12), 128 / 255)
+    day[:, :, :4] = 1.0
+    return day
+
+
 def column(*values):
     return torch.tensor(values).view(-1, 1, 1, 1)
 
 
-@pytest.mark.parametrize("target", [0.02, 0.05, 0.1, 0.2, 0.3])
+@pytest.mark.parametrize("target", [0.1, 0.2, 0.3, 0.6, 1.0])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_mean_of_each_image_is_the_requested_one(name, target, day_images, without_noise):
-    night = HEURISTICS[name](day_images, column(target).expand(4, 1, 1, 1), generator_of())
-    torch.testing.assert_close(night.mean(dim=(1, 2, 3)), torch.full((4,), target), rtol=0, atol=0.01)
+def test_the_mean_of_each_image_is_the_requested_one_but_never_more_than_by_day(name, target, day_images, without_noise):
+    night = HEURISTICS[name](day_images, column(target), generator_of())
+    day = day_images.mean(dim=(1, 2, 3))
+    assert (day < 0.6).any()
+    torch.testing.assert_close(night.mean(dim=(1, 2, 3)), day.clamp(max=target), rtol=0, atol=0.002)
+    assert (night <= day_images + 0.5 / 255 + 1e-6).all(), "a pixel is brighter than by day"
+
+
+@pytest.mark.parametrize("name", ["brightness", "short-exposure"])
+def test_a_factor_reaches_any_request_under_a_burnt_out_sky(name, without_noise):
+    night = HEURISTICS[name](street_with_sky(), column(0.05), generator_of())
+    assert float(night.mean()) == pytest.approx(0.05, abs=0.002)
+
+
+def test_a_power_stays_below_6_under_a_burnt_out_sky():
+    day = street_with_sky()
+    for asked, power in ((0.05, 6.0), (0.3, 6.0), (0.4, math.log(0.1) / math.log(128 / 255)), (0.7, 1.0)):
+        night = HEURISTICS["gamma"](day, column(asked), generator_of())
+        torch.testing.assert_close(night, day**power, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -60,7 +85,7 @@ def test_black_and_white_images_stay_finite_and_in_range(name, level, target):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_image_is_darkened_as_if_it_were_alone(name, day_images, without_noise):
-    targets = column(0.05, 0.1, 0.2, 0.3)
+    targets = column(0.1, 0.2, 0.3, 0.4)
     together = HEURISTICS[name](day_images, targets, generator_of())
     for i in range(4):
         alone = HEURISTICS[name](day_images[i : i + 1], targets[i : i + 1], generator_of())
@@ -87,12 +112,12 @@ def test_a_night_is_a_function_of_its_generator_and_keeps_its_input(name, day_im
     kept = day_images.clone()
     first, again, other = (HEURISTICS[name](day_images, column(0.1), generator_of(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
-    assert torch.equal(first, other) is (name != "camera")
+    assert torch.equal(first, other) is (name != "short-exposure")
     assert torch.equal(day_images, kept)
 
 
-def test_the_camera_is_noisy_and_gives_8_bits(day_images):
+def test_the_short_exposure_is_noisy_and_gives_8_bits(day_images):
     flat = torch.full((1, 3, 64, 64), 0.5)
-    night = HEURISTICS["camera"](flat, column(0.1), generator_of())
+    night = HEURISTICS["short-exposure"](flat, column(0.1), generator_of())
     assert 0.01 < float(night.std()) < 0.1
     torch.testing.assert_close(night * 255, (night * 255).round())

@@ -60,7 +60,7 @@ def test_a_clip_is_darkened_as_its_frames_would_be():
 
 
 def test_equal_generators_give_equal_views():
-    images, view = torch.rand(3, 3, 16, 16, generator=generator_of()), NightView(HEURISTICS["camera"], (0.0, 0.2))
+    images, view = torch.rand(3, 3, 16, 16, generator=generator_of()), NightView(HEURISTICS["short-exposure"], (0.0, 0.2))
     torch.manual_seed(1)
     first = view(images, generator_of(5))
     torch.manual_seed(2)  # the global generator is not used
@@ -126,12 +126,12 @@ LEFT = "expected at least one hand-made night left for choosing a checkpoint"
             "--night.mix gamma: expected each once, and none that is the source, gamma",
         ),
         (
-            {"mix": ("camera", "gamma", "camera")},
-            "--night.mix camera gamma camera: expected each once, and none that is the source, learned",
+            {"mix": ("short-exposure", "gamma", "short-exposure")},
+            "--night.mix short-exposure gamma short-exposure: expected each once, and none that is the source, learned",
         ),
-        ({"mix": ("gamma", "brightness", "camera")}, f"--night.mix gamma brightness camera: {LEFT}"),
-        ({"source": "day", "mix": ("gamma", "brightness", "camera")}, f"--night.mix gamma brightness camera: {LEFT}"),
-        ({"source": "camera", "mix": ("gamma", "brightness")}, f"--night.mix gamma brightness: {LEFT}"),
+        ({"mix": ("gamma", "brightness", "short-exposure")}, f"--night.mix gamma brightness short-exposure: {LEFT}"),
+        ({"source": "day", "mix": ("gamma", "brightness", "short-exposure")}, f"--night.mix gamma brightness short-exposure: {LEFT}"),
+        ({"source": "short-exposure", "mix": ("gamma", "brightness")}, f"--night.mix gamma brightness: {LEFT}"),
     ],
 )
 def test_values_out_of_range_are_refused_with_one_message(flags, message):
@@ -150,7 +150,7 @@ def checkpoint(tmp_path):
 def test_learned_nights_need_a_darkener_and_others_refuse_one():
     with pytest.raises(UsageError, match="--night.source learned: needs --darkener PATH"):
         build_night_view(NightConfig(source="learned"), None, CPU)
-    for source in ("gamma", "brightness", "camera", "day"):
+    for source in ("gamma", "brightness", "short-exposure", "day"):
         with pytest.raises(UsageError, match=f"--night.source {source}: does not use --darkener"):
             build_night_view(NightConfig(source=source), Darkener(DarkenerSettings(width=4)), CPU)
 
@@ -207,7 +207,7 @@ def test_the_frames_of_a_mixed_clip_keep_their_places():
 
 def test_mixed_nights_depend_on_the_generator_alone():
     images = torch.rand(16, 3, 16, 16, generator=generator_of())
-    view = build_night_view(NightConfig(source="camera", mix=("gamma",)), None, CPU)
+    view = build_night_view(NightConfig(source="short-exposure", mix=("gamma",)), None, CPU)
     torch.manual_seed(1)
     first = view(images, generator_of(5))
     torch.manual_seed(2)

@@ -96,7 +96,7 @@ def test_whitening_is_learned_once_and_changes_the_descriptors(places, checkpoin
     [
         ("--night.source", "day", "--byol.weight", 0),
         ("--night.source", "gamma", "--byol.weight", 0),
-        ("--night.source", "camera", "--optim.at-once", 2),
+        ("--night.source", "short-exposure", "--optim.at-once", 2),
     ],
 )
 def test_rows_to_compare_are_flags(flags, places, checkpoint, tmp_path):

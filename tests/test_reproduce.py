@@ -143,7 +143,7 @@ def test_more_jobs_run_side_by_side_and_none_before_what_it_needs(reproduce, scr
 @pytest.mark.parametrize(
     ("rows", "darkeners"),
     [
-        (("continued", "brightness", "gamma", "camera"), []),
+        (("continued", "brightness", "gamma", "short-exposure"), []),
         (("gamma", "full", "cosine"), ["darkener-0"]),
         (("no-similarity",), ["darkener-no-similarity-0"]),
         (("unnormalised", "full"), ["darkener-0", "darkener-unnormalised-0"]),
@@ -217,8 +217,8 @@ def test_the_scripts_accept_the_flags_of_every_row_and_mean_them(reproduce, pars
         assert re.search(PATH, str(found["test.py", name].checkpoint)).groups() == (name, "last-epoch")
     assert re.search(PATH, str(found["test.py", "day"].checkpoint)).groups() == ("day", "best")
 
-    assert [rows[name].night.source for name in ("continued", "brightness", "gamma", "camera", "full")] == [
-        *("day", "brightness", "gamma", "camera", "learned")
+    assert [rows[name].night.source for name in ("continued", "brightness", "gamma", "short-exposure", "full")] == [
+        *("day", "brightness", "gamma", "short-exposure", "learned")
     ]
     assert {name for name, config in rows.items() if config.byol.weight == 0} == {"continued", "no-byol"}
     assert {name for name, config in rows.items() if config.byol.distance == "cosine"} == {"cosine"}
@@ -450,7 +450,7 @@ def test_a_failing_training_ends_everything_at_once(reproduce, scripts, tmp_path
 
 def test_a_failing_darkener_ends_everything_side_by_side(reproduce, scripts, tmp_path, capfd):
     scripts.failing = {"darkener-1"}
-    rows = ("full", "no-byol", "continued", "gamma", "camera")
+    rows = ("full", "no-byol", "continued", "gamma", "short-exposure")
     with pytest.raises(RunError) as caught:
         reproduce.main(config_of(reproduce, tmp_path, rows=rows, seeds=(1, 2, 3), jobs=2))
     said = "some line\nerror: no memory left"

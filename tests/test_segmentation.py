@@ -101,7 +101,7 @@ def test_the_batch_size_of_a_test_changes_nothing(streets, segmenter, tmp_path):
     [
         ("--night.source", "gamma"),
         ("--night.source", "day", "--byol.weight", 0),
-        ("--night.source", "camera", "--byol.distance", "cosine"),
+        ("--night.source", "short-exposure", "--byol.distance", "cosine"),
         ("--night.source", "brightness", "--byol.batch-norm", "joint"),
         ("--night.source", "gamma", "--photometry.cutout", 1, "--photometry.blur", 1, "--images.scale", 0.5, 0.6),
     ],
