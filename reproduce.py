@@ -7,8 +7,8 @@
 
 For each seed it trains a daytime model, the darkeners that the rows need, and every row, by the scripts of the task;
 then it tests each and writes RUNS/comparison.md, mean and spread by day and by night, and .json, with every seed and
-the number by which one may choose (day validation images, as they are and darkened by hand; by another hand for
-`gamma`, so that its number is not comparable). Given again, it goes on where it was stopped, and rows or seeds can be
+the number by which one may choose (day validation images, as they are and darkened in three ways that no row trains
+on). Given again, it goes on where it was stopped, and rows or seeds can be
 added. In the recipe `paper`, rows that only undo a change of ours are the same training as `full`.
 """
 
@@ -342,7 +342,7 @@ def comparison_table(results: dict[str, list[dict[str, Any]]], task: Task) -> st
     """Mean and, in brackets, the lowest and highest seed, in percent.
 
     Top-1 and balanced accuracy (top-5 of actions) by day and by night, the mean IoU on each data set, or the mean
-    average precision and recall at 1 on each.
+    average precision and recall at 1 on each. Then the number for choosing, its mean and, in brackets, each seed's.
     """
     every = results["daytime model"]
     sets = [name for name in every[0] if name != "file"]
@@ -364,10 +364,10 @@ def comparison_table(results: dict[str, list[dict[str, Any]]], task: Task) -> st
             for title, place in (("mAP", ("mean_average_precision",)), ("R@1", ("recall", "1")))
         }
     rows = [
-        [title, *(_spread([100 * read(found) for found in by_seed]) for read in columns.values())]
+        [title, *(_spread([100 * read(found) for found in by_seed]) for read in columns.values()), _choosing(by_seed)]
         for title, by_seed in results.items()
     ]
-    return markdown_table(["", *columns], rows)
+    return markdown_table(["", *columns, "for choosing (day images only)"], rows)
 
 
 def _entry(*place: str) -> Callable[[dict[str, Any]], float]:
@@ -378,6 +378,13 @@ def _entry(*place: str) -> Callable[[dict[str, Any]], float]:
         return math.nan if value is None else float(value)  # JSON has no NaN: what could not be measured is null
 
     return read
+
+
+def _choosing(by_seed: list[dict[str, Any]]) -> str:
+    values = [100 * found["selection"] for found in by_seed if "selection" in found]
+    if not values:  # the daytime model
+        return "-"
+    return f"{statistics.fmean(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})"
 
 
 def _spread(values: list[float]) -> str:

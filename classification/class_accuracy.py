@@ -7,7 +7,8 @@ from class_folders import ImageConfig, LabelledImages
 from image_views import WholeImages, refuse_night
 from torch import Tensor, nn
 
-from darkening.night_view import NightConfig, NightView, selection_heuristic, selection_view
+from darkening.night_view import NightView
+from darkening.selection_nights import SELECTION_NIGHTS, SelectionNight, selection_numbers
 from minmax.runtime.batches import one_pass
 from minmax.runtime.devices import Runtime
 from minmax.runtime.seeding import generator_for
@@ -70,7 +71,7 @@ def measure(
     images: LabelledImages,
     config: ImageConfig,
     runtime: Runtime,
-    night: NightView | None = None,
+    night: NightView | SelectionNight | None = None,
     batch_size: int = 64,
     workers: int = 0,
 ) -> ClassAccuracy:
@@ -103,18 +104,16 @@ def measure(
 
 
 def selection_score(
-    network: nn.Module, images: LabelledImages, config: ImageConfig, night: NightConfig, runtime: Runtime
+    network: nn.Module, images: LabelledImages, config: ImageConfig, runtime: Runtime
 ) -> dict[str, float]:
-    """What checkpoints are chosen by: balanced accuracy on day validation images as they are and darkened by hand.
-
-    The hand-made night is one that training did not use. Its exposures are the same for every run, so that the scores
-    of runs with other exposures can be compared.
+    """What checkpoints are chosen by: balanced accuracy on day validation images, and on each of the selection nights.
 
     Raises:
         ValueError: for a night split; nothing is ever selected on one.
     """
     refuse_night(images)
-    view = selection_view(selection_heuristic(night))
     day = measure(network, images, config, runtime).balanced
-    darkened = measure(network, images, config, runtime, view).balanced
-    return {"day": day, "darkened": darkened, "score": (day + darkened) / 2}
+    nights = {
+        name: measure(network, images, config, runtime, night).balanced for name, night in SELECTION_NIGHTS.items()
+    }
+    return selection_numbers(day, nights)

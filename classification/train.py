@@ -167,7 +167,7 @@ def main(config: Config) -> Path:
                 schedule.step()
                 if config.statistics == "reestimated":
                     reestimate_statistics(pair.online, training, config.images, night_view, runtime)
-                score = selection_score(pair.online, validation, config.images, config.night, runtime)
+                score = selection_score(pair.online, validation, config.images, runtime)
                 run.record("validation", score)
                 log.info(
                     "epoch %d: day %.1f %%, darkened day %.1f %%",

@@ -7,7 +7,6 @@ whole, depend on the seed and on its path below the input alone, so an interrupt
 uninterrupted one would have made. A file is written under another name and renamed when it is whole.
 """
 
-import json
 import logging
 import os
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from darkening.video_frames import VIDEO_SUFFIXES, BrokenVideo, expected_frames
 from darkening.video_writer import VideoOptions
 from darkening.videos import darken_video
 from minmax.runtime.checkpoints import file_digest, remove_leftovers
-from minmax.runtime.config import from_plain, require, run_script, to_plain
+from minmax.runtime.config import require, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.report import recorded, write_json
@@ -160,23 +159,6 @@ def _draws_name(config: Config, file: Path) -> str:
 
 def _is_video(file: Path) -> bool:
     return file.suffix.lower() in VIDEO_SUFFIXES
-
-
-def read_night_settings(folder: Path) -> NightConfig:
-    """What darkened a folder: the record that `main` keeps there, or up to two folders above a part of its output.
-
-    Raises:
-        UsageError: when there is no such record.
-    """
-    for place in (folder, *folder.absolute().parents[:2]):
-        if (place / SETTINGS_FILE).is_file():
-            record = place / SETTINGS_FILE
-            try:
-                night = json.loads(record.read_text(encoding="utf-8"))["night"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise UsageError(f"{record} does not tell what darkened the images: {error}") from error
-            return from_plain(NightConfig, night, record)
-    raise UsageError(f"{folder} holds no {SETTINGS_FILE}, which tells what darkened it; make it with darkening.apply")
 
 
 def _refuse_other_settings(config: Config, files: list[Path]) -> None:

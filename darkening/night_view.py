@@ -18,7 +18,6 @@ from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 from minmax.task_network import freeze
 
-SELECTION_EXPOSURE = (0.05, 0.25)
 _NEARLY_BLACK = 0.01  # so that a black cell is not infinitely darker than its neighbours
 
 NightSource = Literal["learned", "gamma", "brightness", "short-exposure", "day"]
@@ -46,8 +45,6 @@ class NightConfig:
         require_range("--night.exposure", self.exposure, 0.0, 1.0)
         repeated = self.source in self.mix or len(set(self.mix)) < len(self.mix)
         require(not repeated, "--night.mix", self.mix, f"each once, and none that is the source, {self.source}")
-        unused = set(HEURISTICS) - {self.source, *self.mix}
-        require(bool(unused), "--night.mix", self.mix, "at least one hand-made night left for choosing a checkpoint")
         require_range("--night.contrast", self.contrast, 0.0, 4.0)
         require(self.noise >= 0, "--night.noise", self.noise, "0 or more")
         require(self.cell >= 1, "--night.cell", self.cell, "1 or more")
@@ -219,14 +216,3 @@ def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Ru
         night = HEURISTICS[config.source]  # type: ignore[index]
     mix = [HEURISTICS[name] for name in config.mix]
     return NightView(night, config.exposure, config.noise, config.cell, mix, config.contrast)
-
-
-def selection_heuristic(config: NightConfig) -> HeuristicName:
-    """The hand-made night for choosing a checkpoint: one that training did not use, and no real night image."""
-    preferred: tuple[HeuristicName, ...] = ("gamma", "brightness", "short-exposure")
-    return next(name for name in preferred if name not in (config.source, *config.mix))
-
-
-def selection_view(heuristic: HeuristicName) -> NightView:
-    """The hand-made nights of day validation images by which checkpoints are chosen, alike in all tasks and runs."""
-    return NightView(HEURISTICS[heuristic], SELECTION_EXPOSURE, noise=0.0)

@@ -7,7 +7,8 @@ from clip_views import WholeClips
 from clips import ClipConfig, LabelledClips, refuse_night
 from torch import Tensor, nn
 
-from darkening.night_view import NightConfig, NightView, selection_heuristic, selection_view
+from darkening.night_view import NightView
+from darkening.selection_nights import SELECTION_NIGHTS, SelectionNight, selection_numbers
 from minmax.runtime.batches import one_pass
 from minmax.runtime.devices import Runtime
 from minmax.runtime.seeding import generator_for
@@ -53,7 +54,7 @@ def measure(
     clips: LabelledClips,
     config: ClipConfig,
     runtime: Runtime,
-    night: NightView | None = None,
+    night: NightView | SelectionNight | None = None,
     rounds: int | None = None,
     batch_size: int = 16,
     workers: int = 0,
@@ -93,22 +94,18 @@ def selection_score(
     network: nn.Module,
     clips: LabelledClips,
     config: ClipConfig,
-    night: NightConfig,
     runtime: Runtime,
     batch_size: int = 16,
     workers: int = 0,
 ) -> dict[str, float]:
-    """What checkpoints are chosen by: top-1 on day validation clips as they are and darkened by hand.
-
-    One clip of each video is seen. The hand-made night is one that training did not use; its exposures are the same for
-    every run.
+    """What checkpoints are chosen by: top-1 on one clip of each day validation video, and on it by selection nights.
 
     Raises:
         ValueError: for a night split; nothing is ever selected on one.
     """
     refuse_night(clips)
-    view = selection_view(selection_heuristic(night))
-    day, darkened = (
-        measure(network, clips, config, runtime, shown, 1, batch_size, workers).top(1) for shown in (None, view)
-    )
-    return {"day": day, "darkened": darkened, "score": (day + darkened) / 2}
+
+    def top1(night: SelectionNight | None) -> float:
+        return measure(network, clips, config, runtime, night, 1, batch_size, workers).top(1)
+
+    return selection_numbers(top1(None), {name: top1(night) for name, night in SELECTION_NIGHTS.items()})

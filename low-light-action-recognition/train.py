@@ -27,7 +27,6 @@ from recogniser import load_recogniser, save_recogniser
 from torch import Tensor, nn
 from video_clips import find_darkened
 
-from darkening.apply import read_night_settings
 from darkening.curve_estimator import load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view
 from minmax.byol import ByolConfig, build_pair, byol_loss
@@ -106,8 +105,6 @@ def main(config: Config) -> Path:
             check_run_folder("low-light-action-recognition", config)
         runtime.require_pairs(config.optim.batch_size)
         network, settings = load_recogniser(config.checkpoint)
-        # What made the folder must not choose the checkpoint either.
-        night = read_night_settings(config.darkened) if config.darkened else config.night
         darkener = load_darkener(config.darkener) if config.darkener else None
         night_view = None if config.darkened else build_night_view(config.night, darkener, runtime)
         training = open_clips(config.data, "train", config.clips, settings.classes, config.quick, config.runs)
@@ -149,7 +146,7 @@ def main(config: Config) -> Path:
                     schedule.step()
                     pair.update_target()
                     run.record("train", numbers)
-                score = selection_score(pair.online, validation, config.clips, night, runtime, workers=config.workers)
+                score = selection_score(pair.online, validation, config.clips, runtime, workers=config.workers)
                 run.record("validation", score)
                 log.info(
                     "epoch %d: day %.1f %%, darkened day %.1f %%",

@@ -11,8 +11,7 @@ from street_labels import VOID
 from street_views import WholeStreet, WholeStreets
 from torch import Tensor, nn
 
-from darkening.heuristics import HeuristicName
-from darkening.night_view import selection_view
+from darkening.selection_nights import SELECTION_NIGHTS, selection_numbers
 from minmax.runtime.batches import one_pass
 from minmax.runtime.devices import Runtime
 from minmax.runtime.seeding import generator_for
@@ -143,32 +142,29 @@ def selection_score(
     network: nn.Module,
     images: StreetImages,
     size: Size,
-    heuristic: HeuristicName,
     runtime: Runtime,
     batch_size: int = 4,
     workers: int = 0,
 ) -> dict[str, float]:
-    """What checkpoints are chosen by: mean IoU on day validation images as they are and darkened by hand.
+    """What checkpoints are chosen by: mean IoU on day validation images, and on each of the selection nights.
 
     Args:
         network: as for `predict`, as are the other arguments.
         images: a day split.
         size: what images are brought to.
-        heuristic: a hand-made night that training did not use; its exposures are the same for every run.
         runtime: the devices.
         batch_size: images per forward pass.
-        workers: processes that decode; each image is decoded once for both.
+        workers: processes that decode; each image is decoded once for all.
 
     Raises:
         ValueError: for night images; nothing is ever selected on them.
     """
     refuse_night(images)
-    view = selection_view(heuristic)
-    confusions = torch.zeros(2, _ROWS, _ROWS, dtype=torch.int64, device=runtime.device)
+    confusions = torch.zeros(1 + len(SELECTION_NIGHTS), _ROWS, _ROWS, dtype=torch.int64, device=runtime.device)
     for number, streets, pictures in _batches(images, size, runtime, False, batch_size, workers):
         labels = torch.stack([street.labels for street in streets if street.labels is not None]).to(runtime.device)
-        darkened = view(pictures, generator_for("selection", number))
-        for confusion, shown in zip(confusions, (pictures, darkened), strict=True):
+        nights = (night(pictures, generator_for("selection", number)) for night in SELECTION_NIGHTS.values())
+        for confusion, shown in zip(confusions, (pictures, *nights), strict=True):
             confusion += count_confusion(_logits(network, shown, runtime).argmax(dim=1), labels)
-    day, dark = (StreetScore(confusion.cpu()).mean("occurring") for confusion in confusions)
-    return {"day": day, "darkened": dark, "score": (day + dark) / 2}
+    day, *dark = (StreetScore(confusion.cpu()).mean("occurring") for confusion in confusions)
+    return selection_numbers(day, dict(zip(SELECTION_NIGHTS, dark, strict=True)))

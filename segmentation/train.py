@@ -23,9 +23,8 @@ from street_photometry import PhotometryConfig, change_views
 from street_views import StreetViews, TrainingStreets, find_darkened
 from torch import Tensor, nn
 
-from darkening.apply import read_night_settings
 from darkening.curve_estimator import load_darkener
-from darkening.night_view import NightConfig, NightView, build_night_view, selection_heuristic
+from darkening.night_view import NightConfig, NightView, build_night_view
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.checkpoints import file_digest, joint_fingerprint
@@ -144,8 +143,6 @@ def main(config: Config) -> Path:
             check_run_folder("segmentation", config)
         runtime.require_pairs(config.optim.batch_size)
         network, settings = load_segmenter(config.checkpoint, config.images.size)
-        # What made the folder must not choose the checkpoint either.
-        night = read_night_settings(config.darkened) if config.darkened else config.night
         darkener = load_darkener(config.darkener) if config.darkener else None
         night_view = None if config.darkened else build_night_view(config.night, darkener, runtime)
         training = open_streets(config.data, "train", config.images, config.quick, config.runs)
@@ -202,14 +199,7 @@ def main(config: Config) -> Path:
                     pair.update_target()
                     run.record("train", numbers)
                 schedule.step()
-                score = selection_score(
-                    pair.online,
-                    validation,
-                    config.images.size,
-                    selection_heuristic(night),
-                    runtime,
-                    workers=config.workers,
-                )
+                score = selection_score(pair.online, validation, config.images.size, runtime, workers=config.workers)
                 run.record("validation", score)
                 log.info(
                     "epoch %d: mean IoU by day %.1f %%, of darkened days %.1f %%",

@@ -181,8 +181,6 @@ def test_nights_made_in_advance_are_paired_by_name(videos, day_network, darkened
     flags = (*common(videos, tmp_path), "--checkpoint", day_network, "--darkened", darkened)
     adapted = start("train", *flags)
     assert torch.load(adapted, weights_only=True)["config"]["darkened"] == str(darkened)
-    # Gamma made these nights, so another hand must choose among the checkpoints.
-    assert SCRIPTS["train"].read_night_settings(darkened).source == "gamma"
     with pytest.raises(UsageError, match="nights are made already"):
         start("train", *flags, "--night.source", "gamma", "--name", "b")
 
@@ -251,7 +249,7 @@ def test_selection_refuses_a_night_split(tmp_path):
     config = ClipConfig(length=2, size=16)
     clips = SceneClips("test_night", 2, config, tmp_path)
     with pytest.raises(ValueError, match="zero-shot"):
-        selection_score(torch.nn.Identity(), clips, config, NightConfig(), RUNTIME)
+        selection_score(torch.nn.Identity(), clips, config, RUNTIME)
 
 
 def test_accuracy_of_an_example_done_by_hand():

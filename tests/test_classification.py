@@ -13,7 +13,6 @@ from PIL import Image
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from darkening.curve_estimator import Darkener, load_darkener
-from darkening.night_view import NightConfig
 from minmax.runtime.errors import UsageError
 
 
@@ -80,7 +79,7 @@ def test_night_images_are_never_trained_or_selected_on(data):
     with pytest.raises(ValueError, match="holds night images"):
         TrainingViews(night, 32, 0)
     with pytest.raises(ValueError, match="holds night images"):
-        selection_score(torch.nn.Identity(), night, ImageConfig(size=32), NightConfig(), RUNTIME)
+        selection_score(torch.nn.Identity(), night, ImageConfig(size=32), RUNTIME)
 
 
 def test_metrics_agree_with_an_independent_library():

@@ -14,7 +14,7 @@ from night_statistics import reestimate_statistics
 from torch import nn
 
 from darkening.heuristics import HEURISTICS
-from darkening.night_view import NightConfig, NightView
+from darkening.night_view import NightView
 from minmax.runtime.errors import UsageError
 from minmax.runtime.seeding import generator_for
 
@@ -188,7 +188,7 @@ def test_checkpoints_are_chosen_with_the_statistics_that_they_hold(adapt, data, 
     recorded = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]
     validation = open_split(str(data), "val", IMAGES)
     network = load_classifier(run / "last-epoch.pt")[0]
-    found = selection_score(network, validation, IMAGES, NightConfig(source="gamma"), RUNTIME)
+    found = selection_score(network, validation, IMAGES, RUNTIME)
     assert {name: recorded[name] for name in found} == found
 
 

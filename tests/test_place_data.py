@@ -334,7 +334,7 @@ def test_batches_by_shape_describe_as_one_by_one(network, tmp_path):
 def test_the_number_for_choosing_repeats_and_depends_on_no_batch(network, tmp_path):
     write_sfm(tmp_path, places=4)
     pairs = open_pairs(str(tmp_path), "val", CONFIG, cache=tmp_path / "runs")
-    first, second = (selection_score(network, pairs, 48, "gamma", RUNTIME, batch_size=n) for n in (2, 8))
+    first, second = (selection_score(network, pairs, 48, RUNTIME, batch_size=n) for n in (2, 8))
     assert first == pytest.approx(second, abs=1e-6)
     assert 0 < first["darkened"] <= 1 and first["score"] == pytest.approx((first["day"] + first["darkened"]) / 2)
 

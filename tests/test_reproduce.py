@@ -366,6 +366,8 @@ def test_runs_of_an_earlier_recipe_never_enter_a_table(reproduce, scripts, tmp_p
 
 # ------------------------------------------------------------------------------------------ what is reported
 
+CHOOSING = "for choosing (day images only)"
+
 
 def test_the_table_holds_the_mean_and_the_range_over_the_seeds(reproduce, scripts, tmp_path, capsys):
     scripts.shares = {f"day-{seed}": share for seed, share in enumerate([(0.9, 0.5), (0.8, 0.3), (0.94, 0.4)])}
@@ -376,11 +378,26 @@ def test_the_table_holds_the_mean_and_the_range_over_the_seeds(reproduce, script
     head, table = text.split("\n\n")
     assert head == "scenes, recipe small, seeds 2 0 1"
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    assert rows[0] == ["", "day top-1", "day balanced", "night top-1", "night balanced"]
+    assert rows[0] == ["", "day top-1", "day balanced", "night top-1", "night balanced", CHOOSING]
+    by_seed = "25.0 (25.0, 25.0, 25.0)"
     assert rows[2:] == [
-        ["daytime model", "88.0 (80.0 to 94.0)", "44.0 (40.0 to 47.0)", "40.0 (30.0 to 50.0)", "20.0 (15.0 to 25.0)"],
-        ["gamma night", "80.0 (70.0 to 90.0)", "40.0 (35.0 to 45.0)", "50.0 (50.0 to 50.0)", "25.0 (25.0 to 25.0)"],
-        ["trained on by day", *2 * ["40.0 (40.0 to 40.0)", "20.0 (20.0 to 20.0)"]],
+        [
+            "daytime model",
+            "88.0 (80.0 to 94.0)",
+            "44.0 (40.0 to 47.0)",
+            "40.0 (30.0 to 50.0)",
+            "20.0 (15.0 to 25.0)",
+            "-",
+        ],
+        [
+            "gamma night",
+            "80.0 (70.0 to 90.0)",
+            "40.0 (35.0 to 45.0)",
+            "50.0 (50.0 to 50.0)",
+            "25.0 (25.0 to 25.0)",
+            by_seed,
+        ],
+        ["trained on by day", *2 * ["40.0 (40.0 to 40.0)", "20.0 (20.0 to 20.0)"], by_seed],
     ]
     assert text in capsys.readouterr().out
     found = json.loads((tmp_path / "comparison.json").read_text())
@@ -397,8 +414,8 @@ def test_one_seed_has_no_range_and_a_missing_split_no_column(reproduce, scripts,
     reproduce.main(config_of(reproduce, tmp_path, rows=("gamma",), seeds=(3,)))
     lines = (tmp_path / "comparison.md").read_text().splitlines()[2:]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    assert rows[0] == ["", "night top-1", "night balanced"]
-    assert rows[2:] == [["daytime model", "62.5", "31.2"], ["gamma night", "50.0", "25.0"]]
+    assert rows[0] == ["", "night top-1", "night balanced", CHOOSING]
+    assert rows[2:] == [["daytime model", "62.5", "31.2", "-"], ["gamma night", "50.0", "25.0", "25.0 (25.0)"]]
 
 
 def test_segmentation_reports_the_mean_iou_on_each_data_set(reproduce, scripts, tmp_path):
@@ -407,16 +424,17 @@ def test_segmentation_reports_the_mean_iou_on_each_data_set(reproduce, scripts, 
     head, table = (tmp_path / "comparison.md").read_text().split("\n\n")
     assert head == "segmentation, recipe small, seeds 0"
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    assert rows[0] == ["", "day, mean IoU", "night, mean IoU"]
-    assert rows[2:] == [["daytime model", "25.0", "25.0"], ["gamma night", "50.0", "50.0"]]
+    assert rows[0] == ["", "day, mean IoU", "night, mean IoU", CHOOSING]
+    assert rows[2:] == [["daytime model", "25.0", "25.0", "-"], ["gamma night", "50.0", "50.0", "25.0 (25.0)"]]
     assert not any("--data" in flags for _, _, flags in scripts.started)
 
 
 def test_what_could_not_be_measured_has_a_dash(reproduce):
-    found = [{"night": {"mean_iou": value}} for value in (0.5, None)]
-    table = reproduce.comparison_table({"daytime model": found[:1], "full method": found}, "segmentation")
+    day = [{"night": {"mean_iou": 0.5}}]
+    found = [{"night": {"mean_iou": value}, "selection": score} for value, score in ((0.5, 0.25), (None, 0.5))]
+    table = reproduce.comparison_table({"daytime model": day, "full method": found}, "segmentation")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
-    assert rows == [["daytime model", "50.0"], ["full method", "-"]]
+    assert rows == [["daytime model", "50.0", "-"], ["full method", "-", "37.5 (25.0, 50.0)"]]
 
 
 def test_place_recognition_reports_precision_and_recall(reproduce, scripts, tmp_path):
@@ -424,8 +442,8 @@ def test_place_recognition_reports_precision_and_recall(reproduce, scripts, tmp_
     reproduce.main(config_of(reproduce, tmp_path, task="visual-place-recognition", rows=("gamma",)))
     table = (tmp_path / "comparison.md").read_text().split("\n\n")[1]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    assert rows[0] == ["", "tokyo, mAP", "tokyo, R@1"]
-    assert rows[2:] == [["daytime model", "25.0", "12.5"], ["gamma night", "50.0", "50.0"]]
+    assert rows[0] == ["", "tokyo, mAP", "tokyo, R@1", CHOOSING]
+    assert rows[2:] == [["daytime model", "25.0", "12.5", "-"], ["gamma night", "50.0", "50.0", "25.0 (25.0)"]]
 
 
 # ------------------------------------------------------------------------------------------ when something fails

@@ -148,8 +148,6 @@ def test_nights_made_in_advance_are_paired_by_name(streets, segmenter, tmp_path)
     adapted = start("train", *flags)
     config = torch.load(adapted, weights_only=True)["config"]
     assert config["darkened"] == str(folder)
-    # Gamma made these nights, so another hand must choose among the checkpoints.
-    assert SCRIPTS["train"].read_night_settings(folder).source == "gamma"
     with pytest.raises(UsageError, match="nights are made already"):
         start("train", *flags, "--night.source", "gamma", "--name", "b")
 
@@ -273,17 +271,12 @@ def break_file(folder):
     (folder / "ulm" / "ulm_000001_000019_leftImg8bit.png").write_bytes(b"")
 
 
-def break_record(folder):
-    (folder / ".darkening.json").unlink()
-
-
 DARKENED = {
     "missing": (break_missing, "lacks 1 of 6 images: ulm_000001_000019_leftImg8bit.png"),
     "surplus": (break_surplus, "holds 1 files that are no training image: extra.png"),
     "size": (break_size, "ulm_000001_000019_leftImg8bit.png is 60x48, its day image 64x48"),
     "twice": (break_twice, "ulm_000001_000019_leftImg8bit.png is there twice"),
     "broken": (break_file, "1 of 6 images of"),
-    "record": (break_record, "which tells what darkened it"),
 }
 
 

@@ -71,7 +71,7 @@ def test_night_images_are_never_trained_or_selected_on(streets, segmenter, tmp_p
     for use in (
         lambda: TrainingStreets(images, CONFIG, seed=0),
         lambda: DayStreets(images, CONFIG.size),
-        lambda: selection_score(network, images, CONFIG.size, "gamma", RUNTIME),
+        lambda: selection_score(network, images, CONFIG.size, RUNTIME),
     ):
         with pytest.raises(ValueError, match="night images"):
             use()

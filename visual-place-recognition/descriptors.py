@@ -6,13 +6,12 @@ import torch
 from gem import describe_images
 from place_images import PlaceImages
 from place_pairs import PlacePairs
-from ranking import RetrievalScore, nearest, score_rankings
+from ranking import Relevance, nearest, score_rankings
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
 
-from darkening.heuristics import HeuristicName
-from darkening.night_view import selection_view
+from darkening.selection_nights import SELECTION_NIGHTS, SelectionNight, selection_numbers
 from minmax.runtime.batches import one_pass
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError
@@ -110,41 +109,44 @@ def describe(
 
 
 def selection_score(
-    network: TaskNetwork,
-    pairs: PlacePairs,
-    size: int,
-    heuristic: HeuristicName,
-    runtime: Runtime,
-    batch_size: int = 16,
-    workers: int = 0,
+    network: TaskNetwork, pairs: PlacePairs, size: int, runtime: Runtime, batch_size: int = 16, workers: int = 0
 ) -> dict[str, float]:
-    """What checkpoints are chosen by: mean average precision of day queries as they are and darkened by hand.
+    """What checkpoints are chosen by: mean average precision of day queries, and of each selection night's.
 
     Args:
         network: as for `describe`, as are the other arguments.
         pairs: of a day split, which refuses night images.
         size: longest side.
-        heuristic: a hand-made night that training did not use; its draws are the same for every run.
         runtime: the devices.
         batch_size: images per forward pass.
         workers: processes that decode.
     """
-    view = selection_view(heuristic)
     positions, relevances = pairs.relevances()
-
-    def darken(batch: Tensor, at: Sequence[int]) -> Tensor:
-        # One image at a time: its exposure then depends on itself alone, not on the batch it came in.
-        nights = [view(batch[i : i + 1], generator_for("selection", place)) for i, place in enumerate(at)]
-        return torch.cat(nights)
-
     database = describe(network, pairs.images, size, runtime, None, (1.0,), batch_size, workers)
-    dark = describe(network, pairs.images, size, runtime, positions, (1.0,), batch_size, workers, darken)
-    scores: list[RetrievalScore] = [
-        score_rankings(nearest(queries, database), relevances, [""] * len(relevances))
-        for queries in (database[positions], dark)
-    ]
-    by_day, darkened = (score.mean_average_precision for score in scores)
-    return {"day": by_day, "darkened": darkened, "score": (by_day + darkened) / 2}
+
+    def dark_queries(night: SelectionNight) -> Tensor:
+        def darken(batch: Tensor, at: Sequence[int]) -> Tensor:
+            # One image at a time: its draws then depend on itself alone, not on the batch it came in.
+            nights = [night(batch[i : i + 1], generator_for("selection", place)) for i, place in enumerate(at)]
+            return torch.cat(nights)
+
+        return describe(network, pairs.images, size, runtime, positions, (1.0,), batch_size, workers, darken)
+
+    nights = {name: _precision(dark_queries(night), database, relevances) for name, night in SELECTION_NIGHTS.items()}
+    return selection_numbers(_precision(database[positions], database, relevances), nights)
+
+
+def day_precision(
+    network: TaskNetwork, pairs: PlacePairs, size: int, runtime: Runtime, batch_size: int = 16, workers: int = 0
+) -> float:
+    """Mean average precision of day queries; arguments as for `selection_score`."""
+    positions, relevances = pairs.relevances()
+    database = describe(network, pairs.images, size, runtime, None, (1.0,), batch_size, workers)
+    return _precision(database[positions], database, relevances)
+
+
+def _precision(queries: Tensor, database: Tensor, relevances: Sequence[Relevance]) -> float:
+    return score_rankings(nearest(queries, database), relevances, [""] * len(relevances)).mean_average_precision
 
 
 def draw_positions(count: int, of: int, *keys: int | str) -> list[int]:

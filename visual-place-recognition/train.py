@@ -25,7 +25,7 @@ from tuple_mining import EpochTuples, PlaceTuple, TrainingTuples, TupleConfig, c
 from tuple_pair import TuplePair, few_at_a_time, refuse_data_parallel
 
 from darkening.curve_estimator import load_darkener
-from darkening.night_view import NightConfig, build_night_view, selection_heuristic
+from darkening.night_view import NightConfig, build_night_view
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.checkpoints import file_digest, joint_fingerprint
@@ -155,14 +155,7 @@ def main(config: Config) -> Path:
         parallel = runtime.parallel(TuplePair(pair))
 
         def validate() -> dict[str, float]:
-            return selection_score(
-                pair.online,
-                validation,
-                config.images.size,
-                selection_heuristic(config.night),
-                runtime,
-                workers=config.workers,
-            )
+            return selection_score(pair.online, validation, config.images.size, runtime, workers=config.workers)
 
         used = {
             "training": pairs.fingerprint(),

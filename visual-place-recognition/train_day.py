@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from descriptors import selection_score
+from descriptors import day_precision
 from gem import build_place_network, load_place_network, parameter_groups, save_place_network, settings_for
 from place_images import DEFAULT_DATA, PlaceConfig
 from place_pairs import open_pairs
@@ -154,12 +154,10 @@ def main(config: Config) -> Path:
                     runtime.scaler.update()
                     run.record("train", numbers)
                 schedule.step()
-                score = selection_score(
-                    network, validation, config.images.size, "gamma", runtime, workers=config.workers
-                )
-                run.record("validation", {"day": score["day"]})
-                log.info("epoch %d: mean average precision by day %.1f %%", epoch + 1, 100 * score["day"])
-                if run.finish_epoch(score["day"]) and runtime.is_main:
+                score = day_precision(network, validation, config.images.size, runtime, workers=config.workers)
+                run.record("validation", {"day": score})
+                log.info("epoch %d: mean average precision by day %.1f %%", epoch + 1, 100 * score)
+                if run.finish_epoch(score) and runtime.is_main:
                     save_place_network(network, settings, run.directory / "best.pt", to_plain(config))
                 run.save()
             if runtime.is_main:
