@@ -114,7 +114,7 @@ RECIPES: dict[Task, dict[RecipeName, Recipe]] = {
             ("--model", "refinenet_resnet18", "--width", "64", "--optim.epochs", "40", "--optim.lr", "5e-4"),
             (
                 *("--optim.epochs", "4", "--optim.milestones", "3", "--optim.lr", "3e-4", "--optim.clip", "1"),
-                *("--loss.similarity", "1", "--request.contrast", "0", "1.5"),
+                *("--loss.similarity", "1", "--request.exposure", "0", "0.8", "--request.contrast", "0", "1.5"),
             ),
             (
                 *("--optim.epochs", "12", "--optim.milestones", "8", "10", "--night.exposure", "0.05", "0.8"),

@@ -5,7 +5,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from darkening.curve_estimator import Darkener
-from darkening.night_view import follow_day
+from darkening.night_view import follow_day, learned_night
 from minmax.runtime.devices import Runtime
 from minmax.runtime.report import picture_grid
 
@@ -27,7 +27,7 @@ def contact_sheet(
         darkener: on the device.
         images: `(N, 3, H, W)` in [0, 1].
         runtime: its devices.
-        exposures: requested mean intensities.
+        exposures: requested mean intensities; as near to them as training came, where the day is as bright.
         contrast: power by which the request follows the day's brightness from cell to cell; 0: it is even.
         cell: side of these cells in pixels.
     """
@@ -35,7 +35,8 @@ def contact_sheet(
     darkener.eval()
     power = torch.full((len(images), 1, 1, 1), contrast)
     requests = [follow_day(images, torch.full_like(power, exposure).to(images), power, cell) for exposure in exposures]
-    rows = [images, *(darkener.darken(images, request.clamp(max=1.0)) for request in requests)]
+    night, unused = learned_night(darkener), torch.Generator()
+    rows = [images, *(night(images, request, unused) for request in requests)]
     grid = picture_grid(rows)
     margin = 3 * _CAPTION
     sheet = Image.new("RGB", (grid.width + margin, grid.height), "white")

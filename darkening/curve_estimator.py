@@ -5,12 +5,13 @@ Source: Luo et al., ICCV 2023 (image level); the architecture follows Zero-DCE++
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
+import tyro
 from torch import Tensor, nn
 
 from darkening.curves import CURVES, CurveName
@@ -118,6 +119,10 @@ class DarkenerSettings:
     """1: the exposure as it is; an even number: sinusoids of it."""
     width: int = 64
     """Channels of the curve estimator."""
+    trained_exposure: Annotated[tuple[float, float], tyro.conf.Suppress] = field(default=(0.0, 0.5), compare=False)
+    """Mean intensities that training asked for, of the flag --request.exposure; the default is for released files."""
+    trained_contrast: Annotated[tuple[float, float], tyro.conf.Suppress] = field(default=(0.0, 0.0), compare=False)
+    """Powers by which these requests followed the day's brightness, of the flag --request.contrast."""
 
     def __post_init__(self) -> None:
         """Refuse settings that no darkener can have."""

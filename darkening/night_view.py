@@ -81,6 +81,27 @@ def follow_day(images: Tensor, exposure: Tensor, power: Tensor, cell: int) -> Te
     return exposure * share / share.mean(dim=(2, 3), keepdim=True)
 
 
+def within_training(
+    images: Tensor, request: Tensor, exposure: tuple[float, float], contrast: tuple[float, float]
+) -> Tensor:
+    """What a darkener is asked for, in training and in use: what training asks for, in the mean no more than the day.
+
+    Args:
+        images: day images `(N, 3, H, W)` in [0, 1].
+        request: mean intensities `(N, 1, 1, 1)` or a map `(N, 1, H, W)`, with contrast and noise.
+        exposure: the range that training draws from.
+        contrast: the powers of the day's brightness that training draws from; unless they are 0, single cells are
+            asked for anything from black to white.
+
+    Returns:
+        Requests of the same shape, their mean at most that of the image.
+    """
+    low, high = (0.0, 1.0) if any(contrast) else exposure
+    request = request.to(images).clamp(low, high)
+    most = images.mean(dim=(1, 2, 3), keepdim=True) / request.mean(dim=(2, 3), keepdim=True).clamp_min(1e-6)
+    return request * most.clamp(max=1.0)
+
+
 def as_images(batch: Tensor) -> tuple[Tensor, int]:
     """Images `(N, 3, H, W)` as they are, or clips `(N, 3, T, H, W)` as `(N T, 3, H, W)`; and how many make a clip."""
     if batch.dim() == 4:
@@ -99,8 +120,17 @@ def day_view(images: Tensor, exposure: Tensor, generator: torch.Generator) -> Te
 
 
 def learned_night(darkener: Darkener) -> Night:
-    """A darkener behind the interface that all nights share."""
-    return lambda images, exposure, generator: darkener.darken(images, exposure)
+    """A darkener behind the interface that all nights share, asked only for what it was trained on."""
+    settings = darkener.settings
+    trained = settings.trained_exposure, settings.trained_contrast
+    return lambda images, exposure, generator: darkener.darken(images, within_training(images, exposure, *trained))
+
+
+def refuse_untrained(flag: str, exposures: Sequence[float], darkener: Darkener) -> None:
+    """Raise a UsageError for exposures that a darkener was not trained on."""
+    low, high = darkener.settings.trained_exposure
+    within = low <= min(exposures) and max(exposures) <= high
+    require(within, flag, tuple(exposures), f"{low} to {high}, what the darkener was trained on (--request.exposure)")
 
 
 class NightView:
@@ -199,7 +229,8 @@ def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Ru
     """The night views that the flags ask for; `darkener` is needed by, and allowed for, learned nights only.
 
     Raises:
-        UsageError: when the source is the darkener and none is given, or the other way round.
+        UsageError: when the source is the darkener and none is given, or the other way round; for exposures that the
+            darkener was not trained on.
     """
     if (config.source == "learned") != (darkener is not None):
         advice = (
@@ -209,6 +240,7 @@ def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Ru
         )
         raise UsageError(f"--night.source {config.source}: {advice}")
     if darkener is not None:
+        refuse_untrained("--night.exposure", config.exposure, darkener)
         night = learned_night(runtime.place(freeze(darkener)))
     elif config.source == "day":
         night = day_view

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from darkening.contact_sheet import SHOWN_EXPOSURES, contact_sheet
+from darkening.night_view import refuse_untrained
 from darkening.pictures import find_pictures, read_picture
 from darkening.starting_point import STARTING_POINT_NAME, load_darkener_or_starting_point
 from minmax.runtime.config import require, run_script
@@ -59,6 +60,7 @@ def main(config: Config) -> None:
     """Write the contact sheet."""
     with open_runtime(config.device) as runtime:
         darkener = runtime.place(freeze(load_darkener_or_starting_point(config.darkener)))
+        refuse_untrained("--exposures", config.exposures, darkener)
         files = find_pictures(config.input)
         count = min(config.count, len(files))
         chosen = [files[i * len(files) // count] for i in range(count)]

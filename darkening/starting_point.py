@@ -32,7 +32,7 @@ from darkening.training import (
 )
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.checkpoints import load_strictly, write_atomically
-from minmax.runtime.config import CommonFlags, replaced, run_script
+from minmax.runtime.config import CommonFlags, from_plain, replaced, run_script
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.run import Run, check_run_folder
@@ -54,7 +54,7 @@ def load_starting_point(path: Path = STARTING_POINT) -> Darkener:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            settings = DarkenerSettings(**json.loads(file.metadata()["settings"]))
+            settings = from_plain(DarkenerSettings, json.loads(file.metadata()["settings"]), path)
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"cannot read the starting point {path}: {error}; install the package again") from error

@@ -70,9 +70,9 @@ def test_a_folder_is_darkened_with_its_tree(photos, tmp_path, checkpoint):
 
 
 def test_hand_made_nights_reach_the_exposure_on_disk(photos, tmp_path):
-    darken(photos, tmp_path / "dark", NightConfig(source="gamma", exposure=(0.1, 0.1), noise=0.0))
+    darken(photos, tmp_path / "dark", NightConfig(source="gamma", exposure=(0.2, 0.2), noise=0.0))
     for name in NAMES:
-        assert float(read_picture(tmp_path / "dark" / name).mean()) == pytest.approx(0.1, abs=0.015)
+        assert float(read_picture(tmp_path / "dark" / name).mean()) == pytest.approx(0.2, abs=0.015)
 
 
 @pytest.mark.parametrize("suffix", [*sorted(PICTURE_SUFFIXES), ".JPG", ".Png"])

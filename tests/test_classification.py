@@ -12,7 +12,8 @@ from image_views import TrainingViews
 from PIL import Image
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
-from darkening.curve_estimator import Darkener, load_darkener
+from darkening.curve_estimator import load_darkener
+from darkening.selection_nights import SELECTION_NIGHTS
 from minmax.runtime.errors import UsageError
 
 
@@ -43,9 +44,16 @@ def test_four_scripts_on_class_folders(data, tmp_path):
     flags = common(data, tmp_path)
     day = start("train_day", *flags)
     assert load_classifier(day)[1].classes == CLASSES
-    darkener = start("train_darkener", *flags, "--checkpoint", day, "--init", "scratch")
-    assert isinstance(load_darkener(darkener), Darkener)
-    adapted = start("train", *flags, "--checkpoint", day, "--darkener", darkener)
+    asked = ("--request.exposure", 0.1, 0.4, "--request.contrast", 0, 1.5)
+    darkener = start("train_darkener", *flags, "--checkpoint", day, "--init", "scratch", *asked)
+    settings = load_darkener(darkener).settings
+    assert (settings.trained_exposure, settings.trained_contrast) == ((0.1, 0.4), (0.0, 1.5))
+    flags = (*flags, "--checkpoint", day, "--darkener", darkener)
+    with pytest.raises(UsageError, match=r"--night.exposure 0.0 0.2: expected 0.1 to 0.4, what the darkener was"):
+        start("train", *flags)
+    adapted = start("train", *flags, "--night.exposure", 0.1, 0.3)
+    chosen_by = json.loads((adapted.parent / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"day", *SELECTION_NIGHTS, "darkened", "score"} < set(chosen_by)
     found = start("test", "--checkpoint", adapted, "--data", data, *SIZE)["checkpoint"]
     assert found["test_night"].confusion.sum() == 12
     assert (adapted.parent / "test" / "results.json").is_file()

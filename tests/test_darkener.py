@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from darkening.curve_estimator import (
     load_darkener,
     save_darkener,
 )
+from darkening.night_view import learned_night, within_training
 from darkening.starting_point import export, load_starting_point, open_exposure_path
 from darkening.training import DarkenerOptim, RequestConfig
 from minmax.runtime.errors import UsageError
@@ -144,11 +146,13 @@ def test_impossible_settings_are_refused(settings, message):
         DarkenerSettings(**settings)
 
 
-SETTINGS = DarkenerSettings("reciprocal", curve_rounds=5, min_scale=0.8712345, exposure_channels=4, width=6)
+SETTINGS = DarkenerSettings(
+    *("reciprocal", 5, 0.8712345, 4, 6), trained_exposure=(0.1, 0.8), trained_contrast=(0.0, 1.5)
+)
 
 
 def assert_same_darkener(found, expected):
-    assert found.settings == expected.settings
+    assert asdict(found.settings) == asdict(expected.settings)
     with torch.no_grad():
         for a, b in zip(found(images_of(), torch.tensor(0.2)), expected(images_of(), torch.tensor(0.2)), strict=True):
             assert torch.equal(a, b)
@@ -306,6 +310,32 @@ def test_requests_are_even_or_follow_the_day_and_never_ask_for_more_than_white()
     torch.testing.assert_close(follows.mean(dim=(1, 2, 3)), torch.full((16,), 0.2))
     steep = RequestConfig((0.5, 0.9), contrast=(2.0, 4.0)).draw(images, torch.Generator().manual_seed(0))
     assert float(steep.max()) == 1.0
+    assert float(steep.mean(dim=(1, 2, 3)).max()) <= 0.5 + 1e-6, "brighter than the day"
+    dim = RequestConfig((0.2, 0.4)).draw(images / 5, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(dim, torch.full((16, 1, 1, 1), 0.1))
+
+
+def test_a_darkener_is_asked_for_what_it_was_trained_on_and_never_to_brighten():
+    day = torch.full((2, 3, 8, 8), 0.4)
+    noisy = torch.tensor([-0.1, 0.3, 0.9, 0.1]).repeat(16).view(1, 1, 8, 8)  # its mean is 0.3
+    even = within_training(day, noisy, (0.0, 0.5), (0.0, 0.0))
+    torch.testing.assert_close(even, noisy.clamp(0.0, 0.5).expand(1, 1, 8, 8).repeat(2, 1, 1, 1))
+    follows = within_training(day, noisy, (0.0, 0.5), (0.0, 1.5))
+    torch.testing.assert_close(follows[:1], noisy.clamp(0.0, 1.0))
+    bright = within_training(day, noisy + 0.5, (0.0, 0.5), (0.0, 1.5))
+    torch.testing.assert_close(bright.mean(dim=(1, 2, 3)), torch.full((2,), 0.4))
+
+
+def test_use_asks_a_darkener_for_no_more_than_its_training():
+    darkener = Darkener(DarkenerSettings(width=4))
+    darkener.settings = replace(darkener.settings, trained_exposure=(0.1, 0.3))
+    day, asked = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.full((2, 1, 1, 1), 0.9)
+    night = learned_night(darkener)
+    for request, expected in ((asked, 0.3), (asked - 0.9, 0.1)):
+        found = night(day, request, torch.Generator())
+        torch.testing.assert_close(found, darkener.darken(day, torch.tensor(expected)))
+    dim = night(day / 10, asked, torch.Generator())
+    torch.testing.assert_close(dim, darkener.darken(day / 10, (day / 10).mean(dim=(1, 2, 3), keepdim=True)))
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,15 @@ def test_learned_nights_need_a_darkener_and_others_refuse_one():
             build_night_view(NightConfig(source=source), Darkener(DarkenerSettings(width=4)), CPU)
 
 
+def test_exposures_that_the_darkener_was_not_trained_on_are_refused():
+    with pytest.raises(UsageError) as caught:
+        build_night_view(NightConfig(exposure=(0.05, 0.8)), Darkener(DarkenerSettings(width=4)), CPU)
+    expected = "--night.exposure 0.05 0.8: expected 0.0 to 0.5, what the darkener was trained on (--request.exposure)"
+    assert str(caught.value) == expected
+    settings = DarkenerSettings(width=4, trained_exposure=(0.0, 0.8))
+    assert build_night_view(NightConfig(exposure=(0.05, 0.8)), Darkener(settings), CPU).exposure == (0.05, 0.8)
+
+
 def test_the_learned_view_is_the_frozen_darkener():
     darkener = Darkener(DarkenerSettings(width=4))
     images = torch.rand(2, 3, 8, 8, generator=generator_of())
