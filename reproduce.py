@@ -8,11 +8,10 @@
 For each seed it trains a daytime model, the darkeners that the rows need, and every row, by the scripts of the task;
 then it tests each and writes RUNS/comparison.md, mean and spread by day and by night, and .json, with every seed and
 the number by which one may choose (day validation images, as they are and darkened in three ways that no row trains
-on). Given again, it goes on where it was stopped, and rows or seeds can be
-added. In the recipe `paper`, rows that only undo a change of ours are the same training as `full`.
+on), and names the row that one would choose by it. Given again, it goes on where it was stopped, and rows or seeds
+can be added. In the recipe `paper`, rows that only undo a change of ours are the same training as `full`.
 """
 
-import json
 import math
 import os
 import statistics
@@ -27,7 +26,7 @@ from minmax.runtime.commands import Commands
 from minmax.runtime.config import REPOSITORY, require, run_script
 from minmax.runtime.devices import Precision
 from minmax.runtime.errors import RunError, UsageError
-from minmax.runtime.report import markdown_table, recorded, write_json
+from minmax.runtime.report import last_validation, markdown_table, recorded, write_json
 
 Task = Literal["classification", "segmentation", "visual-place-recognition", "low-light-action-recognition"]
 RecipeName = Literal["paper", "small"]
@@ -255,9 +254,11 @@ def main(config: Config) -> None:
             raise
     table = comparison_table(results, config.task)
     what = config.data or config.task
+    best = preferred_row(results)
     lines = f"{what}, recipe {config.recipe}, seeds {' '.join(map(str, config.seeds))}\n\n{table}\n"
+    lines += f"\nBy day images only one would choose: {best}\n"
     write_atomically(config.runs / "comparison.md", lambda temporary: temporary.write_text(lines, encoding="utf-8"))
-    write_json({"seeds": list(config.seeds), "results": results}, config.runs / "comparison.json")
+    write_json({"seeds": list(config.seeds), "chosen": best, "results": results}, config.runs / "comparison.json")
     print(lines)  # noqa: T201  (the result of the command)
 
 
@@ -321,7 +322,7 @@ def start_seed(
             learned = ("--darkener", str(darkeners[row.darkener].result())) if row.darkener else ()
             checkpoint = _after(day, train, "train.py", name, "last-epoch.pt", *learned, *recipe.adaptation, *row.flags)
             found = commands.test(f"{name}-{seed}", checkpoint, *testing)
-            found["selection"] = last_score(commands.run_of(f"{name}-{seed}"))
+            found["selection"] = last_validation(commands.run_of(f"{name}-{seed}"))["score"]
             return found
 
         futures[row.title] = pool.submit(train_and_test)
@@ -332,10 +333,14 @@ def _after(day: Future[Path], train: Callable[..., Path], script: str, name: str
     return train(script, name, result, "--checkpoint", str(day.result()), *flags)
 
 
-def last_score(run: Path) -> float:
-    """The selection number of a run's last epoch."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return float([line["score"] for line in lines if line["kind"] == "validation"][-1])
+def preferred_row(results: dict[str, list[dict[str, Any]]]) -> str:
+    """The row with the highest mean of the number for choosing; `results` hold that of each seed as `selection`."""
+    means = {
+        title: statistics.fmean(found["selection"] for found in by_seed)
+        for title, by_seed in results.items()
+        if "selection" in by_seed[0]
+    }
+    return max(means, key=means.__getitem__)
 
 
 def comparison_table(results: dict[str, list[dict[str, Any]]], task: Task) -> str:

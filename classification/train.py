@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from darkening.curve_estimator import load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view
+from darkening.source_choice import with_chosen_source
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.photometric_jitter import jitter
 from minmax.runtime.batches import epoch_loader
@@ -116,6 +117,7 @@ def step(
 
 def main(config: Config) -> Path:
     """Adapt, and return the checkpoint of the last epoch."""
+    config = with_chosen_source(config, "classification", main)
     if config.quick:
         config = replaced(
             config, images={"size": 32}, optim={"epochs": 2, "batch_size": 16, "milestones": (1,)}, workers=0

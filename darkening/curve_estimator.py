@@ -110,9 +110,9 @@ class DarkenerSettings:
     """Everything but the weights; the defaults are the paper's."""
 
     curve: CurveName = "quadratic"
-    """Tone curve."""
+    """Tone curve; other ones than that of the starting point need --init scratch."""
     curve_rounds: int = 8
-    """How often the curve is applied."""
+    """How often the curve is applied; the gamma curve is applied once."""
     min_scale: float = 0.95
     """Lower end of the scale map, which keeps highlights from staying white."""
     exposure_channels: int = 1

@@ -20,7 +20,7 @@ from minmax.task_network import freeze
 
 _NEARLY_BLACK = 0.01  # so that a black cell is not infinitely darker than its neighbours
 
-NightSource = Literal["learned", "gamma", "brightness", "short-exposure", "day"]
+NightSource = Literal["learned", "gamma", "brightness", "short-exposure", "day", "auto"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class NightConfig:
     """Where night views come from."""
 
     source: NightSource = "learned"
-    """learned: the darkener; gamma, brightness, short-exposure: hand-made nights; day: no darkening, a control."""
+    """learned: the darkener; gamma, brightness, short-exposure: hand-made nights; day: no darkening, a control; auto,
+    in train.py: an epoch of each of these, then the one that day validation images prefer."""
     mix: tuple[HeuristicName, ...] = ()
     """Hand-made nights that take turns with the source: each image (or clip) gets one of them all at random."""
     exposure: tuple[float, float] = (0.0, 0.2)
@@ -229,9 +230,11 @@ def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Ru
     """The night views that the flags ask for; `darkener` is needed by, and allowed for, learned nights only.
 
     Raises:
-        UsageError: when the source is the darkener and none is given, or the other way round; for exposures that the
-            darkener was not trained on.
+        UsageError: when the source is the darkener and none is given, or the other way round; for `auto`; for exposures
+            that the darkener was not trained on.
     """
+    if config.source == "auto":
+        raise UsageError("--night.source auto: only train.py chooses a source; name one")
     if (config.source == "learned") != (darkener is not None):
         advice = (
             "needs --darkener PATH (train_darkener.py writes best.pt into its run); or choose --night.source gamma"

@@ -29,6 +29,7 @@ from video_clips import find_darkened
 
 from darkening.curve_estimator import load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view
+from darkening.source_choice import with_chosen_source
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.checkpoints import file_digest, joint_fingerprint
@@ -98,6 +99,7 @@ def step(
 
 def main(config: Config) -> Path:
     """Adapt, and return the checkpoint of the last epoch."""
+    config = with_chosen_source(config, "low-light-action-recognition", main)
     if config.quick:
         config = replaced(config, clips={"length": 4, "size": 32}, optim={"epochs": 2, "batch_size": 8}, workers=0)
     with open_runtime(config.device, config.precision, config.threads) as runtime:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from darkening.curve_estimator import load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view
+from darkening.source_choice import with_chosen_source
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.checkpoints import file_digest, joint_fingerprint
@@ -130,6 +131,7 @@ def step(
 
 def main(config: Config) -> Path:
     """Adapt, and return the checkpoint of the last epoch."""
+    config = with_chosen_source(config, "segmentation", main)
     if config.quick:
         config = replaced(
             config,

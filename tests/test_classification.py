@@ -65,6 +65,20 @@ def test_training_with_hand_made_nights_and_the_control(source, data, checkpoint
     assert adapted.is_file()
 
 
+def test_train_chooses_its_night_itself(data, checkpoint, tmp_path):
+    flags = [*common(data, tmp_path), "--checkpoint", checkpoint, "--night.source", "auto", "--optim.epochs", 2]
+    adapted = start("train", *flags)
+    scores = {}
+    for source in ("gamma", "brightness", "short-exposure", "day"):
+        run = adapted.parent.with_name(f"adapt-try-{source}")
+        numbers = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert {line["epoch"] for line in numbers} == {1}
+        scores[source] = numbers[-1]["score"]
+    source = torch.load(adapted, weights_only=True)["config"]["night"]["source"]
+    assert scores[source] == max(scores.values())
+    assert start("train", *flags, "--resume") == adapted  # the choice is the same again
+
+
 def test_a_config_replays_a_run(data, checkpoint, tmp_path):
     flags = ["--checkpoint", checkpoint, "--night.source", "gamma"]
     first = start("train", *common(data, tmp_path), *flags)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darkening.curve_estimator import Darkening
-from darkening.curves import CURVES, quadratic_curve, reciprocal_curve
+from darkening.curves import CURVES, gamma_curve, quadratic_curve, reciprocal_curve
 from darkening.losses import DarkeningLoss, chroma_loss, colour_loss, exposure_loss, scale_loss, total_variation_loss
 from minmax.similarity import feature_similarity
 
@@ -51,6 +51,36 @@ def test_two_rounds_by_hand():
     torch.testing.assert_close(reciprocal_curve(half, constant(0.5 - 1e-5), 2), constant(0.2))
 
 
+@pytest.mark.parametrize("rounds", [1, 5, 8])
+def test_the_reciprocal_curve_in_one_step_equals_the_formula_round_by_round(rounds):
+    strength = torch.linspace(0.0, 0.9, 19, dtype=torch.float64).view(1, 1, -1, 1)
+    value, a = RAMP, -1.0 / (strength + 1e-5)
+    for _ in range(rounds):
+        value = (a + 1.0) * value / (a + value)
+    torch.testing.assert_close(reciprocal_curve(RAMP, strength, rounds), value, rtol=1e-9, atol=1e-9)
+
+
+def test_the_gamma_curve_by_hand():
+    values = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    for a, expected in ((1.0, values), (0.5, values**2), (0.25, values**4)):
+        for rounds in (1, 8):
+            found = gamma_curve(values, torch.full_like(values, a), rounds)
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", sorted(CURVES))
+def test_curves_and_their_gradients_are_finite_at_every_end(name):
+    ends = torch.tensor([0.0, 1e-8, 1e-5, 0.5, 1 - 1e-5, 1 - 6e-8, 1.0])
+    image, raw = (
+        grid.clone().requires_grad_() for grid in torch.meshgrid(ends, torch.linspace(-60, 60, 13), indexing="ij")
+    )
+    curve, squash = CURVES[name]
+    bent = curve(image, squash(raw), 8)
+    assert bent.min() >= 0 and bent.max() <= 1 + 1e-6
+    bent.sum().backward()
+    assert torch.isfinite(image.grad.square().sum()) and torch.isfinite(raw.grad).all()  # gradients are clipped by norm
+
+
 def test_the_quadratic_curve_without_gradients_equals_the_one_with_them_and_keeps_its_input():
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(2, 3, 8, 9, generator=generator, dtype=torch.float64)
@@ -64,7 +94,9 @@ def test_the_quadratic_curve_without_gradients_equals_the_one_with_them_and_keep
     assert torch.equal(image, kept_image) and torch.equal(curve_map, kept_map)
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("quadratic", -1.0, 1.0), ("reciprocal", 0.0, 1.0)])
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("quadratic", -1.0, 1.0), ("reciprocal", 0.0, 1.0), ("gamma", 0.0, 1.0)]
+)
 def test_the_squashing_function_reaches_exactly_the_range_of_the_curve_map(name, low, high):
     squashed = CURVES[name][1](torch.tensor([-50.0, 50.0]))
     torch.testing.assert_close(squashed, torch.tensor([low, high]))

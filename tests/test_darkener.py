@@ -134,7 +134,7 @@ def test_gradients_reach_every_weight():
     [
         ({"exposure_channels": 3}, "exposure channels 3"),
         ({"exposure_channels": 0}, "exposure channels 0"),
-        ({"curve": "cubic"}, "curve 'cubic': expected one of quadratic, reciprocal"),
+        ({"curve": "cubic"}, "curve 'cubic': expected one of quadratic, reciprocal, gamma"),
         ({"curve_rounds": 0}, "curve rounds"),
         ({"width": 0}, "width"),
         ({"min_scale": 0.0}, "least scale"),

@@ -156,6 +156,11 @@ def test_exposures_that_the_darkener_was_not_trained_on_are_refused():
     assert build_night_view(NightConfig(exposure=(0.05, 0.8)), Darkener(settings), CPU).exposure == (0.05, 0.8)
 
 
+def test_auto_is_no_night():
+    with pytest.raises(UsageError, match="--night.source auto: only train.py chooses a source; name one"):
+        build_night_view(NightConfig(source="auto"), None, CPU)
+
+
 def test_the_learned_view_is_the_frozen_darkener():
     darkener = Darkener(DarkenerSettings(width=4))
     images = torch.rand(2, 3, 8, 8, generator=generator_of())

@@ -375,7 +375,8 @@ def test_the_table_holds_the_mean_and_the_range_over_the_seeds(reproduce, script
     scripts.shares |= {f"gamma-{seed}": (0.7 + 0.1 * seed, 0.5) for seed in range(3)}
     reproduce.main(config_of(reproduce, tmp_path, rows=("gamma", "continued"), seeds=(2, 0, 1)))
     text = (tmp_path / "comparison.md").read_text()
-    head, table = text.split("\n\n")
+    head, table, choice = text.split("\n\n")
+    assert choice == "By day images only one would choose: gamma night\n"
     assert head == "scenes, recipe small, seeds 2 0 1"
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert rows[0] == ["", "day top-1", "day balanced", "night top-1", "night balanced", CHOOSING]
@@ -412,7 +413,7 @@ def test_the_table_holds_the_mean_and_the_range_over_the_seeds(reproduce, script
 def test_one_seed_has_no_range_and_a_missing_split_no_column(reproduce, scripts, tmp_path):
     scripts.splits, scripts.shares = ("test_night",), {"day-3": (0.0, 0.625)}
     reproduce.main(config_of(reproduce, tmp_path, rows=("gamma",), seeds=(3,)))
-    lines = (tmp_path / "comparison.md").read_text().splitlines()[2:]
+    lines = (tmp_path / "comparison.md").read_text().split("\n\n")[1].splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert rows[0] == ["", "night top-1", "night balanced", CHOOSING]
     assert rows[2:] == [["daytime model", "62.5", "31.2", "-"], ["gamma night", "50.0", "25.0", "25.0 (25.0)"]]
@@ -421,12 +422,18 @@ def test_one_seed_has_no_range_and_a_missing_split_no_column(reproduce, scripts,
 def test_segmentation_reports_the_mean_iou_on_each_data_set(reproduce, scripts, tmp_path):
     scripts.task, scripts.shares = "segmentation", {"day-0": (0.25, 0)}
     reproduce.main(config_of(reproduce, tmp_path, task="segmentation", data="", rows=("gamma",)))
-    head, table = (tmp_path / "comparison.md").read_text().split("\n\n")
+    head, table, _ = (tmp_path / "comparison.md").read_text().split("\n\n")
     assert head == "segmentation, recipe small, seeds 0"
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
     assert rows[0] == ["", "day, mean IoU", "night, mean IoU", CHOOSING]
     assert rows[2:] == [["daytime model", "25.0", "25.0", "-"], ["gamma night", "50.0", "50.0", "25.0 (25.0)"]]
     assert not any("--data" in flags for _, _, flags in scripts.started)
+
+
+def test_the_row_with_the_best_mean_for_choosing_is_named(reproduce):
+    scores = {"gamma night": (0.5, 0.6), "full method": (0.4, 0.8), "trained on by day": (0.55, 0.5)}
+    results = {title: [{"selection": score} for score in by_seed] for title, by_seed in scores.items()}
+    assert reproduce.preferred_row({"daytime model": [{}, {}], **results}) == "full method"
 
 
 def test_what_could_not_be_measured_has_a_dash(reproduce):

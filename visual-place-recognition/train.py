@@ -26,6 +26,7 @@ from tuple_pair import TuplePair, few_at_a_time, refuse_data_parallel
 
 from darkening.curve_estimator import load_darkener
 from darkening.night_view import NightConfig, build_night_view
+from darkening.source_choice import with_chosen_source
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.checkpoints import file_digest, joint_fingerprint
@@ -118,6 +119,7 @@ def step(
 
 def main(config: Config) -> Path:
     """Adapt, and return the checkpoint of the last epoch."""
+    config = with_chosen_source(config, "visual-place-recognition", main)
     if config.quick:
         config = replaced(
             config,

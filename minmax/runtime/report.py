@@ -18,6 +18,13 @@ SMOOTHING = 20  # training steps averaged into one point of a curve
 MOST_NUMBERED = 25  # classes of a confusion matrix with a number in each cell, and class names along an axis
 
 
+def last_validation(run: Path) -> dict[str, Any]:
+    """The numbers of the last epoch of a run, of those that checkpoints are chosen by."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    last: dict[str, Any] = [line for line in lines if line["kind"] == "validation"][-1]
+    return last
+
+
 def draw_curves(metrics: Path, picture: Path) -> None:
     """Draw every number of a run's `metrics.jsonl` over the steps, one panel each."""
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,92 @@
+"""--night.source auto: what is tried, what wins, and that it goes on where it was stopped."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from darkening.night_view import NightConfig
+from darkening.source_choice import with_chosen_source
+from minmax.runtime.config import CommonFlags, write_yaml
+from minmax.runtime.errors import UsageError
+from minmax.runtime.run import run_folder
+
+
+@dataclass(frozen=True)
+class Optim:
+    epochs: int = 9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(CommonFlags):
+    name: str = "adapt"
+    data: str = "scenes"
+    darkener: Path | None = None
+    night: NightConfig = field(default_factory=lambda: NightConfig(source="auto"))
+    optim: Optim = field(default_factory=Optim)
+
+
+SCORES = {"learned": 0.6, "gamma": 0.5, "brightness": 0.7, "short-exposure": 0.4, "day": 0.65}
+
+
+@pytest.fixture
+def adaptation():
+    """A train.py that writes what a run leaves, and what it was called with."""
+    calls = []
+
+    def main(config):
+        calls.append(config)
+        folder = run_folder("task", config)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_yaml(config, folder / "config.yaml")
+        scores = (0.99, SCORES[config.night.source])  # of two epochs; the last one counts
+        lines = [{"kind": "validation", "day": 0.9, "darkened": 0.1, "score": score} for score in scores]
+        (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        return folder
+
+    return main, calls
+
+
+def test_every_source_is_tried_for_an_epoch_and_the_best_is_taken(adaptation, tmp_path):
+    main, calls = adaptation
+    config = Flags(runs=tmp_path, darkener=tmp_path / "darkener.pt", night=NightConfig(source="auto", cell=7))
+    chosen = with_chosen_source(config, "task", main)
+    assert [call.night.source for call in calls] == ["learned", "gamma", "brightness", "short-exposure", "day"]
+    assert [call.name for call in calls] == [f"adapt-try-{call.night.source}" for call in calls]
+    assert {(call.optim.epochs, call.night.cell, call.resume) for call in calls} == {(1, 7, False)}
+    assert [call.darkener is not None for call in calls] == [True, False, False, False, False]
+    assert (chosen.night.source, chosen.name, chosen.optim.epochs) == ("brightness", "adapt", 9)
+    assert (chosen.darkener, chosen.resume, chosen.night.cell) == (None, False, 7)
+
+
+def test_the_learned_night_can_win_and_mixed_ones_are_not_tried(adaptation, tmp_path, monkeypatch):
+    main, calls = adaptation
+    night = NightConfig(source="auto", mix=("brightness",))
+    config = Flags(runs=tmp_path, darkener=tmp_path / "darkener.pt", night=night)
+    monkeypatch.setitem(SCORES, "day", 0.1)
+    chosen = with_chosen_source(config, "task", main)
+    assert [call.night.source for call in calls] == ["learned", "gamma", "short-exposure", "day"]
+    assert (chosen.night.source, chosen.night.mix, chosen.darkener) == ("learned", ("brightness",), config.darkener)
+
+
+def test_it_goes_on_where_it_was_stopped(adaptation, tmp_path):
+    main, calls = adaptation
+    config = Flags(runs=tmp_path)
+    first = with_chosen_source(config, "task", main)
+    with_chosen_source(config, "task", main)
+    assert [call.resume for call in calls] == [False] * 4 + [True] * 4
+    main(first)
+    with pytest.raises(UsageError, match="exists; choose another --name, or continue it with --resume"):
+        with_chosen_source(config, "task", main)
+    again = with_chosen_source(Flags(runs=tmp_path, resume=True), "task", main)
+    assert again.resume and again.night == first.night
+
+
+def test_other_sources_are_left_alone_and_several_processes_refused(adaptation, tmp_path, monkeypatch):
+    main, calls = adaptation
+    config = Flags(runs=tmp_path, night=NightConfig(source="gamma"))
+    assert with_chosen_source(config, "task", main) is config and calls == []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="--night.source auto: choose in one process"):
+        with_chosen_source(Flags(runs=tmp_path), "task", main)
