@@ -13,13 +13,13 @@ from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
-from minmax.pretrained import find_weights, load_whole, rebuild_network, save_network
+from minmax.pretrained import CLASSIFIER_FORMAT, find_weights, load_start, load_whole, rebuild_network, save_network
 from minmax.runtime.checkpoints import load_checkpoint
 from minmax.runtime.errors import UsageError
 from minmax.split_network import split_network
 from minmax.task_network import IDENTITY_STATISTICS, IMAGENET_STATISTICS, InputNormalization, TaskNetwork
 
-CHECKPOINT_FORMAT = "similarity-minmax/classifier"
+CHECKPOINT_FORMAT = CLASSIFIER_FORMAT
 TIMM = "timm/"
 
 Normalization = Literal["imagenet", "half", "clip", "dpn", "none"]
@@ -81,15 +81,16 @@ def classifier_settings(
     return ClassifierSettings(model, classes, normalization, image_size if fixed else None)
 
 
-def build_classifier(settings: ClassifierSettings, pretrained: bool = False) -> TaskNetwork:
+def build_classifier(settings: ClassifierSettings, pretrained: bool = False, init: Path | None = None) -> TaskNetwork:
     """A classifier whose encoder gives its last map of features (and its class token, if it has one).
 
     Args:
         settings: model, classes, input normalisation and size.
         pretrained: start from published ImageNet weights (downloaded once), the last layer excepted.
+        init: start from the weights in a file, as `load_start` reads them.
 
     Raises:
-        UsageError: when there is no such model, its weights cannot be downloaded, or it cannot be split.
+        UsageError: when there is no such model, its weights cannot be downloaded or do not fit, or it cannot be split.
     """
     size = _size_argument(settings.model, settings.image_size or _TRACED_SIZE)
     maker = _timm_network if settings.model.startswith(TIMM) else _torchvision_network
@@ -101,6 +102,8 @@ def build_classifier(settings: ClassifierSettings, pretrained: bool = False) -> 
         ) from error
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise UsageError(f"--model {settings.model} cannot be built: {' '.join(str(error).split())}") from error
+    if init is not None:
+        load_start(network, init)
     mean, std = STATISTICS[settings.normalization]
     side = settings.image_size or _TRACED_SIZE
     generator = torch.Generator().manual_seed(0)  # the global one is the weights' and must not depend on this check

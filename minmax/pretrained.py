@@ -7,19 +7,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from minmax.runtime.checkpoints import load_strictly, save_checkpoint
+from minmax.runtime.checkpoints import load_checkpoint, load_strictly, save_checkpoint
 from minmax.runtime.config import DataclassInstance, from_plain, to_plain
 from minmax.runtime.errors import UsageError
 from minmax.task_network import TaskNetwork
 
 SettingsT = TypeVar("SettingsT", bound=DataclassInstance)
 
+CLASSIFIER_FORMAT = "similarity-minmax/classifier"
 WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net")
 """Entries under which training programs keep the weights."""
 PARALLEL_PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel, DistributedDataParallel and torch.compile put before every name."""
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
+"""Second predictions of torchvision's networks, which only their training needs."""
 
 
 def save_network(
@@ -94,3 +97,46 @@ def load_whole(network: TaskNetwork, weights: Mapping[str, Tensor], source: Path
     surplus = {name: tensor for name, tensor in weights.items() if name not in known}
     fitting = {name: weights[whole] for name, whole in whole_names.items() if whole in weights}
     load_strictly(network, surplus | fitting, source)
+
+
+def refuse_two_starts(pretrained: bool, init: Path | None) -> None:
+    """Raise a UsageError when both published weights and a file are to be started from."""
+    if pretrained and init is not None:
+        raise UsageError(f"--init {init} and --pretrained contradict each other; drop one of the two flags")
+
+
+def load_start(network: nn.Module, path: Path) -> None:
+    """Start a whole network from the weights in a file; its last layer is new when the file's has another shape.
+
+    Args:
+        network: a classifier as torchvision or timm builds it, changed in place.
+        path: a state_dict under the network's own names (`find_weights` says where in the file), or a classifier of
+            this project.
+
+    Raises:
+        UsageError: when the file cannot be read, or a tensor of any other layer is missing, surplus or of another
+            shape; names them.
+    """
+    weights = read_start(path)
+    own = network.state_dict()
+    described: Mapping[str, Any] = getattr(network, "pretrained_cfg", None) or {}  # timm's record
+    last = described.get("classifier") or list(own)[-1].rpartition(".")[0]
+    layers = tuple(f"{layer}." for layer in ([last] if isinstance(last, str) else last))
+    new = {name: tensor for name, tensor in own.items() if name.startswith(layers)}
+    if any(name not in weights or weights[name].shape != tensor.shape for name, tensor in new.items()):
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(layers)} | new
+    load_strictly(network, weights, path)
+
+
+def read_start(path: Path) -> dict[str, Tensor]:
+    """The weights in a file under the names of an unsplit network, without what only its training needs.
+
+    Raises:
+        UsageError: when the file cannot be read, or holds no weights that can be recognised.
+    """
+    payload = load_checkpoint(path)
+    if payload.get("format") == CLASSIFIER_FORMAT:
+        weights = {name.partition(".")[2]: tensor for name, tensor in payload["network"].items()}
+    else:
+        weights = find_weights(payload, path)
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(AUXILIARY)}
