@@ -21,6 +21,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net")
 """Entries under which training programs keep the weights."""
 PARALLEL_PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel, DistributedDataParallel and torch.compile put before every name."""
+_NEW_LAYER_SCALE = 0.01
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
 """Second predictions of torchvision's networks, which only their training needs."""
 
@@ -105,38 +106,38 @@ def refuse_two_starts(pretrained: bool, init: Path | None) -> None:
         raise UsageError(f"--init {init} and --pretrained contradict each other; drop one of the two flags")
 
 
-def load_start(network: nn.Module, path: Path) -> None:
-    """Start a whole network from the weights in a file; its last layer is new when the file's has another shape.
-
-    Args:
-        network: a classifier as torchvision or timm builds it, changed in place.
-        path: a state_dict under the network's own names (`find_weights` says where in the file), or a classifier of
-            this project.
-
-    Raises:
-        UsageError: when the file cannot be read, or a tensor of any other layer is missing, surplus or of another
-            shape; names them.
-    """
-    weights = read_start(path)
-    own = network.state_dict()
-    described: Mapping[str, Any] = getattr(network, "pretrained_cfg", None) or {}  # timm's record
-    last = described.get("classifier") or list(own)[-1].rpartition(".")[0]
-    layers = tuple(f"{layer}." for layer in ([last] if isinstance(last, str) else last))
-    new = {name: tensor for name, tensor in own.items() if name.startswith(layers)}
-    if any(name not in weights or weights[name].shape != tensor.shape for name, tensor in new.items()):
-        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(layers)} | new
-    load_strictly(network, weights, path)
-
-
 def read_start(path: Path) -> dict[str, Tensor]:
-    """The weights in a file under the names of an unsplit network, without what only its training needs.
+    """The weights in a file to fine-tune from: a foreign one (`find_weights`), or a classifier of this project.
 
     Raises:
         UsageError: when the file cannot be read, or holds no weights that can be recognised.
     """
     payload = load_checkpoint(path)
     if payload.get("format") == CLASSIFIER_FORMAT:
-        weights = {name.partition(".")[2]: tensor for name, tensor in payload["network"].items()}
-    else:
-        weights = find_weights(payload, path)
-    return {name: tensor for name, tensor in weights.items() if not name.startswith(AUXILIARY)}
+        return {name.partition(".")[2]: tensor for name, tensor in payload["network"].items()}
+    return find_weights(payload, path)
+
+
+def load_start(network: nn.Module, weights: Mapping[str, Tensor], source: Path | str) -> None:
+    """Start a whole network from others' weights; a last layer of another shape is left out, and ours made small.
+
+    As large as some networks initialise it (timm's for few classes), its first gradients would undo what the others
+    know. "Big Transfer" (Kolesnikov et al., ECCV 2020) sets it to zero, but SqueezeNet's, behind a ReLU, would stay so.
+
+    Args:
+        network: a classifier as torchvision or timm builds it, changed in place.
+        weights: under the network's own names; what only training needs is left out.
+        source: the file, for messages.
+
+    Raises:
+        UsageError: when a tensor of any other layer is missing, surplus or of another shape; names them.
+    """
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(AUXILIARY)}
+    own = network.state_dict()
+    described: Mapping[str, Any] = getattr(network, "pretrained_cfg", None) or {}  # timm's record
+    last = described.get("classifier") or list(own)[-1].rpartition(".")[0]
+    layers = tuple(f"{layer}." for layer in ([last] if isinstance(last, str) else last))
+    new = {name: _NEW_LAYER_SCALE * tensor for name, tensor in own.items() if name.startswith(layers)}
+    if any(name not in weights or weights[name].shape != tensor.shape for name, tensor in new.items()):
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(layers)} | new
+    load_strictly(network, weights, source)
