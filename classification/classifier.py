@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
 from minmax.pretrained import (
-    CLASSIFIER_FORMAT,
     find_weights,
     load_start,
     load_whole,
@@ -27,7 +26,7 @@ from minmax.runtime.errors import UsageError
 from minmax.split_network import split_network
 from minmax.task_network import IDENTITY_STATISTICS, IMAGENET_STATISTICS, InputNormalization, TaskNetwork
 
-CHECKPOINT_FORMAT = CLASSIFIER_FORMAT
+CHECKPOINT_FORMAT = "similarity-minmax/classifier"
 TIMM = "timm/"
 
 Normalization = Literal["imagenet", "half", "clip", "dpn", "none"]
@@ -228,12 +227,13 @@ def _timm_record(model: str) -> Any:
 
 
 def _new_network(model: str, classes: int, size: dict[str, Any]) -> nn.Module:
+    network: nn.Module
     if model.startswith(TIMM):
-        network: nn.Module = timm.create_model(model.removeprefix(TIMM), num_classes=classes, **size)
-        return network
-    # They would add auxiliary predictions in training, and a slow initialisation.
-    extra = {"aux_logits": False, "init_weights": False} if model in _INCEPTION_NETWORKS else {}
-    network = torchvision.models.get_model(model, weights=None, num_classes=classes, **size, **extra)
+        network = timm.create_model(model.removeprefix(TIMM), num_classes=classes, **size)
+    else:
+        # They would add auxiliary predictions in training, and a slow initialisation.
+        extra = {"aux_logits": False, "init_weights": False} if model in _INCEPTION_NETWORKS else {}
+        network = torchvision.models.get_model(model, weights=None, num_classes=classes, **size, **extra)
     return network
 
 

@@ -16,7 +16,8 @@ from minmax.task_network import TaskNetwork
 
 SettingsT = TypeVar("SettingsT", bound=DataclassInstance)
 
-CLASSIFIER_FORMAT = "similarity-minmax/classifier"
+OURS = "similarity-minmax/"
+"""What the kinds of this project's checkpoints begin with."""
 WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net")
 """Entries under which training programs keep the weights."""
 PARALLEL_PREFIXES = ("module.", "_orig_mod.")
@@ -70,7 +71,7 @@ def find_weights(payload: Mapping[str, Any], source: Path | str) -> dict[str, Te
     Raises:
         UsageError: when there are no tensors in any of these places, or it is a file of this project.
     """
-    if str(payload.get("format", "")).startswith("similarity-minmax/"):
+    if str(payload.get("format", "")).startswith(OURS):
         raise UsageError(f"{source} is a checkpoint of another kind, {payload['format']}")
     places: list[Any] = [payload, *(payload[name] for name in WRAPPERS if name in payload)]
     for place in places:
@@ -106,14 +107,28 @@ def refuse_two_starts(pretrained: bool, init: Path | None) -> None:
         raise UsageError(f"--init {init} and --pretrained contradict each other; drop one of the two flags")
 
 
+def as_published(whole: nn.Module, init: Path) -> dict[str, Any]:
+    """Options of timm.create_model by which it takes the weights in a file as if they were those that it publishes.
+
+    Args:
+        whole: the classifier as timm builds it by default; it is filled from the file.
+        init: the file.
+
+    Raises:
+        UsageError: as `load_start`.
+    """
+    load_start(whole, read_start(init), init)
+    return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": whole.state_dict()}}
+
+
 def read_start(path: Path) -> dict[str, Tensor]:
-    """The weights in a file to fine-tune from: a foreign one (`find_weights`), or a classifier of this project.
+    """The weights in a file to fine-tune from: a foreign one (`find_weights`), or a network of this project.
 
     Raises:
         UsageError: when the file cannot be read, or holds no weights that can be recognised.
     """
     payload = load_checkpoint(path)
-    if payload.get("format") == CLASSIFIER_FORMAT:
+    if str(payload.get("format", "")).startswith(OURS) and "network" in payload:
         return {name.partition(".")[2]: tensor for name, tensor in payload["network"].items()}
     return find_weights(payload, path)
 

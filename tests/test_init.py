@@ -1,12 +1,18 @@
-"""Fine-tuning from the weights in a local file: --init of the train_day.py of classification."""
+"""Fine-tuning from the weights in a local file: --init of the train_day.py of all tasks."""
 
+import action_scripts as action
+import place_scripts as places
 import pytest
+import segmentation_scripts as segmentation
 import timm
 import torch
 import torchvision
 from classification_scripts import CLASSES, common, start
 from classifier import ClassifierSettings, build_classifier, load_classifier
+from gem import build_place_network, settings_for
+from recogniser import RecogniserSettings, build_recogniser
 from safetensors.torch import save_file
+from segmenter import SegmenterSettings, build_segmenter
 
 from minmax.pretrained import load_start
 from minmax.runtime.errors import UsageError
@@ -112,3 +118,85 @@ def test_a_run_from_a_file_goes_on_only_with_that_file(data, tmp_path):
     torch.save({name: tensor + 1 for name, tensor in published(SMALL).items()}, file)
     with pytest.raises(UsageError, match="last.pt was made with .*--init"):
         start("train_day", *flags, "--resume")
+
+
+# --- the other tasks: trunks under the names of the whole classifier
+
+
+def bodies(network):
+    return {name: tensor for name, tensor in network.encoder.state_dict().items() if tensor.dtype != torch.int64}
+
+
+def same_tensors(body, weights):
+    """Whether each of some tensors is one of others, by whatever name."""
+    found = [tensor for tensor in weights.values() if tensor.dtype != torch.int64]
+    return all(any(torch.equal(tensor, other) for other in found) for tensor in body.values())
+
+
+@pytest.mark.parametrize("model", ["resnet18", SMALL])
+def test_trunks_of_segmentation_and_retrieval_come_from_a_classifier(model, tmp_path):
+    file, weights = tmp_path / "weights.pth", published(model)
+    torch.save(weights, file)
+    segmenter = build_segmenter(SegmenterSettings(f"refinenet_{model}", width=8), init=file)
+    assert same_tensors(bodies(segmenter), weights)
+    places = build_place_network(settings_for(model), init=file)
+    assert same_tensors(bodies(places), weights)
+    torch.save(without(weights, list(weights)[0]), file)
+    for build in (
+        lambda: build_segmenter(SegmenterSettings(f"refinenet_{model}", width=8), init=file),
+        lambda: build_place_network(settings_for(model), init=file),
+    ):
+        with pytest.raises(UsageError, match=r"weights.pth does not fit \w+: tensors 1 missing"):
+            build()
+
+
+def test_an_i3d_starts_from_images_spread_over_time_or_from_clips(tmp_path):
+    file, weights = tmp_path / "weights.pth", published()
+    torch.save(weights, file)
+    spread = build_recogniser(RecogniserSettings("i3d_resnet18", ("a", "b")), init=file)
+    assert torch.allclose(spread.encoder.conv1.weight.sum(dim=2), weights["conv1.weight"], atol=1e-6)
+    with pytest.raises(UsageError, match=r"weights.pth: these weights are for --width 64 \(conv1.weight"):
+        build_recogniser(RecogniserSettings("i3d_resnet18", ("a", "b"), width=32), init=file)
+    torch.save({f"module.{name}": tensor + 1 for name, tensor in bare(spread).items()}, file)
+    clips = build_recogniser(RecogniserSettings("i3d_resnet18", ("a", "b", "c")), init=file)
+    assert torch.equal(clips.encoder.conv1.weight, spread.encoder.conv1.weight + 1)
+    assert clips.head.classifier.weight.shape == (3, 512)
+    torch.save(without(bare(spread), "layer4.1.conv2.weight"), file)
+    with pytest.raises(UsageError, match=r"1 missing \(layer4.1.conv2.weight\)"):
+        build_recogniser(RecogniserSettings("i3d_resnet18", ("a", "b")), init=file)
+
+
+def test_a_network_of_torchvision_for_clips_starts_from_its_own(tmp_path):
+    weights = torchvision.models.get_model("r3d_18").state_dict()
+    torch.save(weights, tmp_path / "weights.pth")
+    network = build_recogniser(RecogniserSettings("r3d_18", ("a", "b", "c")), init=tmp_path / "weights.pth")
+    assert same_tensors(bodies(network), weights)
+
+
+TASKS = {
+    "segmentation": (segmentation, ["--images.size", 64, 64, "--model", "refinenet_resnet18", "--width", 8]),
+    "visual-place-recognition": (places, ["--model", "resnet18"]),
+    "low-light-action-recognition": (action, ["--model", "i3d_resnet18"]),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_day_scripts_of_all_tasks_start_from_a_file(task, tmp_path):
+    scripts, flags = TASKS[task]
+    file = tmp_path / "weights.pth"
+    torch.save(published(), file)
+    given = ["--data", "scenes", "--quick", "--runs", tmp_path / "runs", *flags, "--init", file]
+    best = scripts.start("train_day", *given)
+    assert torch.load(best, weights_only=True)["config"]["init"] == str(file)
+    with pytest.raises(UsageError, match="--pretrained contradict each other"):
+        scripts.start("train_day", *given, "--pretrained")
+    torch.save({name: tensor + 1 for name, tensor in published().items()}, file)
+    with pytest.raises(UsageError, match="last.pt was made with .*--init"):
+        scripts.start("train_day", *given, "--resume")
+
+
+def test_an_unreadable_safetensors_file_is_refused(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(b"not at all")
+    with pytest.raises(UsageError, match="weights.safetensors is not a readable checkpoint"):
+        build_classifier(ClassifierSettings("resnet18", ("a", "b")), init=file)
