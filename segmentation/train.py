@@ -94,6 +94,8 @@ class Config(CommonFlags):
     def __post_init__(self) -> None:
         """Refuse values out of range and flags that contradict each other."""
         super().__post_init__()
+        keeps = self.night.source != "augmix"
+        require(keeps, "--night.source", self.night.source, "a night that leaves every pixel in its place")
         if self.darkened is not None and (self.darkener is not None or self.night != NightConfig(cell=64)):
             raise UsageError("--darkened: these nights are made already; drop --darkener and the flags of --night")
         side = min(self.images.crop_size)

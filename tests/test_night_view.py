@@ -13,6 +13,7 @@ from darkening.night_view import (
     NightConfig,
     NightSource,
     NightView,
+    augmix_view,
     build_night_view,
     day_view,
     selection_heuristic,
@@ -238,8 +239,8 @@ def valid_configs():
 
 def test_checkpoints_are_chosen_by_a_night_that_training_did_not_use():
     configs = list(valid_configs())
-    # Beside the darkener or day 1 + 3 + 6 ordered mixes of 0, 1 and 2 heuristics; beside one of the three 1 + 2.
-    assert len(configs) == 2 * 10 + 3 * 3
+    # Beside the darkener, day and AugMix 1 + 3 + 6 ordered mixes of 0 to 2 heuristics; beside one of the three 1 + 2.
+    assert len(configs) == 3 * 10 + 3 * 3
     for config in configs:
         chosen = selection_heuristic(config)
         assert chosen in HEURISTICS and chosen not in (config.source, *config.mix)
@@ -291,3 +292,17 @@ def test_every_frame_of_a_clip_follows_its_own_brightness_by_the_power_of_the_cl
 def test_contrast_out_of_range_is_refused(contrast):
     with pytest.raises(UsageError, match="--night.contrast"):
         NightConfig(contrast=contrast)
+
+
+def test_augmix_mixes_each_image_by_itself_as_the_generator_says():
+    images = torch.rand(3, 24, 24, generator=generator_of()).expand(6, 3, 24, 24)
+    view = NightView(augmix_view, (0.0, 0.2))
+    state = torch.random.get_rng_state()
+    mixed = view(images, generator_of(1))
+    assert torch.equal(torch.random.get_rng_state(), state), "the global generator is left as it was"
+    assert mixed.shape == images.shape and 0 <= mixed.min() <= mixed.max() <= 1
+    assert len({tuple(image.flatten().tolist()) for image in mixed}) == 6
+    torch.manual_seed(5)
+    assert torch.equal(view(images, generator_of(1)), mixed)
+    assert not torch.equal(view(images, generator_of(2)), mixed)
+    assert (mixed - images).abs().mean() < 0.3, "still the picture"
