@@ -2,6 +2,7 @@
 
     python reproduce.py --data classification/data --recipe paper
     python reproduce.py --data DATA --recipe small --seeds 0 1 2 --rows continued gamma no-similarity full --jobs 2
+    python reproduce.py --data SIGNS --recipe strong --init tf_efficientnet_lite0.pth --flip false
     python reproduce.py --task segmentation --data DATA --night NIGHT --recipe small --rows continued gamma full
     python reproduce.py --task visual-place-recognition --data scenes --recipe small --rows continued gamma no-byol full
 
@@ -17,22 +18,23 @@ import os
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from minmax.runtime.checkpoints import write_atomically
 from minmax.runtime.commands import Commands
-from minmax.runtime.config import REPOSITORY, require, run_script
+from minmax.runtime.config import REPOSITORY, Switch, require, run_script
 from minmax.runtime.devices import Precision
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.report import last_validation, markdown_table, recorded, write_json
 
 Task = Literal["classification", "segmentation", "visual-place-recognition", "low-light-action-recognition"]
-RecipeName = Literal["paper", "small"]
+RecipeName = Literal["paper", "small", "strong"]
 RowName = Literal[
-    "continued", "brightness", "gamma", "short-exposure", "no-similarity", "no-byol", "full", "unnormalised", "cosine",
-    "two-pass", "two-pass-reestimated", "joint-pass", "frozen-statistics", "dark-exposures", "even-exposure",
+    "continued", "augmix", "brightness", "gamma", "short-exposure", "no-similarity", "no-byol", "full",
+    "unnormalised", "cosine", "two-pass", "two-pass-reestimated", "joint-pass", "frozen-statistics", "dark-exposures",
+    "even-exposure",
 ]  # fmt: skip
 DarkenerName = Literal["darkener", "darkener-no-similarity", "darkener-unnormalised"]
 
@@ -48,6 +50,7 @@ class Row:
 
 ROWS: dict[RowName, Row] = {
     "continued": Row("trained on by day", ("--night.source", "day", "--byol.weight", "0"), None),
+    "augmix": Row("AugMix in place of a night", ("--night.source", "augmix"), None),
     "brightness": Row("brightness night", ("--night.source", "brightness"), None),
     "gamma": Row("gamma night", ("--night.source", "gamma"), None),
     "short-exposure": Row("short exposure with noise", ("--night.source", "short-exposure"), None),
@@ -85,8 +88,11 @@ class Recipe:
     test: tuple[str, ...] = ()
 
 
+_FINE_TUNING = ("--optim.method", "adamw", "--optim.lr", "3e-4", "--optim.weight-decay", "0.01")
+
 # The paper's: the defaults of the scripts; the daytime model's and the darkener's losses are ours. The small ones: for
-# small photos or scenes on a small machine, chosen on day validation images of seed 0.
+# small photos or scenes on a small machine, chosen on day validation images of seed 0. The strong one fine-tunes
+# ImageNet weights, which the user brings, on such photos.
 RECIPES: dict[Task, dict[RecipeName, Recipe]] = {
     "classification": {
         "paper": Recipe(("--images.evaluation", "native"), ("224",), (), (), ()),
@@ -100,6 +106,20 @@ RECIPES: dict[Task, dict[RecipeName, Recipe]] = {
             ),
             (
                 *("--optim.epochs", "6", "--optim.milestones", "4", "5", "--optim.lr", "5e-4"),
+                *("--night.exposure", "0.05", "0.4", "--night.contrast", "0.5", "1.5", "--night.cell", "8"),
+                *("--byol.batch-norm", "joint"),
+            ),
+        ),
+        "strong": Recipe(
+            (),
+            ("64",),
+            ("--model", "timm/tf_efficientnet_lite0", "--optim.epochs", "8", *_FINE_TUNING),
+            (
+                *("--optim.epochs", "3", "--optim.milestones", "2", "--optim.lr", "3e-4", "--optim.clip", "1"),
+                *("--loss.similarity", "1", "--request.contrast", "0", "1.5"),
+            ),
+            (
+                *("--optim.epochs", "4", "--optim.milestones", "3", *_FINE_TUNING),
                 *("--night.exposure", "0.05", "0.4", "--night.contrast", "0.5", "1.5", "--night.cell", "8"),
                 *("--byol.batch-norm", "joint"),
             ),
@@ -173,7 +193,8 @@ SQUARE = ("96", "96")
 """Size of the built-in scenes in segmentation, whatever the recipe."""
 LACKING: dict[Task, tuple[RowName, ...]] = {
     "classification": ("joint-pass",),  # as in the small recipe anyway
-    "segmentation": ("two-pass", "two-pass-reestimated"),  # two passes are the recipes' own; there is no --statistics
+    # AugMix moves pixels away from their labels; two passes are the recipes' own; there is no --statistics.
+    "segmentation": ("augmix", "two-pass", "two-pass-reestimated"),
     # BatchNorm is always the daytime model's, and the contrastive loss is a plain cosine.
     "visual-place-recognition": ("cosine", "two-pass", "two-pass-reestimated", "joint-pass", "frozen-statistics"),
     # As in the small recipe anyway; there is no --statistics.
@@ -192,7 +213,12 @@ class Config:
     night: tuple[Path, ...] = ()
     """Night data sets: of segmentation, by default those that lie in segmentation/data; of action recognition, one."""
     recipe: RecipeName = "paper"
-    """paper: the paper's sizes and schedule; small: 64 or 160 px, a few minutes for each training on two cores."""
+    """paper: the paper's sizes and schedule; small: 64 or 160 px, a few minutes for each training on two cores; strong:
+    of classification, EfficientNet-Lite0 at 64 px from the ImageNet weights of --init."""
+    init: Path | None = None
+    """Weights that the daytime models start from (--init of train_day.py); the recipe strong needs them."""
+    flip: Switch = True
+    """Mirror half of the images in training; false for data such as traffic signs."""
     rows: tuple[RowName, ...] = ()
     """The rows, beside that of the daytime model; by default all that the task has."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -217,17 +243,38 @@ class Config:
         require(not lacking, "--rows", self.rows, f"rows that {self.task} has; it lacks {lacking}")
         if self.task in ("classification", "visual-place-recognition"):
             require(not self.night, "--night", self.night, f"none: the nights of {self.task} are in its --data")
+        require(self.recipe in RECIPES[self.task], "--recipe", self.recipe, " or ".join(RECIPES[self.task]))
+        if self.recipe == "strong" and self.init is None:
+            raise UsageError(
+                "--recipe strong needs --init weights.pth, ImageNet weights of timm's tf_efficientnet_lite0"
+            )
+        mirrors = self.task != "visual-place-recognition"
+        require(mirrors or self.flip, "--flip", "false", f"no such flag for {self.task}, which mirrors nothing")
 
     @property
     def chosen_rows(self) -> tuple[RowName, ...]:
         """The rows as asked for, or all that the task has."""
         return self.rows or tuple(name for name in ROWS if name not in LACKING[self.task])
 
+    @property
+    def chosen_recipe(self) -> Recipe:
+        """The recipe, with what suits the data."""
+        recipe = RECIPES[self.task][self.recipe]
+        start = () if self.init is None else ("--init", str(self.init.expanduser().absolute()))
+        mirror = () if self.flip else ("--augment.flip", "false")
+        return replace(
+            recipe,
+            day=(*recipe.day, *start, *mirror),
+            # Only the darkeners of clips are trained on mirrored images.
+            darkener=(*recipe.darkener, *(mirror if self.task == "low-light-action-recognition" else ())),
+            adaptation=(*recipe.adaptation, *mirror),
+        )
+
 
 def main(config: Config) -> None:
     """Train and test every row of every seed, and report."""
     check_settings(config)
-    recipe = RECIPES[config.task][config.recipe]
+    recipe = config.chosen_recipe
     threads = max(1, (os.cpu_count() or 1) // config.jobs) if config.jobs > 1 else 0
     common = ["--device", config.device, "--precision", config.precision, *recipe.common]
     common += ["--data", config.data] if config.data else []
@@ -273,7 +320,7 @@ def check_settings(config: Config) -> None:
         "task": config.task,
         "data": data,
         "recipe": config.recipe,
-        "flags": flags_of(RECIPES[config.task][config.recipe]),
+        "flags": flags_of(config.chosen_recipe),
         "precision": config.precision,
         "quick": config.quick,
     }
@@ -285,7 +332,7 @@ def check_settings(config: Config) -> None:
         if name != "flags" and before.get(name) != value
     ]
     if not changed and before.get("flags") != now["flags"]:
-        changed = [f"other flags of --recipe {config.recipe}"]
+        changed = [f"other flags of --recipe {config.recipe}, another --init or --flip"]
     if changed:
         raise UsageError(f"--runs {config.runs} holds runs of {' and '.join(changed)}; choose another folder")
 

@@ -13,7 +13,14 @@ from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
-from minmax.pretrained import find_weights, load_whole, rebuild_network, save_network
+from minmax.pretrained import (
+    find_weights,
+    load_start,
+    load_whole,
+    read_start,
+    rebuild_network,
+    save_network,
+)
 from minmax.runtime.checkpoints import load_checkpoint
 from minmax.runtime.errors import UsageError
 from minmax.split_network import split_network
@@ -81,26 +88,30 @@ def classifier_settings(
     return ClassifierSettings(model, classes, normalization, image_size if fixed else None)
 
 
-def build_classifier(settings: ClassifierSettings, pretrained: bool = False) -> TaskNetwork:
+def build_classifier(settings: ClassifierSettings, pretrained: bool = False, init: Path | None = None) -> TaskNetwork:
     """A classifier whose encoder gives its last map of features (and its class token, if it has one).
 
     Args:
         settings: model, classes, input normalisation and size.
         pretrained: start from published ImageNet weights (downloaded once), the last layer excepted.
+        init: start from the weights in a file, as `load_start` reads them.
 
     Raises:
-        UsageError: when there is no such model, its weights cannot be downloaded, or it cannot be split.
+        UsageError: when there is no such model, its weights cannot be downloaded or do not fit, or it cannot be split.
     """
     size = _size_argument(settings.model, settings.image_size or _TRACED_SIZE)
-    maker = _timm_network if settings.model.startswith(TIMM) else _torchvision_network
     try:
-        network = maker(settings.model, len(settings.classes), pretrained, size)
+        network = _new_network(settings.model, len(settings.classes), size)
+        if pretrained:
+            load_start(network, _published_weights(settings.model, size), f"the published {settings.model}")
     except OSError as error:
         raise UsageError(
             f"cannot download the ImageNet weights of {settings.model} ({error}); connect once, or drop --pretrained"
         ) from error
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise UsageError(f"--model {settings.model} cannot be built: {' '.join(str(error).split())}") from error
+    if init is not None:
+        load_start(network, read_start(init), init)
     mean, std = STATISTICS[settings.normalization]
     side = settings.image_size or _TRACED_SIZE
     generator = torch.Generator().manual_seed(0)  # the global one is the weights' and must not depend on this check
@@ -215,27 +226,21 @@ def _timm_record(model: str) -> Any:
         raise UsageError(f"--model {model}: {error}") from error
 
 
-def _timm_network(model: str, classes: int, pretrained: bool, size: dict[str, Any]) -> nn.Module:
-    network: nn.Module = timm.create_model(model.removeprefix(TIMM), pretrained=pretrained, num_classes=classes, **size)
+def _new_network(model: str, classes: int, size: dict[str, Any]) -> nn.Module:
+    network: nn.Module
+    if model.startswith(TIMM):
+        network = timm.create_model(model.removeprefix(TIMM), num_classes=classes, **size)
+    else:
+        # They would add auxiliary predictions in training, and a slow initialisation.
+        extra = {"aux_logits": False, "init_weights": False} if model in _INCEPTION_NETWORKS else {}
+        network = torchvision.models.get_model(model, weights=None, num_classes=classes, **size, **extra)
     return network
 
 
-def _torchvision_network(model: str, classes: int, pretrained: bool, size: dict[str, Any]) -> nn.Module:
-    # They would add auxiliary predictions in training, and a slow initialisation.
-    extra = {"aux_logits": False, "init_weights": False} if model in _INCEPTION_NETWORKS else {}
-    network: nn.Module = torchvision.models.get_model(model, weights=None, num_classes=classes, **size, **extra)
-    if pretrained:
-        # Through a network of torchvision's own, which knows what its older files call otherwise or lack.
-        _load_all_but_prediction(network, torchvision.models.get_model(model, weights="DEFAULT").state_dict(), classes)
-    return network
-
-
-def _load_all_but_prediction(network: nn.Module, published: Mapping[str, Tensor], classes: int) -> None:
-    own = network.state_dict()
-    fitting = {n: tensor for n, tensor in published.items() if n in own and own[n].shape == tensor.shape}
-    for name in own.keys() - fitting.keys():
-        # Weight and bias of the last layer are made anew, for other classes; nothing else may be.
-        there, here = published[name].shape, own[name].shape
-        if here[0] != classes or here[1:] != there[1:]:
-            raise ValueError(f"its published {name} is {tuple(there)}, expected {tuple(here)}")
-    network.load_state_dict(fitting, strict=False)
+def _published_weights(model: str, size: dict[str, Any]) -> Mapping[str, Tensor]:
+    """Through a network of the library's own, which knows what its older files call otherwise or lack."""
+    if model.startswith(TIMM):
+        published: nn.Module = timm.create_model(model.removeprefix(TIMM), pretrained=True, **size)
+    else:
+        published = torchvision.models.get_model(model, weights="DEFAULT")
+    return published.state_dict()

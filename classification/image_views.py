@@ -23,18 +23,24 @@ class Views(NamedTuple):
 class TrainingViews(Dataset[Views]):
     """Views of day images for training, indexed by (epoch, image).
 
-    Each view is a RandomResizedCrop (area 0.5 to 1) with a horizontal flip. The draws of an image in an epoch depend
-    on (seed, epoch, image) alone, so the number of workers and restarts change nothing.
+    Each view is a RandomResizedCrop (area 0.5 to 1), mirrored or not. The draws of an image in an epoch depend on
+    (seed, epoch, image) alone, so the number of workers and restarts change nothing.
+
+    Args:
+        images: a day split.
+        size: side of the views.
+        seed: of the draws.
+        flip: share of the views that are mirrored; the crops do not depend on it.
 
     Raises:
         ValueError: for a night split; nothing is ever trained on one.
     """
 
-    def __init__(self, images: LabelledImages, size: int, seed: int) -> None:
+    def __init__(self, images: LabelledImages, size: int, seed: int, flip: float = 0.5) -> None:
         refuse_night(images)
         self.images, self.seed = images, seed
         self.geometry = v2.Compose(
-            [v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True), v2.RandomHorizontalFlip()]
+            [v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True), v2.RandomHorizontalFlip(flip)]
         )
 
     def __len__(self) -> int:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from darkening.curve_estimator import load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view
 from darkening.source_choice import with_chosen_source
+from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.photometric_jitter import jitter
 from minmax.runtime.batches import epoch_loader
@@ -48,10 +49,12 @@ class OptimConfig:
     """Passes over the training images."""
     batch_size: int = 32
     """Images per step and process."""
+    method: Literal["adam", "adamw"] = "adam"
+    """adam, whose weight decay is added to the gradient; adamw, where it shrinks the weights themselves."""
     lr: float = 1e-3
-    """Learning rate of Adam."""
+    """Learning rate."""
     weight_decay: float = 1e-5
-    """Weight decay of Adam."""
+    """Weight decay: of about 1e-5 for adam, 0.01 to 0.05 for adamw."""
     milestones: tuple[int, ...] = (30, 60)
     """The learning rate falls tenfold after these epochs."""
 
@@ -80,6 +83,7 @@ class Config(ForeignFlags, CommonFlags):
     statistics: Literal["running", "reestimated"] = "running"
     """BatchNorm in evaluation: training's running averages, or estimated on day and darkened images each epoch."""
     images: ImageConfig = field(default_factory=ImageConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     night: NightConfig = field(default_factory=NightConfig)
     byol: ByolConfig = field(default_factory=ByolConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -133,11 +137,12 @@ def main(config: Config) -> Path:
         validation = open_split(config.data, "val", config.images, settings.classes, config.quick, config.runs)
         seed_globally(config.seed, "heads")
         pair = runtime.place(build_pair(network, config.byol))
-        dataset = TrainingViews(training, config.images.size, config.seed)
+        dataset = TrainingViews(training, config.images.size, config.seed, config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
         trained = [parameter for parameter in pair.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.Adam(trained, config.optim.lr, weight_decay=config.optim.weight_decay)
+        method = torch.optim.AdamW if config.optim.method == "adamw" else torch.optim.Adam
+        optimizer = method(trained, config.optim.lr, weight_decay=config.optim.weight_decay)
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, config.optim.milestones)
         parallel = runtime.parallel(pair)
 

@@ -4,11 +4,13 @@
 
 Gives runs/classification/day/best.pt, the checkpoint for train_darkener.py and train.py. Skip it when you have one.
 The authors supply daytime checkpoints without their training script, so these defaults are ours: Adam, cosine decay.
+With --init it fine-tunes weights in a file, such as those of ImageNet, for the classes of the data.
 """
 
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +20,11 @@ from classifier import NormalizationFlag, build_classifier, classifier_settings,
 from image_views import TrainingViews, Views
 from torch import Tensor, nn
 
+from minmax.augmentation import AugmentConfig
 from minmax.photometric_jitter import jitter
+from minmax.pretrained import refuse_two_starts
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.checkpoints import joint_fingerprint
+from minmax.runtime.checkpoints import file_digest, joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.report import draw_curves
@@ -38,10 +42,12 @@ class OptimConfig:
     """Passes over the training images."""
     batch_size: int = 32
     """Images per step and process."""
+    method: Literal["adam", "adamw"] = "adam"
+    """adam, whose weight decay is added to the gradient; adamw, where it shrinks the weights themselves."""
     lr: float = 1e-3
-    """Learning rate of Adam at the start; it falls to 0 along a cosine."""
+    """Learning rate at the start; it falls to 0 along a cosine."""
     weight_decay: float = 1e-5
-    """Weight decay of Adam."""
+    """Weight decay: of about 1e-5 for adam, 0.01 to 0.05 for adamw."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -63,17 +69,21 @@ class Config(CommonFlags):
     """Architecture: a name of torchvision's (resnet50, convnext_tiny, vit_b_16, ...), or one of timm's as timm/NAME."""
     pretrained: bool = False
     """Start from the published ImageNet weights."""
+    init: Path | None = None
+    """Start from the weights in this file: a state_dict under the model's own names, the last layer's excepted."""
     normalization: NormalizationFlag = "auto"
     """Statistics by which the network's first layer normalises its input; auto: as its published weights expect."""
     jitter: float = 0.3
     """Strength of the random brightness, contrast, saturation and hue."""
     images: ImageConfig = field(default_factory=ImageConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
         require(0 <= self.jitter <= 0.5, "--jitter", self.jitter, "0 to 0.5")
+        refuse_two_starts(self.pretrained, self.init)
 
 
 def step(network: nn.Module, views: Views, config: Config, runtime: Runtime, generator: torch.Generator) -> Tensor:
@@ -96,17 +106,20 @@ def main(config: Config) -> Path:
         validation = open_split(config.data, "val", config.images, training.classes, config.quick, config.runs)
         seed_globally(config.seed, "network")
         settings = classifier_settings(config.model, training.classes, config.images.size, config.normalization)
-        network = runtime.place(build_classifier(settings, config.pretrained))
-        dataset = TrainingViews(training, config.images.size, config.seed)
+        network = runtime.place(build_classifier(settings, config.pretrained, config.init))
+        dataset = TrainingViews(training, config.images.size, config.seed, config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
-        optimizer = torch.optim.Adam(network.parameters(), config.optim.lr, weight_decay=config.optim.weight_decay)
+        method = torch.optim.AdamW if config.optim.method == "adamw" else torch.optim.Adam
+        optimizer = method(network.parameters(), config.optim.lr, weight_decay=config.optim.weight_decay)
         steps = config.optim.epochs * len(loader)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         parallel = runtime.parallel(network)
 
-        used = joint_fingerprint({"training": training.fingerprint(), "validation": validation.fingerprint()})
-        with Run("classification", config, runtime, used) as run:
+        used = {"training": training.fingerprint(), "validation": validation.fingerprint()}
+        if config.init:
+            used["--init"] = file_digest(config.init)
+        with Run("classification", config, runtime, joint_fingerprint(used)) as run:
             run.restore(network=network, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
             for epoch in run.epochs(config.optim.epochs):
                 network.train()

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms import v2
 
 from darkening.curve_estimator import Darkener
 from darkening.heuristics import HEURISTICS, HeuristicName, Night
@@ -20,7 +21,7 @@ from minmax.task_network import freeze
 
 _NEARLY_BLACK = 0.01  # so that a black cell is not infinitely darker than its neighbours
 
-NightSource = Literal["learned", "gamma", "brightness", "short-exposure", "day", "auto"]
+NightSource = Literal["learned", "gamma", "brightness", "short-exposure", "augmix", "day", "auto"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ class NightConfig:
     """Where night views come from."""
 
     source: NightSource = "learned"
-    """learned: the darkener; gamma, brightness, short-exposure: hand-made nights; day: no darkening, a control; auto,
-    in train.py: an epoch of each of these, then the one that day validation images prefer."""
+    """learned: the darkener; gamma, brightness, short-exposure: hand-made nights; augmix: AugMix in place of a night;
+    day: no darkening, a control; auto, in train.py: an epoch of each, then the one that day validation images
+    prefer."""
     mix: tuple[HeuristicName, ...] = ()
     """Hand-made nights that take turns with the source: each image (or clip) gets one of them all at random."""
     exposure: tuple[float, float] = (0.0, 0.2)
@@ -118,6 +120,19 @@ def as_clips(images: Tensor, frames: int) -> Tensor:
 def day_view(images: Tensor, exposure: Tensor, generator: torch.Generator) -> Tensor:
     """The images as they are: the control in which nothing is darkened."""
     return images
+
+
+def augmix_view(images: Tensor, exposure: Tensor, generator: torch.Generator) -> Tensor:
+    """AugMix (Hendrycks et al., ICLR 2020) of each image by itself, on the CPU: a rival told nothing of the night.
+
+    It shifts, shears and turns as well, so it is no night for images whose pixels have labels; `exposure` is not used.
+    """
+    mix = v2.AugMix()
+    codes = (images.cpu() * 255.0).round().to(torch.uint8)
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        mixed = torch.stack([mix(image) for image in codes])
+    return mixed.to(images) / 255.0
 
 
 def learned_night(darkener: Darkener) -> Night:
@@ -247,6 +262,8 @@ def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Ru
         night = learned_night(runtime.place(freeze(darkener)))
     elif config.source == "day":
         night = day_view
+    elif config.source == "augmix":
+        night = augmix_view
     else:
         night = HEURISTICS[config.source]  # type: ignore[index]
     mix = [HEURISTICS[name] for name in config.mix]

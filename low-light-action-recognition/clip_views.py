@@ -39,16 +39,22 @@ class TrainingClips(Dataset[ClipViews]):
         config: length, interval and size.
         seed: of the draws.
         darkened: the same videos darkened in advance; None for nights made online.
+        flip: share of the views that are mirrored; nothing else depends on it.
 
     Raises:
         ValueError: for a night split; nothing is ever trained on one.
     """
 
     def __init__(
-        self, clips: LabelledClips, config: ClipConfig, seed: int, darkened: LabelledClips | None = None
+        self,
+        clips: LabelledClips,
+        config: ClipConfig,
+        seed: int,
+        darkened: LabelledClips | None = None,
+        flip: float = 0.5,
     ) -> None:
         refuse_night(clips)
-        self.clips, self.config, self.seed, self.darkened = clips, config, seed, darkened
+        self.clips, self.config, self.seed, self.darkened, self.flip = clips, config, seed, darkened, flip
 
     def __len__(self) -> int:
         """Number of videos."""
@@ -62,8 +68,8 @@ class TrainingClips(Dataset[ClipViews]):
         day = self.clips.load(index, frames)
         night = day if self.darkened is None else self.darkened.load(index, frames)
         return ClipViews(
-            augmented(day, self.config.size, generator),
-            augmented(night, self.config.size, generator),
+            augmented(day, self.config.size, generator, self.flip),
+            augmented(night, self.config.size, generator, self.flip),
             torch.tensor(self.clips.labels[index]),
         )
 
@@ -74,13 +80,14 @@ def draw_frames(clips: LabelledClips, index: int, config: ClipConfig, generator:
     return frames_of_clip(clips.counts[index], config.length, clips.interval, start)
 
 
-def augmented(frames: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def augmented(frames: Tensor, size: int, generator: torch.Generator, flip: float = 0.5) -> Tensor:
     """One random geometry for all frames: aspect, zoom, crop and flip.
 
     Args:
         frames: uint8 `(T, 3, H, W)`.
         size: side of the crop.
         generator: of the draws.
+        flip: share of the views that are mirrored.
 
     Returns:
         uint8 `(3, T, size, size)`.
@@ -95,7 +102,7 @@ def augmented(frames: Tensor, size: int, generator: torch.Generator) -> Tensor:
     resized: Tensor = functional.resize(frames, [height, width], antialias=True)
     top, left = int(top * (height - size + 1)), int(left * (width - size + 1))
     cropped = resized[..., top : top + size, left : left + size]
-    if flipped < 0.5:
+    if flipped < flip:
         cropped = cropped.flip(-1)
     return cropped.transpose(0, 1).contiguous()
 
@@ -166,9 +173,9 @@ class DayClips(Dataset[Tensor]):
         ValueError: for a night split.
     """
 
-    def __init__(self, clips: LabelledClips, config: ClipConfig, seed: int) -> None:
+    def __init__(self, clips: LabelledClips, config: ClipConfig, seed: int, flip: float = 0.5) -> None:
         refuse_night(clips)
-        self.clips, self.config, self.seed = clips, config, seed
+        self.clips, self.config, self.seed, self.flip = clips, config, seed, flip
 
     def __len__(self) -> int:
         """Number of videos."""
@@ -179,4 +186,4 @@ class DayClips(Dataset[Tensor]):
         epoch, index = position
         generator = generator_for(self.seed, "day clip", epoch, index)
         frames = self.clips.load(index, draw_frames(self.clips, index, self.config, generator))
-        return augmented(frames, self.config.size, generator) / 255.0
+        return augmented(frames, self.config.size, generator, self.flip) / 255.0

@@ -11,8 +11,8 @@ import torchvision
 from i3d import DEPTHS, ClipHead, GlobalAverage, build_i3d, inflated
 from torch import Tensor
 
-from minmax.pretrained import find_weights, load_whole, rebuild_network, save_network
-from minmax.runtime.checkpoints import load_checkpoint
+from minmax.pretrained import find_weights, load_start, load_whole, read_start, rebuild_network, save_network
+from minmax.runtime.checkpoints import load_checkpoint, load_strictly
 from minmax.runtime.errors import UsageError
 from minmax.task_network import IMAGENET_STATISTICS, InputNormalization, LayeredEncoder, TaskNetwork
 
@@ -36,6 +36,7 @@ RELEASED_CLASSES = ("Drink", "Jump", "Pick", "Pour", "Push", "Run", "Sit", "Stan
 _RELEASED_NETWORK = "encoder_q."
 _RELEASED_TRAINING_PARTS = ("encoder_k.", "head_q.", "head_k.", "pred.")
 _RELEASED_CLASSIFIER = "cls_head.fc_cls."
+_CLASSIFIERS = (_RELEASED_CLASSIFIER, "classifier.")
 
 
 @dataclass(frozen=True)
@@ -65,33 +66,45 @@ class RecogniserSettings:
             raise UsageError(f"--width and --time-stride are for an I3D, not for {self.model}; drop them")
 
 
-def build_recogniser(settings: RecogniserSettings, pretrained: bool = False) -> TaskNetwork:
+def build_recogniser(settings: RecogniserSettings, pretrained: bool = False, init: Path | None = None) -> TaskNetwork:
     """A network from clips `(N, 3, T, H, W)` in [0, 1] to logits, whose encoder gives one vector per clip.
 
     Args:
         settings: model, classes, normalisation and width.
         pretrained: start an I3D from torchvision's ImageNet weights, spread over time, the others from Kinetics-400's
             (downloaded once); the last layer is new.
+        init: start from the weights in a file (`load_start`): an I3D from those of its backbone, spread over time, or
+            of an I3D; the others from their own.
 
     Raises:
-        UsageError: when the weights cannot be downloaded, or are for another width.
+        UsageError: when the weights cannot be downloaded, do not fit, or are for another width.
     """
     normalization = InputNormalization(*STATISTICS[settings.normalization])
     try:
         if not settings.model.startswith(I3D):
-            return _torchvision_network(settings.model, len(settings.classes), normalization, pretrained)
+            return _torchvision_network(settings.model, len(settings.classes), normalization, pretrained, init)
         backbone = settings.model.removeprefix(I3D)
         network = build_i3d(backbone, len(settings.classes), normalization, settings.width, settings.time_stride)
-        if pretrained:
-            published = torchvision.models.get_model(backbone, weights="DEFAULT").state_dict()
-            network.encoder.load_state_dict(inflated(published, network.encoder))
+        if init is not None and not for_images(init):
+            trunk = {name: t for name, t in read_start(init).items() if not name.startswith(_CLASSIFIERS)}
+            load_strictly(network.encoder, trunk, init)
+        elif pretrained or init is not None:
+            images = torchvision.models.get_model(backbone, weights="DEFAULT" if pretrained else None)
+            if init is not None:
+                load_start(images, read_start(init), init)
+            network.encoder.load_state_dict(inflated(images.state_dict(), network.encoder))
     except OSError as error:
         raise UsageError(
             f"cannot download the weights of {settings.model} ({error}); connect once, or drop --pretrained"
         ) from error
     except ValueError as error:
-        raise UsageError(f"--pretrained: the published weights are for --width 64 ({error})") from error
+        raise UsageError(f"{init or '--pretrained'}: these weights are for --width 64 ({error})") from error
     return network
+
+
+def for_images(init: Path) -> bool:
+    """Whether a file holds the weights of a network for images, whose filters do not reach over time."""
+    return all(tensor.dim() < 5 for tensor in read_start(init).values())
 
 
 def recogniser_settings(
@@ -108,8 +121,12 @@ def recogniser_settings(
     return RecogniserSettings(model, classes, normalization, width, time_stride)
 
 
-def _torchvision_network(name: str, classes: int, normalization: InputNormalization, pretrained: bool) -> TaskNetwork:
+def _torchvision_network(
+    name: str, classes: int, normalization: InputNormalization, pretrained: bool, init: Path | None
+) -> TaskNetwork:
     network = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
+    if init is not None:
+        load_start(network, read_start(init), init)
     layers = {part: getattr(network, part) for part in ("stem", "layer1", "layer2", "layer3", "layer4")}
     encoder = LayeredEncoder(normalization, {**layers, "average": GlobalAverage()}, ["average"])
     width = network.fc.in_features

@@ -30,6 +30,7 @@ from video_clips import find_darkened
 from darkening.curve_estimator import load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view
 from darkening.source_choice import with_chosen_source
+from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.checkpoints import file_digest, joint_fingerprint
@@ -60,6 +61,7 @@ class Config(CommonFlags):
     shift: float = 1.0
     """Strength of the random hue, lightness and saturation of both views, in units of the authors'."""
     clips: ClipConfig = field(default_factory=ClipConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     night: NightConfig = field(default_factory=NightConfig)
     byol: ByolConfig = field(default_factory=lambda: ByolConfig(hidden=64, outputs=64))
     optim: ClipOptim = field(default_factory=ClipOptim)
@@ -114,7 +116,7 @@ def main(config: Config) -> Path:
         darkened = find_darkened(training, config.darkened, config.runs) if config.darkened else None
         seed_globally(config.seed, "heads")
         pair = runtime.place(build_pair(network, config.byol))
-        dataset = TrainingClips(training, config.clips, config.seed, darkened)
+        dataset = TrainingClips(training, config.clips, config.seed, darkened, config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
         trained = [parameter for parameter in pair.parameters() if parameter.requires_grad]
         optimizer, schedule = config.optim.build(trained, runtime.world_size)

@@ -30,6 +30,7 @@ from darkening.training import (
     save_and_show,
     train_darkener,
 )
+from minmax.augmentation import AugmentConfig
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.checkpoints import file_digest, joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
@@ -57,6 +58,7 @@ class Config(CommonFlags):
     """What the frozen recogniser is fed: clips normalised as it was trained, or raw as in the authors' code."""
     request: RequestConfig = field(default_factory=RequestConfig)
     clips: ClipConfig = field(default_factory=ClipConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     darkener: DarkenerSettings = field(default_factory=DarkenerSettings)
     loss: DarkeningLoss = OBEDIENT_LOSS
     """Weights of the losses (docs/deviations.md has the paper's)."""
@@ -96,7 +98,7 @@ def main(config: Config) -> Path:
         middle = config.clips.length // 2
         frames = [held_out[index][0][0, :, middle] for index in range(0, len(held_out), every)]
         held_out_frames = torch.stack(frames) / 255.0
-        dataset = DayClips(training, config.clips, config.seed)
+        dataset = DayClips(training, config.clips, config.seed, config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
         # The frozen model shapes every step, so another one in the same file is no resumption.

@@ -21,11 +21,13 @@ from clip_sets import open_clips
 from clip_views import ClipViews, TrainingClips
 from clips import ClipConfig
 from hls_shift import shift_hls
-from recogniser import NormalizationFlag, build_recogniser, recogniser_settings, save_recogniser
+from recogniser import NormalizationFlag, build_recogniser, for_images, recogniser_settings, save_recogniser
 from torch import Tensor, nn
 
+from minmax.augmentation import AugmentConfig
+from minmax.pretrained import refuse_two_starts
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.checkpoints import joint_fingerprint
+from minmax.runtime.checkpoints import file_digest, joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.report import draw_curves
@@ -51,17 +53,21 @@ class Config(CommonFlags):
     """Steps in which an I3D's stem goes through time; 1 keeps the frames of clips of 8 or fewer."""
     pretrained: bool = False
     """Start an I3D from ImageNet weights spread over time, torchvision's 3D ResNets from Kinetics-400's."""
+    init: Path | None = None
+    """Start from the weights in this file: an I3D from its backbone's for images or its own, others from their own."""
     normalization: NormalizationFlag = "auto"
     """Statistics by which the network's first layer normalises its input; auto: as its published weights expect."""
     shift: float = 1.0
     """Strength of the random hue, lightness and saturation, in units of the authors'."""
     clips: ClipConfig = field(default_factory=ClipConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: ClipOptim = field(default_factory=lambda: ClipOptim(epochs=50, batch_size=32, lr=0.01))
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         super().__post_init__()
         require(self.shift >= 0, "--shift", self.shift, "0 or more")
+        refuse_two_starts(self.pretrained, self.init)
 
 
 def step(network: nn.Module, views: ClipViews, config: Config, runtime: Runtime, generator: torch.Generator) -> Tensor:
@@ -83,17 +89,20 @@ def main(config: Config) -> Path:
         training = open_clips(config.data, "train", config.clips, quick=config.quick, cache=config.runs)
         validation = open_clips(config.data, "val", config.clips, training.classes, config.quick, config.runs)
         seed_globally(config.seed, "network")
+        from_images = config.pretrained or (config.init is not None and for_images(config.init))
         settings = recogniser_settings(
-            config.model, training.classes, config.normalization, config.pretrained, config.width, config.time_stride
+            config.model, training.classes, config.normalization, from_images, config.width, config.time_stride
         )
-        network = runtime.place(build_recogniser(settings, config.pretrained))
-        dataset = TrainingClips(training, config.clips, config.seed)
+        network = runtime.place(build_recogniser(settings, config.pretrained, config.init))
+        dataset = TrainingClips(training, config.clips, config.seed, flip=config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
         optimizer, schedule = config.optim.build(network.parameters(), runtime.world_size)
         parallel = runtime.parallel(network)
 
-        used = joint_fingerprint({"training": training.fingerprint(), "validation": validation.fingerprint()})
-        with Run("low-light-action-recognition", config, runtime, used) as run:
+        used = {"training": training.fingerprint(), "validation": validation.fingerprint()}
+        if config.init:
+            used["--init"] = file_digest(config.init)
+        with Run("low-light-action-recognition", config, runtime, joint_fingerprint(used)) as run:
             run.restore(network=network, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
             for epoch in run.epochs(config.optim.epochs):
                 network.train()

@@ -7,19 +7,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from minmax.runtime.checkpoints import load_strictly, save_checkpoint
+from minmax.runtime.checkpoints import load_checkpoint, load_strictly, save_checkpoint
 from minmax.runtime.config import DataclassInstance, from_plain, to_plain
 from minmax.runtime.errors import UsageError
 from minmax.task_network import TaskNetwork
 
 SettingsT = TypeVar("SettingsT", bound=DataclassInstance)
 
+OURS = "similarity-minmax/"
+"""What the kinds of this project's checkpoints begin with."""
 WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net")
 """Entries under which training programs keep the weights."""
 PARALLEL_PREFIXES = ("module.", "_orig_mod.")
 """What DataParallel, DistributedDataParallel and torch.compile put before every name."""
+_NEW_LAYER_SCALE = 0.01
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
+"""Second predictions of torchvision's networks, which only their training needs."""
 
 
 def save_network(
@@ -66,7 +71,7 @@ def find_weights(payload: Mapping[str, Any], source: Path | str) -> dict[str, Te
     Raises:
         UsageError: when there are no tensors in any of these places, or it is a file of this project.
     """
-    if str(payload.get("format", "")).startswith("similarity-minmax/"):
+    if str(payload.get("format", "")).startswith(OURS):
         raise UsageError(f"{source} is a checkpoint of another kind, {payload['format']}")
     places: list[Any] = [payload, *(payload[name] for name in WRAPPERS if name in payload)]
     for place in places:
@@ -94,3 +99,60 @@ def load_whole(network: TaskNetwork, weights: Mapping[str, Tensor], source: Path
     surplus = {name: tensor for name, tensor in weights.items() if name not in known}
     fitting = {name: weights[whole] for name, whole in whole_names.items() if whole in weights}
     load_strictly(network, surplus | fitting, source)
+
+
+def refuse_two_starts(pretrained: bool, init: Path | None) -> None:
+    """Raise a UsageError when both published weights and a file are to be started from."""
+    if pretrained and init is not None:
+        raise UsageError(f"--init {init} and --pretrained contradict each other; drop one of the two flags")
+
+
+def as_published(whole: nn.Module, init: Path) -> dict[str, Any]:
+    """Options of timm.create_model by which it takes the weights in a file as if they were those that it publishes.
+
+    Args:
+        whole: the classifier as timm builds it by default; it is filled from the file.
+        init: the file.
+
+    Raises:
+        UsageError: as `load_start`.
+    """
+    load_start(whole, read_start(init), init)
+    return {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": whole.state_dict()}}
+
+
+def read_start(path: Path) -> dict[str, Tensor]:
+    """The weights in a file to fine-tune from: a foreign one (`find_weights`), or a network of this project.
+
+    Raises:
+        UsageError: when the file cannot be read, or holds no weights that can be recognised.
+    """
+    payload = load_checkpoint(path)
+    if str(payload.get("format", "")).startswith(OURS) and "network" in payload:
+        return {name.partition(".")[2]: tensor for name, tensor in payload["network"].items()}
+    return find_weights(payload, path)
+
+
+def load_start(network: nn.Module, weights: Mapping[str, Tensor], source: Path | str) -> None:
+    """Start a whole network from others' weights; a last layer of another shape is left out, and ours made small.
+
+    As large as some networks initialise it (timm's for few classes), its first gradients would undo what the others
+    know. "Big Transfer" (Kolesnikov et al., ECCV 2020) sets it to zero, but SqueezeNet's, behind a ReLU, would stay so.
+
+    Args:
+        network: a classifier as torchvision or timm builds it, changed in place.
+        weights: under the network's own names; what only training needs is left out.
+        source: the file, for messages.
+
+    Raises:
+        UsageError: when a tensor of any other layer is missing, surplus or of another shape; names them.
+    """
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(AUXILIARY)}
+    own = network.state_dict()
+    described: Mapping[str, Any] = getattr(network, "pretrained_cfg", None) or {}  # timm's record
+    last = described.get("classifier") or list(own)[-1].rpartition(".")[0]
+    layers = tuple(f"{layer}." for layer in ([last] if isinstance(last, str) else last))
+    new = {name: _NEW_LAYER_SCALE * tensor for name, tensor in own.items() if name.startswith(layers)}
+    if any(name not in weights or weights[name].shape != tensor.shape for name, tensor in new.items()):
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(layers)} | new
+    load_strictly(network, weights, source)

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from minmax.byol import ByolConfig, Projector
-from minmax.pretrained import find_weights, load_whole, rebuild_network, save_network
+from minmax.pretrained import (
+    as_published,
+    find_weights,
+    load_start,
+    load_whole,
+    read_start,
+    rebuild_network,
+    save_network,
+)
 from minmax.runtime.checkpoints import load_checkpoint
 from minmax.runtime.errors import UsageError
 from minmax.similarity import at_least_float32
@@ -62,15 +70,16 @@ class SegmenterSettings:
             raise UsageError(f"--width {self.width}: expected 1 or more")
 
 
-def build_segmenter(settings: SegmenterSettings, pretrained: bool = False) -> TaskNetwork:
+def build_segmenter(settings: SegmenterSettings, pretrained: bool = False, init: Path | None = None) -> TaskNetwork:
     """A segmentation network whose encoder gives the maps of its four stages, shallow to deep.
 
     Args:
         settings: decoder, backbone and sizes.
         pretrained: start the backbone from published ImageNet weights (downloaded once).
+        init: start it from the weights in a file, those of the whole classifier (`load_start`).
 
     Raises:
-        UsageError: when there is no such decoder or backbone, or its weights cannot be downloaded.
+        UsageError: when there is no such decoder or backbone, or its weights cannot be downloaded or do not fit.
     """
     decoder, _, backbone = settings.model.partition("_")
     if decoder not in ("refinenet", "deeplabv3") or not backbone:
@@ -82,9 +91,9 @@ def build_segmenter(settings: SegmenterSettings, pretrained: bool = False) -> Ta
         if backbone.startswith(TIMM):
             if decoder != "refinenet":
                 raise UsageError(f"--model {settings.model}: deeplabv3 works over ResNets of torchvision only")
-            encoder, widths = _timm_encoder(backbone.removeprefix(TIMM), pretrained)
+            encoder, widths = _timm_encoder(backbone.removeprefix(TIMM), pretrained, init)
         else:
-            encoder, widths = _resnet_encoder(backbone, pretrained, dilated=decoder == "deeplabv3")
+            encoder, widths = _resnet_encoder(backbone, pretrained, init, dilated=decoder == "deeplabv3")
     except OSError as error:
         raise UsageError(
             f"cannot download the ImageNet weights of {backbone} ({error}); connect once, or drop --pretrained"
@@ -109,7 +118,7 @@ class DeepLab(nn.Module):
         return F.interpolate(self.classifier(features[-1]), size=tuple(size), mode="bilinear", align_corners=False)
 
 
-def _resnet_encoder(name: str, pretrained: bool, dilated: bool) -> tuple[nn.Module, list[int]]:
+def _resnet_encoder(name: str, pretrained: bool, init: Path | None, dilated: bool) -> tuple[nn.Module, list[int]]:
     if name not in _RESNETS:
         raise UsageError(f"--model ..._{name}: torchvision has no such ResNet; it has {', '.join(_RESNETS)}")
     # As torchvision's deeplabv3: the last two stages keep the resolution and widen their field by dilation instead.
@@ -118,6 +127,8 @@ def _resnet_encoder(name: str, pretrained: bool, dilated: bool) -> tuple[nn.Modu
         resnet = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **extra)
     except NotImplementedError as error:
         raise UsageError(f"--model deeplabv3_{name}: this ResNet cannot be dilated; use resnet50 or deeper") from error
+    if init is not None:
+        load_start(resnet, read_start(init), init)
     layers = {part: getattr(resnet, part) for part in ("conv1", "bn1", "relu", "maxpool", *STAGES)}
     widths = [_width(layers[stage]) for stage in STAGES]
     return LayeredEncoder(InputNormalization.imagenet(), layers, STAGES), widths
@@ -132,20 +143,19 @@ class PyramidEncoder(nn.Module):
 
     Args:
         name: of the backbone in timm.
-        pretrained: load its published weights.
-        options: of timm beside these.
+        options: of timm.
 
     Raises:
         UsageError: when it does not give four maps.
     """
 
-    def __init__(self, name: str, pretrained: bool, **options: Any) -> None:
+    def __init__(self, name: str, **options: Any) -> None:
         super().__init__()
         self.normalization = InputNormalization.imagenet()
         published = timm.get_pretrained_cfg(name)
         if published is not None:
             self.normalization = InputNormalization(published.mean, published.std)
-        body: Any = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
+        body: Any = timm.create_model(name, features_only=True, **options)
         self.body = body
         self.widths: list[int] = body.feature_info.channels()[-4:]
         with torch.no_grad():
@@ -163,7 +173,7 @@ class PyramidEncoder(nn.Module):
         return [value.permute(0, 3, 1, 2) for value in maps] if self.channels_last else maps
 
 
-def _timm_encoder(name: str, pretrained: bool) -> tuple[nn.Module, list[int]]:
+def _timm_encoder(name: str, pretrained: bool, init: Path | None) -> tuple[nn.Module, list[int]]:
     if not timm.is_model(name):
         raise UsageError(f"--model refinenet_timm/{name}: timm has no such model")
     published = timm.get_pretrained_cfg(name)
@@ -172,11 +182,12 @@ def _timm_encoder(name: str, pretrained: bool) -> tuple[nn.Module, list[int]]:
             f"--pretrained: timm publishes no weights of {name}; choose another backbone, or drop the flag"
         )
     unusable = (AssertionError, AttributeError, RuntimeError, TypeError, ValueError)
+    start = as_published(timm.create_model(name), init) if init is not None else {"pretrained": pretrained}
     try:
-        encoder = PyramidEncoder(name, pretrained)
+        encoder = PyramidEncoder(name, **start)
     except unusable as error:
         try:  # windowed transformers take images of any size only when told to
-            encoder = PyramidEncoder(name, pretrained, strict_img_size=False)
+            encoder = PyramidEncoder(name, strict_img_size=False, **start)
         except unusable:
             reason = " ".join(str(error).split())[:200]
             raise UsageError(

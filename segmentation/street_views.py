@@ -51,19 +51,25 @@ class TrainingStreets(Dataset[StreetViews]):
         config: sizes and zoom.
         seed: of the draws.
         darkened: the file that was darkened in advance for each image; None for nights made online.
+        flip: share of the images that are mirrored; nothing else depends on it.
 
     Raises:
         ValueError: for night images; nothing is ever trained on them.
     """
 
     def __init__(
-        self, images: StreetImages, config: StreetConfig, seed: int, darkened: Sequence[Path] | None = None
+        self,
+        images: StreetImages,
+        config: StreetConfig,
+        seed: int,
+        darkened: Sequence[Path] | None = None,
+        flip: float = 0.5,
     ) -> None:
         refuse_night(images)
         self.images, self.size, self.seed, self.darkened = images, config.size, seed, darkened
         fill = {ImageTensor: 0, Mask: VOID}
         zoom = v2.RandomAffine(0, scale=config.scale, interpolation=v2.InterpolationMode.BILINEAR, fill=fill)
-        self.geometry = v2.Compose([zoom, v2.RandomCrop(config.crop_size), v2.RandomHorizontalFlip()])
+        self.geometry = v2.Compose([zoom, v2.RandomCrop(config.crop_size), v2.RandomHorizontalFlip(flip)])
 
     def __len__(self) -> int:
         """Number of images."""

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from darkening.curve_estimator import load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view
 from darkening.source_choice import with_chosen_source
+from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.checkpoints import file_digest, joint_fingerprint
@@ -83,6 +84,7 @@ class Config(CommonFlags):
     darkened: Path | None = None
     """Folder of training images darkened in advance by darkening.apply; takes the place of --darkener and --night."""
     images: StreetConfig = field(default_factory=StreetConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     photometry: PhotometryConfig = field(default_factory=PhotometryConfig)
     night: NightConfig = field(default_factory=lambda: NightConfig(cell=64))
     # The authors add 0.1 of the distance for either direction; ours is the mean of both.
@@ -92,6 +94,8 @@ class Config(CommonFlags):
     def __post_init__(self) -> None:
         """Refuse values out of range and flags that contradict each other."""
         super().__post_init__()
+        keeps = self.night.source != "augmix"
+        require(keeps, "--night.source", self.night.source, "a night that leaves every pixel in its place")
         if self.darkened is not None and (self.darkener is not None or self.night != NightConfig(cell=64)):
             raise UsageError("--darkened: these nights are made already; drop --darkener and the flags of --night")
         side = min(self.images.crop_size)
@@ -154,7 +158,7 @@ def main(config: Config) -> Path:
             darkened = find_darkened(training, config.darkened, config.images.size, config.runs, config.quick)
         seed_globally(config.seed, "heads")
         pair = runtime.place(build_pair(network, config.byol, build_projectors))
-        dataset = TrainingStreets(training, config.images, config.seed, darkened)
+        dataset = TrainingStreets(training, config.images, config.seed, darkened, config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
         in_network = set(pair.online.parameters())

@@ -19,8 +19,10 @@ from street_photometry import PhotometryConfig, change_views
 from street_views import StreetViews, TrainingStreets
 from torch import Tensor, nn
 
+from minmax.augmentation import AugmentConfig
+from minmax.pretrained import refuse_two_starts
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.checkpoints import joint_fingerprint
+from minmax.runtime.checkpoints import file_digest, joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.report import draw_curves
@@ -65,9 +67,17 @@ class Config(CommonFlags):
     """Channels of RefineNet's decoder."""
     pretrained: bool = False
     """Start the backbone from the published ImageNet weights."""
+    init: Path | None = None
+    """Start the backbone from the weights in this file: a state_dict of the classifier that it is the trunk of."""
     images: StreetConfig = field(default_factory=StreetConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     photometry: PhotometryConfig = field(default_factory=PhotometryConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse flags that contradict each other."""
+        super().__post_init__()
+        refuse_two_starts(self.pretrained, self.init)
 
 
 def step(
@@ -93,10 +103,10 @@ def main(config: Config) -> Path:
         runtime.require_pairs(config.optim.batch_size)
         seed_globally(config.seed, "network")
         settings = SegmenterSettings(config.model, len(CLASSES), config.width)
-        network = runtime.place(build_segmenter(settings, config.pretrained))
+        network = runtime.place(build_segmenter(settings, config.pretrained, config.init))
         training = open_streets(config.data, "train", config.images, config.quick, config.runs)
         validation = open_streets(config.data, "val", config.images, config.quick, config.runs)
-        dataset = TrainingStreets(training, config.images, config.seed)
+        dataset = TrainingStreets(training, config.images, config.seed, flip=config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
         optimizer = torch.optim.AdamW(network.parameters(), config.optim.lr, weight_decay=config.optim.weight_decay)
@@ -104,8 +114,10 @@ def main(config: Config) -> Path:
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, power=0.9)
         parallel = runtime.parallel(network)
 
-        used = joint_fingerprint({"training": training.fingerprint(), "validation": validation.fingerprint()})
-        with Run("segmentation", config, runtime, used) as run:
+        used = {"training": training.fingerprint(), "validation": validation.fingerprint()}
+        if config.init:
+            used["--init"] = file_digest(config.init)
+        with Run("segmentation", config, runtime, joint_fingerprint(used)) as run:
             run.restore(network=network, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
             for epoch in run.epochs(config.optim.epochs):
                 network.train()

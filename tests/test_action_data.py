@@ -223,6 +223,23 @@ def test_day_and_night_views_show_the_same_frames_under_geometries_of_their_own(
     assert not torch.equal(augmented(pictures, 16, generator), augmented(pictures, 16, generator))
 
 
+def test_without_flips_clips_are_the_same_crops_never_mirrored():
+    class Slope(Numbered):
+        def load(self, index, frames):
+            return torch.linspace(0, 255, 50).to(torch.uint8).expand(len(frames), 3, 40, 50)
+
+    turned = 0
+    for position in [(epoch, index) for epoch in range(5) for index in range(4)]:
+        mirrored, plain = (TrainingClips(Slope(), CONFIG, seed=1, flip=flip)[position] for flip in (0.5, 0.0))
+        for some, never in zip(mirrored[:2], plain[:2], strict=True):
+            assert never[0, 0, 0, 0] < never[0, 0, 0, -1]
+            is_turned = bool(some[0, 0, 0, 0] > some[0, 0, 0, -1])
+            assert torch.equal(some.flip(-1) if is_turned else some, never)
+            turned += is_turned
+        assert DayClips(Slope(), CONFIG, seed=1, flip=0.0)[position][0, 0].diff().min() >= 0
+    assert 10 <= turned <= 30
+
+
 def test_one_geometry_holds_for_all_frames_of_a_view():
     picture = torch.randint(0, 255, (1, 3, 40, 50), dtype=torch.uint8).expand(4, -1, -1, -1)
     for seed in range(8):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from class_accuracy import ClassAccuracy, measure, selection_score
-from class_folders import ImageConfig, open_split
+from class_folders import ImageConfig, LabelledImages, open_split
 from classification_scripts import CLASSES, RUNTIME, SIZE, TASK, common, start
 from classifier import load_classifier
 from image_views import TrainingViews
@@ -166,3 +166,28 @@ def test_views_depend_on_seed_epoch_and_image_alone(data):
     assert not torch.equal(TrainingViews(images, 32, seed=4)[2, 5].day, first.day)
     assert first.day.shape == (3, 32, 32)
     assert 0 <= first.day.min() <= first.day.max() <= 1
+
+
+def test_without_flips_views_are_the_same_crops_never_mirrored():
+    class Slope(LabelledImages):
+        """Pictures that grow brighter to the right."""
+
+        def load(self, index):
+            return torch.linspace(0, 255, 48).to(torch.uint8).expand(3, 48, 48)
+
+        def name(self, index):
+            return str(index)
+
+        def fingerprint(self):
+            return "slope"
+
+    images = Slope("train", ("a",), [0] * 20)
+    mirrored, plain = TrainingViews(images, 32, seed=0), TrainingViews(images, 32, seed=0, flip=0.0)
+    turned = 0
+    for index in range(20):
+        for some, never in zip(mirrored[0, index][:2], plain[0, index][:2], strict=True):
+            assert never[0, 0, 0] < never[0, 0, -1]
+            is_turned = bool(some[0, 0, 0] > some[0, 0, -1])
+            assert torch.equal(some.flip(-1) if is_turned else some, never)
+            turned += is_turned
+    assert 10 <= turned <= 30

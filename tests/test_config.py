@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from minmax.augmentation import AugmentConfig
 from minmax.runtime.config import (
     CommonFlags,
     from_plain,
@@ -158,3 +159,18 @@ def test_bad_config_files_are_refused_in_one_line(content, tmp_path, monkeypatch
     file.write_text(content)
     code, lines = end_of_script(monkeypatch, capsys, pytest.fail, "--config", str(file))
     assert code == 2 and len(lines) == 1 and str(file) in lines[0]
+
+
+@pytest.mark.parametrize(("typed", "flip", "share"), [([], True, 0.5), (["true"], True, 0.5), (["false"], False, 0.0)])
+def test_mirroring_is_a_boolean_that_is_typed_as_a_word(typed, flip, share):
+    flags = ["--flip", *typed] if typed else []
+    config = parse_flags(AugmentConfig, None, flags)
+    assert config == AugmentConfig(flip) and config.flip_share == share
+    assert from_plain(AugmentConfig, to_plain(config), "config.yaml") == config
+
+
+@pytest.mark.parametrize("typed", ["no", "False", "0"])
+def test_other_words_are_no_boolean(typed, capsys):
+    with pytest.raises(SystemExit):
+        parse_flags(AugmentConfig, None, ["--flip", typed])
+    assert "expected one of" in " ".join(capsys.readouterr().err.lower().split())

@@ -9,6 +9,7 @@ from darkening.heuristics import HEURISTICS
 from darkening.night_view import (
     NightConfig,
     NightView,
+    augmix_view,
     build_night_view,
     day_view,
 )
@@ -277,3 +278,17 @@ def test_every_frame_of_a_clip_follows_its_own_brightness_by_the_power_of_the_cl
 def test_contrast_out_of_range_is_refused(contrast):
     with pytest.raises(UsageError, match="--night.contrast"):
         NightConfig(contrast=contrast)
+
+
+def test_augmix_mixes_each_image_by_itself_as_the_generator_says():
+    images = torch.rand(3, 24, 24, generator=generator_of()).expand(6, 3, 24, 24)
+    view = NightView(augmix_view, (0.0, 0.2))
+    state = torch.random.get_rng_state()
+    mixed = view(images, generator_of(1))
+    assert torch.equal(torch.random.get_rng_state(), state), "the global generator is left as it was"
+    assert mixed.shape == images.shape and 0 <= mixed.min() <= mixed.max() <= 1
+    assert len({tuple(image.flatten().tolist()) for image in mixed}) == 6
+    torch.manual_seed(5)
+    assert torch.equal(view(images, generator_of(1)), mixed)
+    assert not torch.equal(view(images, generator_of(2)), mixed)
+    assert (mixed - images).abs().mean() < 0.3, "still the picture"

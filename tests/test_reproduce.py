@@ -217,8 +217,9 @@ def test_the_scripts_accept_the_flags_of_every_row_and_mean_them(reproduce, pars
         assert re.search(PATH, str(found["test.py", name].checkpoint)).groups() == (name, "last-epoch")
     assert re.search(PATH, str(found["test.py", "day"].checkpoint)).groups() == ("day", "best")
 
-    assert [rows[name].night.source for name in ("continued", "brightness", "gamma", "short-exposure", "full")] == [
-        *("day", "brightness", "gamma", "short-exposure", "learned")
+    sources = ("continued", "augmix", "brightness", "gamma", "short-exposure", "full")
+    assert [rows[name].night.source for name in sources] == [
+        *("day", "augmix", "brightness", "gamma", "short-exposure", "learned")
     ]
     assert {name for name, config in rows.items() if config.byol.weight == 0} == {"continued", "no-byol"}
     assert {name for name, config in rows.items() if config.byol.distance == "cosine"} == {"cosine"}
@@ -237,7 +238,7 @@ def test_the_scripts_accept_the_flags_of_every_row_and_mean_them(reproduce, pars
 def test_the_scripts_of_segmentation_accept_their_flags_too(reproduce, parsed, recipe):
     found = parsed(recipe, task="segmentation", data="streets", night=(Path("dusk"), Path("dark")))
     rows = {run: config for (script, run), config in found.items() if script == "train.py"}
-    assert set(rows) == set(reproduce.ROWS) - {"two-pass", "two-pass-reestimated"}
+    assert set(rows) == set(reproduce.ROWS) - set(reproduce.LACKING["segmentation"])
     tests = [config for (script, _), config in found.items() if script == "test.py"]
     assert len(tests) == len(rows) + 1
     assert all((config.data, config.night) == ("streets", (Path("dusk"), Path("dark"))) for config in tests)
@@ -274,10 +275,10 @@ def test_the_scripts_of_action_recognition_accept_their_flags_too(reproduce, par
 @pytest.mark.parametrize(
     ("task", "count"),
     [
-        ("classification", 14),
+        ("classification", 15),
         ("segmentation", 13),
-        ("visual-place-recognition", 10),
-        ("low-light-action-recognition", 12),
+        ("visual-place-recognition", 11),
+        ("low-light-action-recognition", 13),
     ],
 )
 def test_no_two_rows_of_the_small_recipe_are_the_same(parsed, task, count):
@@ -286,6 +287,27 @@ def test_no_two_rows_of_the_small_recipe_are_the_same(parsed, task, count):
     configs = [to_plain(config) for (script, _), config in found.items() if script == "train.py"]
     different = {json.dumps({**config, "name": ""}, sort_keys=True) for config in configs}
     assert len(configs) == len(different) == count
+
+
+def test_the_strong_recipe_fine_tunes_the_weights_that_it_is_given(parsed, tmp_path):
+    found = parsed("strong", init=tmp_path / "weights.pth", flip=False)
+    day = found["train_day.py", "day"]
+    assert (day.model, day.init) == ("timm/tf_efficientnet_lite0", tmp_path / "weights.pth")
+    trained = [day, *(config for (script, _), config in found.items() if script == "train.py")]
+    assert {config.optim.method for config in trained} == {"adamw"}
+    assert {config.augment.flip for config in trained} == {False}
+    assert {config.images.size for config in found.values()} == {64}
+
+
+@pytest.mark.parametrize("task", ["segmentation", "low-light-action-recognition"])
+def test_no_script_mirrors_data_that_must_not_be(parsed, task):
+    found = parsed("small", task=task, data="streets", flip=False, init=Path("weights.pth"))
+    mirroring = [config for config in found.values() if hasattr(config, "augment")]
+    assert len(mirroring) == len([1 for script, _ in found if script in ("train_day.py", "train.py")]) + (
+        len([1 for script, _ in found if script == "train_darkener.py"]) if task != "segmentation" else 0
+    )
+    assert {config.augment.flip for config in mirroring} == {False}
+    assert found["train_day.py", "day"].init == Path("weights.pth").absolute()
 
 
 def test_the_rows_compare_features_by_what_their_titles_say(parsed):
@@ -302,15 +324,18 @@ def test_every_row_and_recipe_can_be_named(reproduce):
     assert set(get_args(reproduce.DarkenerName)) == set(reproduce.DARKENERS)
     assert len({row.title for row in reproduce.ROWS.values()} | {"daytime model"}) == len(reproduce.ROWS) + 1
     assert set(get_args(reproduce.Task)) == set(reproduce.RECIPES)
-    for recipes in reproduce.RECIPES.values():
-        assert set(recipes) == set(get_args(reproduce.RecipeName))
+    for task, recipes in reproduce.RECIPES.items():
+        of_this_task = {"strong"} if task == "classification" else set()
+        assert set(recipes) == {"paper", "small"} | of_this_task
+    assert set(get_args(reproduce.RecipeName)) == {"paper", "small", "strong"}
 
 
 def test_the_commands_of_the_help_text_are_accepted(reproduce):
     lines = re.findall(r"^    python reproduce.py (.*)$", reproduce.__doc__, re.MULTILINE)
-    first, second, third, fourth = (parse_flags(reproduce.Config, None, line.split()) for line in lines)
+    first, second, signs, third, fourth = (parse_flags(reproduce.Config, None, line.split()) for line in lines)
     assert (fourth.task, fourth.rows) == ("visual-place-recognition", ("continued", "gamma", "no-byol", "full"))
-    assert (first.recipe, first.seeds, len(first.chosen_rows)) == ("paper", (0, 1, 2), 14)
+    assert (first.recipe, first.seeds, len(first.chosen_rows)) == ("paper", (0, 1, 2), 15)
+    assert (signs.recipe, signs.init, signs.flip) == ("strong", Path("tf_efficientnet_lite0.pth"), False)
     assert (second.recipe, second.jobs, second.rows) == ("small", 2, ("continued", "gamma", "no-similarity", "full"))
     assert (third.task, third.night, third.rows) == ("segmentation", (Path("NIGHT"),), ("continued", "gamma", "full"))
 
@@ -325,6 +350,19 @@ def test_the_commands_of_the_help_text_are_accepted(reproduce):
         (
             {"task": "segmentation", "rows": ("full", "two-pass-reestimated")},
             "--rows full two-pass-reestimated: expected rows that segmentation has; it lacks two-pass-reestimated",
+        ),
+        (
+            {"recipe": "strong"},
+            "--recipe strong needs --init weights.pth, ImageNet weights of timm's tf_efficientnet_lite0",
+        ),
+        ({"task": "segmentation", "recipe": "strong"}, "--recipe strong: expected paper or small"),
+        (
+            {"task": "segmentation", "rows": ("augmix",)},
+            "--rows augmix: expected rows that segmentation has; it lacks augmix",
+        ),
+        (
+            {"task": "visual-place-recognition", "flip": False},
+            "--flip false: expected no such flag for visual-place-recognition, which mirrors nothing",
         ),
         ({"night": (Path("dusk"),)}, "--night dusk: expected none: the nights of classification are in its --data"),
     ],
@@ -360,7 +398,7 @@ def test_runs_of_an_earlier_recipe_never_enter_a_table(reproduce, scripts, tmp_p
     reproduce.main(config_of(reproduce, tmp_path))
     changed = replace(reproduce.RECIPES["classification"]["small"], day=("--optim.epochs", "21"))
     monkeypatch.setitem(reproduce.RECIPES["classification"], "small", changed)
-    with pytest.raises(UsageError, match="holds runs of other flags of --recipe small; choose another folder"):
+    with pytest.raises(UsageError, match="holds runs of other flags of --recipe small, .*; choose another folder"):
         reproduce.main(config_of(reproduce, tmp_path))
 
 

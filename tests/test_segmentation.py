@@ -223,6 +223,12 @@ def test_cells_must_fit_into_the_crops(streets, segmenter, tmp_path):
         start("train", *flags)
 
 
+def test_augmix_would_move_pixels_away_from_their_labels(streets, segmenter, tmp_path):
+    flags = (*common(streets, tmp_path), "--checkpoint", segmenter, "--night.source", "augmix", *CELL)
+    with pytest.raises(UsageError, match="--night.source augmix: expected a night that leaves every pixel"):
+        start("train", *flags)
+
+
 def test_a_size_that_the_network_was_not_trained_at_is_warned_of(streets, tmp_path, caplog):
     day = start("train_day", *common(streets, tmp_path), *SMALL)
     flags = ("--checkpoint", day, "--data", streets / "Cityscapes", "--night", streets / "NighttimeDrivingTest")

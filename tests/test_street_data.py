@@ -212,6 +212,12 @@ def test_views_share_one_geometry(tmp_path):
     for position in [(epoch, i) for epoch in range(3) for i in range(4)]:
         day, _, labels = views[position]
         assert torch.equal((day[0] * 255 / 13).round().long(), labels)
+    config = StreetConfig(size=(64, 64), crop=(64, 64), scale=(1.0, 1.0))
+    turned = [TrainingStreets(scenes, config, seed=3)[epoch, 0].labels for epoch in range(8)]
+    never = [TrainingStreets(scenes, config, seed=3, flip=0.0)[epoch, 0].labels for epoch in range(8)]
+    assert all(torch.equal(labels, never[0]) for labels in never)
+    assert {bool(torch.equal(labels, never[0])) for labels in turned} == {True, False}
+    assert all(torch.equal(labels, never[0]) or torch.equal(labels.flip(-1), never[0]) for labels in turned)
 
 
 def test_a_turned_picture_keeps_to_its_labels(tmp_path):

@@ -18,7 +18,15 @@ from torchvision.models import ResNet, SwinTransformer
 from torchvision.ops import Permute
 
 from minmax.byol import ByolConfig, Projector
-from minmax.pretrained import find_weights, load_whole, rebuild_network, save_network
+from minmax.pretrained import (
+    as_published,
+    find_weights,
+    load_start,
+    load_whole,
+    read_start,
+    rebuild_network,
+    save_network,
+)
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly
 from minmax.runtime.errors import UsageError
 from minmax.task_network import IMAGENET_STATISTICS, InputNormalization, LayeredEncoder, TaskNetwork
@@ -118,23 +126,25 @@ def settings_for(model: str, whitened: bool = False) -> PlaceSettings:
     return PlaceSettings(model, whitened, tuple(published.mean), tuple(published.std))
 
 
-def build_place_network(settings: PlaceSettings, pretrained: bool = False) -> TaskNetwork:
+def build_place_network(settings: PlaceSettings, pretrained: bool = False, init: Path | None = None) -> TaskNetwork:
     """A retrieval network whose encoder gives the deepest map of its trunk.
 
     Args:
         settings: trunk, whitening, input statistics.
         pretrained: start the trunk from published ImageNet weights (downloaded once).
+        init: start it from the weights in a file, those of the whole classifier (`load_start`).
 
     Raises:
-        UsageError: when there is no such network, it has no map of features, or its weights cannot be downloaded.
+        UsageError: when there is no such network, it has no map of features, or its weights cannot be downloaded or do
+            not fit.
     """
     name = settings.model.removeprefix(TIMM)
     normalization = InputNormalization(settings.mean, settings.std)
     try:
         if settings.model.startswith(TIMM):
-            layers = {"body": _timm_trunk(name, pretrained)}
+            layers = {"body": _timm_trunk(name, pretrained, init)}
         else:
-            layers = _torchvision_trunk(name, pretrained)
+            layers = _torchvision_trunk(name, pretrained, init)
     except OSError as error:
         raise UsageError(
             f"cannot download the ImageNet weights of {settings.model} ({error}); connect once, or drop --pretrained"
@@ -144,12 +154,14 @@ def build_place_network(settings: PlaceSettings, pretrained: bool = False) -> Ta
     return TaskNetwork(encoder, DescriptorHead(width, settings.whitened), [width])
 
 
-def _torchvision_trunk(name: str, pretrained: bool) -> dict[str, nn.Module]:
+def _torchvision_trunk(name: str, pretrained: bool, init: Path | None) -> dict[str, nn.Module]:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise UsageError(f"--model {name}: torchvision has no such network; write timm/{name} for one of timm's")
     extra = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
     network: Any = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **extra)
+    if init is not None:
+        load_start(network, read_start(init), init)
     if isinstance(network, ResNet):
         return {layer: getattr(network, layer) for layer in _RESNET_LAYERS}
     if isinstance(network, SwinTransformer):
@@ -174,11 +186,12 @@ class _LastMap(nn.Module):
         return value if value.shape[1] == self.width else value.permute(0, 3, 1, 2)
 
 
-def _timm_trunk(name: str, pretrained: bool) -> nn.Module:
+def _timm_trunk(name: str, pretrained: bool, init: Path | None) -> nn.Module:
     if not timm.is_model(name):
         raise UsageError(f"--model timm/{name}: timm has no such model")
+    start = as_published(timm.create_model(name), init) if init is not None else {"pretrained": pretrained}
     try:
-        return _LastMap(timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=(-1,)))
+        return _LastMap(timm.create_model(name, features_only=True, out_indices=(-1,), **start))
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"--model timm/{name}: this network gives no map of features ({reason})") from error

@@ -3,9 +3,10 @@
     python visual-place-recognition/train_day.py --name day --data scenes --images.size 96 \
         --checkpoint runs/classification/day/best.pt
 
-Gives runs/visual-place-recognition/day/best.pt. Starts from ImageNet weights (--pretrained), a classifier's trunk or a
-retrieval checkpoint (--checkpoint), or from nothing. The defaults are those of Radenović et al., TPAMI 2019, as the
-authors of the paper use them: contrastive loss, Adam at 1e-6 with a decay of exp(-0.01) an epoch.
+Gives runs/visual-place-recognition/day/best.pt. Starts from ImageNet weights (--pretrained, or --init from a file), a
+classifier's trunk or a retrieval checkpoint (--checkpoint), or from nothing. The defaults are those of Radenović et
+al., TPAMI 2019, as the authors of the paper use them: contrastive loss, Adam at 1e-6 with a decay of exp(-0.01) an
+epoch.
 """
 
 import logging
@@ -25,6 +26,7 @@ from torch.utils.data import DataLoader
 from tuple_mining import EpochTuples, PlaceTuple, TrainingTuples, TupleConfig, contrastive_loss
 from tuple_pair import ImagesOfManyShapes, few_at_a_time, refuse_data_parallel
 
+from minmax.pretrained import refuse_two_starts
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.checkpoints import file_digest, joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
@@ -73,6 +75,8 @@ class Config(CommonFlags):
     """The trunk: a network of torchvision, or one of timm's as timm/NAME; --checkpoint knows its own, if not bare."""
     pretrained: bool = False
     """Start the trunk from the published ImageNet weights."""
+    init: Path | None = None
+    """Start the trunk from the weights in this file: a state_dict of the classifier whose trunk it is."""
     checkpoint: Path | None = None
     """Start from a retrieval checkpoint, a classifier's trunk, or bare weights of --model."""
     whitened: bool = False
@@ -84,8 +88,9 @@ class Config(CommonFlags):
     def __post_init__(self) -> None:
         """Refuse flags that contradict each other."""
         super().__post_init__()
-        if self.checkpoint is not None and (self.pretrained or self.whitened):
-            raise UsageError("--checkpoint brings its own weights and layers; drop --pretrained and --whitened")
+        refuse_two_starts(self.pretrained, self.init)
+        if self.checkpoint is not None and (self.pretrained or self.init or self.whitened):
+            raise UsageError("--checkpoint brings its own weights and layers; drop --pretrained, --init and --whitened")
 
 
 def step(network: nn.Module, places: Sequence[PlaceTuple], config: Config, runtime: Runtime) -> Tensor:
@@ -118,7 +123,7 @@ def main(config: Config) -> Path:
             network, settings = load_place_network(config.checkpoint, config.model)
         else:
             settings = settings_for(config.model, config.whitened)
-            network = build_place_network(settings, config.pretrained)
+            network = build_place_network(settings, config.pretrained, config.init)
         network = runtime.place(network)
         tuples, count = EpochTuples(), min(config.tuples.queries, len(pairs.queries))
         dataset = TrainingTuples(pairs.images, tuples, count, config.images.size)
@@ -134,6 +139,8 @@ def main(config: Config) -> Path:
         used = {"training": pairs.fingerprint(), "validation": validation.fingerprint()}
         if config.checkpoint:
             used["--checkpoint"] = file_digest(config.checkpoint)
+        if config.init:
+            used["--init"] = file_digest(config.init)
 
         with Run("visual-place-recognition", config, runtime, joint_fingerprint(used)) as run:
             run.restore(network=network, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler, tuples=tuples)

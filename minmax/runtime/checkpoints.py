@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from minmax.runtime.errors import RunError, UsageError
@@ -153,7 +154,7 @@ _NUMPY_STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a torch checkpoint onto the CPU with `weights_only=True`: it can hold data, never code.
+    """Read a torch checkpoint onto the CPU with `weights_only=True`, or safetensors: data, never code.
 
     Single numbers of numpy's become Python's; its arrays of numbers and argparse's flags are read; any other object is
     refused.
@@ -162,8 +163,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         UsageError: when the file is missing, truncated, holds code or other objects, or holds no mapping.
     """
     if not path.is_file():
-        raise UsageError(f"no checkpoint at {path}; expected a .pt or .pth file")
+        raise UsageError(f"no checkpoint at {path}; expected a .pt, .pth or .safetensors file")
     try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
         # A Namespace holds the flags in the checkpoints of timm's and torchvision's training scripts: data, no code.
         with torch.serialization.safe_globals([*_NUMPY_STAND_INS, argparse.Namespace]):
             payload = _without_stand_ins(torch.load(path, map_location="cpu", weights_only=True))
@@ -186,11 +189,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: Path | str) -> None:
     """Load `state` into `module`, every tensor of both, or say which do not fit.
 
+    Only the batches that BatchNorm has counted may be missing, as in old files; they stay as they are.
+
     Raises:
         UsageError: names missing, unexpected and wrongly shaped tensors (three of each at most).
     """
     own = module.state_dict()
-    missing = [name for name in own if name not in state]
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in own]
     reshaped = [
         f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"

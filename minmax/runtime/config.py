@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
 import cattrs
 import tyro
@@ -27,6 +27,20 @@ class DataclassInstance(Protocol):
 
 
 ConfigT = TypeVar("ConfigT", bound=DataclassInstance)
+
+Switch = Annotated[
+    bool,
+    tyro.conf.FlagConversionOff,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{true,false}",
+        instance_from_str=lambda arguments: arguments[0] == "true",
+        is_instance=lambda value: isinstance(value, bool),
+        str_from_instance=lambda value: ["true" if value else "false"],
+        choices=("true", "false"),
+    ),
+]
+"""A boolean that is on unless it is told otherwise: `--flag false`."""
 
 
 @dataclass(frozen=True, kw_only=True)
