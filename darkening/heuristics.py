@@ -9,15 +9,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-HeuristicName = Literal["gamma", "brightness", "short-exposure"]
+from darkening.camera import DISPLAY_GAMMA, TONE_DRAW
 
-DISPLAY_GAMMA = 2.2
+HeuristicName = Literal["gamma", "brightness", "dim", "short-exposure"]
+
 LARGEST_POWER = 6.0  # beyond it a photo with a burnt-out sky becomes black and white
 _FULL_WELL = 2000.0  # photo-electrons at white after the gain of a night exposure: a small sensor at a high ISO
 _READ_NOISE = 3.0  # electrons
 
 
-def gamma_night(images: Tensor, exposure: Tensor, generator: torch.Generator) -> Tensor:
+def gamma_night(images: Tensor, exposure: Tensor, generator: torch.Generator, draws: Tensor | None = None) -> Tensor:
     """Darken by a power: v <- v^g, g in [1, 6] solved per image; black and white stay.
 
     The mean is min(request, the day's mean) where g = 6 is dark enough for it, and otherwise, as under a burnt-out
@@ -26,7 +27,9 @@ def gamma_night(images: Tensor, exposure: Tensor, generator: torch.Generator) ->
     Args:
         images: `(N, 3, H, W)` in [0, 1].
         exposure: requested mean intensity, `(N, 1, 1, 1)` or a map `(N, 1, H, W)` whose mean counts.
-        generator: unused; every night has the same interface.
+        generator: of what is drawn anew for every frame.
+        draws: even draws of each image, shared by the frames of a clip, `(N, SHARED_DRAWS)`. This night uses neither;
+            every night has the same interface.
 
     Returns:
         Images of the same shape in [0, 1].
@@ -34,7 +37,9 @@ def gamma_night(images: Tensor, exposure: Tensor, generator: torch.Generator) ->
     return images ** _power(images, _target(images, exposure))
 
 
-def brightness_night(images: Tensor, exposure: Tensor, generator: torch.Generator) -> Tensor:
+def brightness_night(
+    images: Tensor, exposure: Tensor, generator: torch.Generator, draws: Tensor | None = None
+) -> Tensor:
     """Darken by a factor: v <- k v, k in [0, 1] per image. The mean is min(request, the day's mean), exactly.
 
     Arguments as `gamma_night`.
@@ -43,7 +48,35 @@ def brightness_night(images: Tensor, exposure: Tensor, generator: torch.Generato
     return images * (_target(images, exposure) / mean).clamp(max=1.0).view(-1, 1, 1, 1)
 
 
-def short_exposure_night(images: Tensor, exposure: Tensor, generator: torch.Generator) -> Tensor:
+def dim_night(images: Tensor, exposure: Tensor, generator: torch.Generator, draws: Tensor | None = None) -> Tensor:
+    """Darken by a power and a factor in a random proportion: between `brightness_night` and `gamma_night`.
+
+    The mean is min(request, the day's mean), exactly. Arguments as `gamma_night`; without `draws` each image has its
+    own.
+    """
+    share = torch.rand(len(images), generator=generator) if draws is None else draws[:, TONE_DRAW]
+    return dimmed(images, exposure, share)
+
+
+def dimmed(images: Tensor, exposure: Tensor, share: Tensor) -> Tensor:
+    """Darken by v <- k v^p, p from 1 (share 0) to that of `gamma_night` (1), k in [0, 1] solved.
+
+    Differentiable in the share.
+
+    Args:
+        images: `(N, 3, H, W)` in [0, 1].
+        exposure: as for `gamma_night`.
+        share: `(N,)` in [0, 1].
+    """
+    target = _target(images, exposure).view(-1, 1, 1, 1)
+    power = 1.0 + share.to(images).view(-1, 1, 1, 1) * (_power(images, target) - 1.0)
+    bent = images.clamp_min(1e-3) ** power  # the slope of a power is infinite at 0
+    return bent * (target / bent.mean(dim=(1, 2, 3), keepdim=True)).clamp(max=1.0)
+
+
+def short_exposure_night(
+    images: Tensor, exposure: Tensor, generator: torch.Generator, draws: Tensor | None = None
+) -> Tensor:
     """A short exposure of a noisy sensor: less linear light, shot and read noise, display gamma, 8 bits.
 
     Before noise the mean is min(request, the day's mean), exactly; noise makes the darkest images a little brighter.
@@ -62,10 +95,12 @@ def with_sensor_noise(light: Tensor, full_well: float, read_noise: float, genera
     return light + (light * full_well + read_noise**2).sqrt() / full_well * noise
 
 
-Night = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+Night = Callable[..., Tensor]
+"""(images, exposure, generator, draws) to darkened images; arguments as `gamma_night`."""
 HEURISTICS: dict[HeuristicName, Night] = {
     "gamma": gamma_night,
     "brightness": brightness_night,
+    "dim": dim_night,
     "short-exposure": short_exposure_night,
 }
 

@@ -4,14 +4,15 @@ Source: Luo et al., ICCV 2023; exposure range and noise as the authors use them 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
+from darkening.camera import SHARED_DRAWS, CameraConfig, photograph
 from darkening.curve_estimator import Darkener
 from darkening.heuristics import HEURISTICS, HeuristicName, Night
 from minmax.runtime.config import require, require_range
@@ -21,7 +22,7 @@ from minmax.task_network import freeze
 
 _NEARLY_BLACK = 0.01  # so that a black cell is not infinitely darker than its neighbours
 
-NightSource = Literal["learned", "gamma", "brightness", "short-exposure", "augmix", "day", "auto"]
+NightSource = Literal["learned", "gamma", "brightness", "dim", "short-exposure", "augmix", "day", "auto"]
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class NightConfig:
     """Where night views come from."""
 
     source: NightSource = "learned"
-    """learned: the darkener; gamma, brightness, short-exposure: hand-made nights; augmix: AugMix in place of a night;
-    day: no darkening, a control; auto, in train.py: an epoch of each, then the one that day validation images
-    prefer."""
+    """learned: the darkener; gamma, brightness, dim (between these two), short-exposure: hand-made nights; augmix:
+    AugMix in place of a night; day: no darkening, a control; auto, in train.py: an epoch of each, then the one that
+    day validation images prefer."""
     mix: tuple[HeuristicName, ...] = ()
     """Hand-made nights that take turns with the source: each image (or clip) gets one of them all at random."""
     exposure: tuple[float, float] = (0.0, 0.2)
@@ -42,6 +43,7 @@ class NightConfig:
     """Standard deviation of the noise on the exposure map, once per cell and once per pixel."""
     cell: int = 16
     """Side of the cells of contrast and exposure noise, in pixels."""
+    camera: CameraConfig = field(default_factory=CameraConfig)
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -117,12 +119,12 @@ def as_clips(images: Tensor, frames: int) -> Tensor:
     return images.view(-1, frames, *images.shape[1:]).transpose(1, 2)
 
 
-def day_view(images: Tensor, exposure: Tensor, generator: torch.Generator) -> Tensor:
+def day_view(images: Tensor, exposure: Tensor, generator: torch.Generator, draws: Tensor | None = None) -> Tensor:
     """The images as they are: the control in which nothing is darkened."""
     return images
 
 
-def augmix_view(images: Tensor, exposure: Tensor, generator: torch.Generator) -> Tensor:
+def augmix_view(images: Tensor, exposure: Tensor, generator: torch.Generator, draws: Tensor | None = None) -> Tensor:
     """AugMix (Hendrycks et al., ICLR 2020) of each image by itself, on the CPU: a rival told nothing of the night.
 
     It shifts, shears and turns as well, so it is no night for images whose pixels have labels; `exposure` is not used.
@@ -139,7 +141,7 @@ def learned_night(darkener: Darkener) -> Night:
     """A darkener behind the interface that all nights share, asked only for what it was trained on."""
     settings = darkener.settings
     trained = settings.trained_exposure, settings.trained_contrast
-    return lambda images, exposure, generator: darkener.darken(images, within_training(images, exposure, *trained))
+    return lambda images, exposure, *_: darkener.darken(images, within_training(images, exposure, *trained))
 
 
 def refuse_untrained(flag: str, exposures: Sequence[float], darkener: Darkener) -> None:
@@ -149,17 +151,31 @@ def refuse_untrained(flag: str, exposures: Sequence[float], darkener: Darkener) 
     require(within, flag, tuple(exposures), f"{low} to {high}, what the darkener was trained on (--request.exposure)")
 
 
+class _Shared(NamedTuple):
+    """What is drawn for each image, or for all frames of a clip."""
+
+    exposure: Tensor
+    """Maps `(N, 1, H, W)`."""
+    choice: Tensor
+    """Number of the night, `(N,)`."""
+    power: Tensor
+    """Of the contrast, `(N, 1, 1, 1)`."""
+    draws: Tensor
+    """Even draws of night and camera, `(N, SHARED_DRAWS)`."""
+
+
 class NightView:
     """Turns day images into night views.
 
     Args:
-        night: (images, exposure map, generator) to darkened images.
+        night: (images, exposure map, generator, draws) to darkened images.
         exposure: range of the requested mean intensity, uniform.
         noise: standard deviation of the exposure noise.
         cell: side of its cells in pixels.
         mix: nights that take turns with `night`.
         contrast: range of the power by which the request follows the day's brightness from cell to cell, uniform. With
             0 a darkener that obeys makes all cells equally dark; with 1 they keep their ratios, with more they part.
+        camera: what a camera adds behind the night.
     """
 
     def __init__(
@@ -170,22 +186,23 @@ class NightView:
         cell: int = 16,
         mix: Sequence[Night] = (),
         contrast: tuple[float, float] = (0.0, 0.0),
+        camera: CameraConfig | None = None,
     ) -> None:
-        self.nights = (night, *mix)
+        self.nights, self.camera = (night, *mix), camera or CameraConfig()
         self.exposure, self.contrast, self.noise, self.cell = exposure, contrast, noise, cell
 
     @torch.no_grad()
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Darken `(N, 3, H, W)` images or `(N, 3, T, H, W)` clips in [0, 1].
 
-        Each image gets one exposure, one noise map and one of the nights, each clip one of each for all its frames. All
-        draws come from the CPU `generator`.
+        Each image gets one exposure, one noise map, one of the nights and one camera, each clip one of each for all its
+        frames. All draws come from the CPU `generator`.
         """
         count, (height, width) = len(images), images.shape[-2:]
         drawn = self._draw(count, height, width, generator)
         flat, frames = as_images(images)
-        exposure, choice, power = (values.repeat_interleave(frames, dim=0) for values in drawn)
-        darkened = self._darken(flat, exposure, choice, power, generator)
+        shared = _Shared(*(values.repeat_interleave(frames, dim=0) for values in drawn))
+        darkened = self._darken(flat, shared, generator)
         return darkened if images.dim() == 4 else as_clips(darkened, frames)
 
     @torch.no_grad()
@@ -194,18 +211,20 @@ class NightView:
 
         Part by part or at once, a learned night makes the same of the frames.
         """
-        exposure, choice, power = self._draw(1, height, width, generator)
+        drawn = self._draw(1, height, width, generator)
 
         @torch.no_grad()
         def darken(frames: Tensor) -> Tensor:
-            count = len(frames)
-            shared = exposure.to(frames).expand(count, -1, -1, -1)  # moved once, not once for every frame
-            return self._darken(frames, shared, choice.expand(count), power.expand(count, -1, -1, -1), generator)
+            exposure = drawn.exposure.to(frames)  # moved once, not once for every frame
+            shared = drawn._replace(exposure=exposure)
+            return self._darken(
+                frames, _Shared(*(part.expand(len(frames), *part.shape[1:]) for part in shared)), generator
+            )
 
         return darken
 
-    def _draw(self, count: int, height: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Exposure maps, numbers of the nights, and powers of the contrast for so many images or clips."""
+    def _draw(self, count: int, height: int, width: int, generator: torch.Generator) -> "_Shared":
+        """What so many images, clips or videos get."""
         exposure = self.exposure_map(count, height, width, generator)
         choice = torch.zeros(count, dtype=torch.int64)
         if len(self.nights) > 1:
@@ -213,21 +232,24 @@ class NightView:
         power = torch.zeros(count, 1, 1, 1)
         if self.contrast != (0.0, 0.0):
             power = uniform(self.contrast, count, generator)
-        return exposure, choice, power
+        return _Shared(exposure, choice, power, torch.rand(count, SHARED_DRAWS, generator=generator))
 
-    def _darken(
-        self, images: Tensor, exposure: Tensor, choice: Tensor, power: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """Darken each image by the night of the number in `choice`."""
-        exposure = follow_day(images, exposure.to(images), power, self.cell)
-        if len(self.nights) == 1:
-            return self.nights[0](images, exposure, generator)
-        darkened = torch.empty_like(images)
+    def _darken(self, images: Tensor, shared: "_Shared", generator: torch.Generator) -> Tensor:
+        """Darken each image by the night of the number in `choice`, and photograph it."""
+        exposure = follow_day(images, shared.exposure.to(images), shared.power, self.cell)
+        darkened = images
         for number, night in enumerate(self.nights):
-            chosen = (choice == number).nonzero().flatten().to(images.device)
-            if len(chosen):
-                darkened[chosen] = night(images[chosen], exposure[chosen], generator)
-        return darkened
+            chosen = (shared.choice == number).nonzero().flatten()
+            if len(chosen) == len(images):
+                darkened = night(images, exposure, generator, shared.draws)
+            elif len(chosen):
+                darkened = darkened.clone() if darkened is images else darkened
+                here = chosen.to(images.device)
+                darkened[here] = night(images[here], exposure[here], generator, shared.draws[chosen])
+        if self.camera.share == 0:
+            return darkened
+        noise = torch.randn(darkened.shape, generator=generator).to(darkened)
+        return photograph(darkened, self.camera, shared.draws, noise)
 
     def exposure_map(self, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
         """Draw `(count, 1, height, width)` requested exposures with their noise."""
@@ -267,4 +289,4 @@ def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Ru
     else:
         night = HEURISTICS[config.source]  # type: ignore[index]
     mix = [HEURISTICS[name] for name in config.mix]
-    return NightView(night, config.exposure, config.noise, config.cell, mix, config.contrast)
+    return NightView(night, config.exposure, config.noise, config.cell, mix, config.contrast, config.camera)

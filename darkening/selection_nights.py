@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from darkening.heuristics import DISPLAY_GAMMA, brightness_night, with_sensor_noise
+from darkening.camera import DISPLAY_GAMMA
+from darkening.heuristics import brightness_night, with_sensor_noise
 
 _MEAN = (0.05, 0.25)
 SelectionNight = Callable[[Tensor, torch.Generator], Tensor]

@@ -23,7 +23,7 @@ def generator_of(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def show_exposure(images, exposure, generator):
+def show_exposure(images, exposure, generator, draws):
     return exposure.expand_as(images)
 
 
@@ -44,7 +44,7 @@ def test_each_clip_has_one_exposure_and_one_noise_for_all_frames(noise):
 def test_frames_keep_their_places_in_a_clip():
     clip = torch.rand(2, 3, 4, 5, 6, generator=generator_of())
     assert torch.equal(NightView(day_view, (0.0, 0.2))(clip, generator_of()), clip)
-    halved = NightView(lambda images, exposure, generator: images / 2, (0.0, 0.2))(clip, generator_of())
+    halved = NightView(lambda images, exposure, generator, draws: images / 2, (0.0, 0.2))(clip, generator_of())
     assert torch.equal(halved, clip / 2)
 
 
@@ -179,7 +179,7 @@ def test_the_other_views_are_the_heuristics_with_the_configured_draws():
 
 def marking(number):
     """A night that shows its number before the point and the exposure behind it."""
-    return lambda images, exposure, generator: number + exposure.expand_as(images)
+    return lambda images, exposure, generator, draws: number + exposure.expand_as(images)
 
 
 MARKED = NightView(marking(0), (0.1, 0.9), noise=0.01, mix=[marking(1), marking(2)])
@@ -205,7 +205,7 @@ def test_a_clip_is_of_one_of_the_mixed_nights():
 
 def test_the_frames_of_a_mixed_clip_keep_their_places():
     clip = torch.rand(9, 3, 4, 5, 6, generator=generator_of())
-    halved = NightView(day_view, (0.0, 0.2), mix=[lambda images, exposure, generator: images / 2])
+    halved = NightView(day_view, (0.0, 0.2), mix=[lambda images, exposure, generator, draws: images / 2])
     shown = halved(clip, generator_of())
     kept = (shown == clip).flatten(1).all(dim=1)
     assert 0 < kept.sum() < 9
@@ -238,7 +238,7 @@ def test_a_request_that_follows_the_day_keeps_ratios_between_cells_and_the_mean(
     day = cells.expand(1, 3, 64, 64)
     asked = []
 
-    def night(images, exposure, generator):
+    def night(images, exposure, generator, draws):
         asked.append(exposure)
         return images
 
@@ -260,7 +260,7 @@ def test_a_request_that_follows_the_day_keeps_ratios_between_cells_and_the_mean(
 def test_every_frame_of_a_clip_follows_its_own_brightness_by_the_power_of_the_clip():
     powers = []
 
-    def night(images, exposure, generator):
+    def night(images, exposure, generator, draws):
         left, right = exposure[:, 0, 0, 0], exposure[:, 0, 0, -1]
         powers.extend(((right / left).log() / torch.tensor(0.81 / 0.21).log()).tolist())
         return images

@@ -1,0 +1,194 @@
+"""What a camera adds to a dark scene: pale colours, little contrast, blur, the noise of few photons, a wrong white.
+
+It comes behind every source of night, learned or made by hand. The ranges are photography's, not those of any test set:
+behind the gain of a night exposure white is 200 electrons (a phone) to 5,000 (a large sensor), and 1 to 6 are misread;
+lenses scatter light into the dark parts; sensors and their software lose colour in the dark; hands and cars move.
+
+`CameraEstimator` is the learned camera: it moves the draws within these ranges, each image's its own way.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minmax.runtime.config import require, require_range
+
+DISPLAY_GAMMA = 2.2
+SHARED_DRAWS = 11
+"""Even draws in [0, 1] for each image, or shared by all frames of a clip: what a night and its camera depend on."""
+TONE_DRAW = 0
+"""The first is that of the tone curve (`heuristics.dimmed`), the others are the camera's."""
+TILTED = 8
+"""So many of them a learned camera moves; the last three say whether there is blur, noise, and a camera at all."""
+_LARGEST_BLUR = 8.0  # pixels
+_SEEN = 32  # side of the copy that the learned camera looks at
+_BOLDNESS = 2.0  # the largest tilt: of an even draw in [0, 1] the mean moves to 0.85, or to 0.15
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """What a camera adds to a night: drawn per image or clip, its noise per frame."""
+
+    share: float = 0.0
+    """Share of the nights that pass through the camera; 0: none."""
+    saturation: tuple[float, float] = (0.2, 1.0)
+    """Share of the colour that is left."""
+    contrast: tuple[float, float] = (0.6, 1.0)
+    """Share of the contrast that stray light leaves."""
+    blur: tuple[float, float] = (0.3, 1.5)
+    """Standard deviation of the blur in pixels ..."""
+    blurred: float = 0.5
+    """... and the share of the pictures that have any."""
+    full_well: tuple[float, float] = (200.0, 5000.0)
+    """Electrons that a pixel counts at white, drawn in the logarithm ..."""
+    read_noise: tuple[float, float] = (1.0, 6.0)
+    """... the standard deviation in electrons with which they are read ..."""
+    noisy: float = 0.7
+    """... and the share of the pictures with such noise."""
+    white_balance: float = 0.1
+    """Largest relative error of red and of blue in linear light."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        for name in ("share", "blurred", "noisy"):
+            require(0 <= getattr(self, name) <= 1, f"camera {name}", getattr(self, name), "a share in [0, 1]")
+        require_range("camera saturation", self.saturation, 0.0, 1.0)
+        require_range("camera contrast", self.contrast, 0.0, 1.0)
+        require_range("camera blur", self.blur, 0.0, _LARGEST_BLUR)
+        require_range("camera full-well", self.full_well, 1.0, 1e6)
+        require_range("camera read-noise", self.read_noise, 0.0, 1e3)
+        require(0 <= self.white_balance < 1, "camera white-balance", self.white_balance, "a share in [0, 1)")
+
+
+class Cameras(NamedTuple):
+    """The camera of each image: all `(N, 1, 1, 1)` but `balance`, `(N, 3, 1, 1)`."""
+
+    saturation: Tensor
+    contrast: Tensor
+    blur: Tensor
+    full_well: Tensor
+    read_noise: Tensor
+    balance: Tensor
+    noisy: Tensor
+    used: Tensor
+
+
+def choose_cameras(config: CameraConfig, draws: Tensor) -> Cameras:
+    """The cameras that even draws, `(N, SHARED_DRAWS)` in [0, 1], stand for; differentiable in them."""
+    columns = draws.view(*draws.shape, 1, 1).split(1, dim=1)
+    _, saturation, contrast, blur, well, read, red, blue, blurred, noisy, used = columns
+
+    def between(draw: Tensor, bounds: tuple[float, float]) -> Tensor:
+        return bounds[0] + draw * (bounds[1] - bounds[0])
+
+    error = (1.0 - config.white_balance, 1.0 + config.white_balance)
+    low, high = torch.tensor(config.full_well).log().tolist()
+    return Cameras(
+        saturation=between(saturation, config.saturation),
+        contrast=between(contrast, config.contrast),
+        blur=between(blur, config.blur) * (blurred < config.blurred),
+        full_well=between(well, (low, high)).exp(),
+        read_noise=between(read, config.read_noise),
+        balance=torch.cat([between(red, error), torch.ones_like(red), between(blue, error)], dim=1),
+        noisy=(noisy < config.noisy).to(draws),
+        used=(used < config.share).to(draws),
+    )
+
+
+def photograph(images: Tensor, config: CameraConfig, draws: Tensor, noise: Tensor, quantised: bool = True) -> Tensor:
+    """What each camera makes of a dark scene; differentiable, but for the rounding, in scene and draws.
+
+    Args:
+        images: `(N, 3, H, W)` in [0, 1].
+        config: ranges of the cameras.
+        draws: even draws `(N, SHARED_DRAWS)` in [0, 1].
+        noise: standard normal, of the shape of `images`.
+        quantised: round to 8 bits.
+
+    Returns:
+        Images of the same shape in [0, 1]. Colour, contrast and blur leave the mean; noise raises that of black, since
+        a sensor counts no fewer than no electrons.
+    """
+    camera = Cameras(*(part.to(images) for part in choose_cameras(config, draws)))
+    grey = images.mean(dim=1, keepdim=True)
+    seen = torch.lerp(grey.expand_as(images), images, camera.saturation.expand_as(images))
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    seen = torch.lerp(mean.expand_as(images), seen, camera.contrast.expand_as(images))
+    seen = blur(seen, camera.blur, config.blur[1])
+    # The slope of a power is infinite at 0.
+    light = (seen.clamp(1e-4, 1.0) ** DISPLAY_GAMMA * camera.balance).clamp(max=1.0)
+    # Shot noise is Poisson, here by its normal approximation; its variance is the number of electrons.
+    deviation = (light * camera.full_well + camera.read_noise**2).sqrt() / camera.full_well
+    light = light + camera.noisy * deviation * noise
+    developed = light.clamp(1e-6, 1.0) ** (1.0 / DISPLAY_GAMMA)
+    if quantised:
+        developed = (developed * 255.0).round() / 255.0
+    return torch.where(camera.used > 0, developed, images)
+
+
+def blur(images: Tensor, deviation: Tensor, most: float) -> Tensor:
+    """Gaussian blur, edges repeated; as large as the images allow.
+
+    Args:
+        images: `(N, C, H, W)`.
+        deviation: of each image in pixels, `(N, 1, 1, 1)`; 0 changes nothing.
+        most: the largest there can be.
+    """
+    count, channels, height, width = images.shape
+    flat = images.reshape(1, count * channels, height, width)
+    for side, shape in ((width, (1, -1)), (height, (-1, 1))):
+        reach = min(max(1, round(3 * most)), side - 1)
+        steps = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
+        kernel = torch.exp(-0.5 * (steps / deviation.view(count, 1).clamp_min(0.05)) ** 2)
+        kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)
+        padding = (reach, reach, 0, 0) if shape == (1, -1) else (0, 0, reach, reach)
+        weight = kernel.view(count * channels, 1, *shape)
+        flat = F.conv2d(F.pad(flat, padding, mode="replicate"), weight, groups=count * channels)
+    return flat.view_as(images)
+
+
+class CameraEstimator(nn.Module):
+    """Looks at a small copy of each image, and tells which of the nights in range would hide most of it.
+
+    Its last layer starts at 0: all draws even, a night made by hand.
+    """
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(4, width, 3, padding=1, padding_mode="replicate"),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=2, dilation=2, padding_mode="replicate"),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=4, dilation=4, padding_mode="replicate"),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, TILTED),
+        )
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, images: Tensor, exposure: Tensor, draws: Tensor) -> Tensor:
+        """Move even draws towards the nights that hide most, none of them out of its range.
+
+        Args:
+            images: day images `(N, 3, H, W)` in [0, 1].
+            exposure: requested mean intensities, `(N, 1, 1, 1)` or maps `(N, 1, H, W)` whose mean counts.
+            draws: `(N, SHARED_DRAWS)` in [0, 1].
+
+        Returns:
+            Draws of the same shape; every value that was possible still is.
+        """
+        small = F.interpolate(images, size=(_SEEN, _SEEN), mode="bilinear", antialias=True)
+        asked = exposure.to(images).mean(dim=(1, 2, 3), keepdim=True).expand(len(images), 1, _SEEN, _SEEN)
+        tilt = _BOLDNESS * torch.tanh(self.layers(torch.cat([small - 0.5, 4.0 * asked - 0.8], dim=1)))
+        moved = torch.sigmoid(torch.logit(draws[:, :TILTED].to(images), eps=1e-4) + tilt)
+        return torch.cat([moved, draws[:, TILTED:].to(images)], dim=1)
