@@ -7,17 +7,31 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darkening.curves import CURVES, CurveName
+from darkening.scene_view import (
+    SMALL_SIDE,
+    SceneCurves,
+    SceneMemory,
+    darkened,
+    read_curves,
+    shrunk,
+    solved_strength,
+    spread_weights,
+)
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly, save_checkpoint
 from minmax.runtime.errors import UsageError
 
 CHECKPOINT_FORMAT = "similarity-minmax/darkener"
+
+
+PaddingName = Literal["zeros", "replicate"]
+View = Literal["pixels", "scene"]
 
 
 class DepthwiseSeparable(nn.Module):
@@ -27,9 +41,9 @@ class DepthwiseSeparable(nn.Module):
     weights and the results are added.
     """
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, padding: PaddingName = "zeros") -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs)
+        self.depthwise = nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, padding_mode=padding)
         self.pointwise = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, *parts: Tensor) -> Tensor:
@@ -43,7 +57,11 @@ class DepthwiseSeparable(nn.Module):
             share = slice(start, start + width)
             depth_weight, depth_bias = self.depthwise.weight[share], self.depthwise.bias
             assert depth_bias is not None
-            filtered = F.conv2d(part, depth_weight, depth_bias[share], padding=1, groups=width)
+            if self.depthwise.padding_mode == "replicate":
+                part = F.pad(part, (1, 1, 1, 1), mode="replicate")
+                filtered = F.conv2d(part, depth_weight, depth_bias[share], groups=width)
+            else:
+                filtered = F.conv2d(part, depth_weight, depth_bias[share], padding=1, groups=width)
             mixed = F.conv2d(filtered, self.pointwise.weight[:, share], bias)
             total, bias = mixed if total is None else total + mixed, None
             start += width
@@ -54,24 +72,32 @@ class DepthwiseSeparable(nn.Module):
 _REACH = 8  # pixels to either side that the eight 3x3 filters of the estimator look at
 _PIXELS_AT_ONCE = {"cpu": 2**20, "other": 2**22}  # about 3.2 GiB for each 2**20
 _LEAST_ROWS = 32
+_SCENE_PIXELS_AT_ONCE = {"cpu": 2**16, "other": 2**22}
 
 
 class CurveEstimator(nn.Module):
-    """Eight depthwise-separable units with skip connections: image and exposure code to 6 raw maps.
+    """Eight depthwise-separable units with skip connections: image and exposure code to raw maps.
 
     Args:
         exposure_channels: channels of the exposure code beside RGB.
         width: channels of the hidden units.
+        maps: how many to estimate.
+        padding: what lies beyond the border; zeros in the authors' network, which paint a frame around a scene.
     """
 
-    def __init__(self, exposure_channels: int = 1, width: int = 64) -> None:
+    def __init__(
+        self, exposure_channels: int = 1, width: int = 64, maps: int = 6, padding: PaddingName = "zeros"
+    ) -> None:
         super().__init__()
         inputs = [3 + exposure_channels, *[width] * 4, *[2 * width] * 3]
-        outputs = [*[width] * 7, 6]
-        self.units = nn.ModuleList(DepthwiseSeparable(i, o) for i, o in zip(inputs, outputs, strict=True))
+        outputs = [*[width] * 7, maps]
+        self.units = nn.ModuleList(DepthwiseSeparable(i, o, padding) for i, o in zip(inputs, outputs, strict=True))
 
     def forward(self, image: Tensor, exposure_code: Tensor) -> Tensor:
-        """`(N, 3, H, W)` and `(N, E, H, W)` to `(N, 6, H, W)`: three curve maps, then three scale maps, raw."""
+        """`(N, 3, H, W)` and `(N, E, H, W)` to `(N, 6, H, W)`: three curve maps, then three scale maps, raw.
+
+        With another number of maps, so many.
+        """
         unit = self.units
         z = F.relu(unit[0](image, exposure_code))
         a1 = F.relu(unit[1](z))
@@ -97,7 +123,10 @@ def encode_exposure(exposure: Tensor, channels: int) -> Tensor:
 
 
 class Darkening(NamedTuple):
-    """A darkened batch and the maps that made it, each `(N, 3, H, W)`; `image` is not clamped."""
+    """A darkened batch and the maps that made it, each `(N, 3, H, W)`; `image` is not clamped.
+
+    Of `view` scene the curve map is `SceneCurves.maps`, small, and the scale map the colour cast.
+    """
 
     image: Tensor
     curve_map: Tensor
@@ -118,6 +147,8 @@ class DarkenerSettings:
     """1: the exposure as it is; an even number: sinusoids of it."""
     width: int = 64
     """Channels of the curve estimator."""
+    view: View = "pixels"
+    """pixels: curves from the 17 pixels around each pixel, as the paper; scene: from a small copy of the image."""
 
     def __post_init__(self) -> None:
         """Refuse settings that no darkener can have."""
@@ -128,6 +159,10 @@ class DarkenerSettings:
             raise UsageError(f"curve {self.curve!r}: expected one of {', '.join(get_args(CurveName))}")
         if self.curve_rounds < 1 or self.width < 1 or not 0.0 < self.min_scale <= 1.0:
             raise UsageError(f"{self}: expected curve rounds and width of 1 or more and a least scale in (0, 1]")
+        if self.view not in get_args(View):
+            raise UsageError(f"view {self.view!r}: expected one of {', '.join(get_args(View))}")
+        if self.view == "scene" and self.curve != "quadratic":
+            raise UsageError(f"curve {self.curve!r}: view scene bends the quadratic curve only; leave one of them out")
 
 
 class Darkener(nn.Module):
@@ -136,32 +171,67 @@ class Darkener(nn.Module):
     def __init__(self, settings: DarkenerSettings | None = None) -> None:
         super().__init__()
         self.settings = settings or DarkenerSettings()
-        self.estimator = CurveEstimator(self.settings.exposure_channels, self.settings.width)
+        channels, width = self.settings.exposure_channels, self.settings.width
+        scene = self.settings.view == "scene"
+        self.estimator = CurveEstimator(channels, width, 5, "replicate") if scene else CurveEstimator(channels, width)
 
     def forward(self, images: Tensor, exposure: Tensor) -> Darkening:
         """Darken `(N, 3, H, W)` images in [0, 1] to `exposure`: a scalar, `(N, 1, 1, 1)` or a map `(N, 1, H, W)`.
 
         The result is not clamped: training needs the gradient, and values slightly above 1 occur.
         """
+        if self.settings.view == "scene":
+            curves = self.scene_curves(images, exposure)
+            rows, columns = (spread_weights(s, l, images) for s, l in zip(curves.maps.shape[2:], images.shape[2:]))
+            image = darkened(images, curves, self.settings.curve_rounds, rows, columns)
+            return Darkening(image, curves.maps, curves.cast)
         exposure = exposure.to(images).expand(images.shape[0], 1, *images.shape[2:])
         raw = self.estimator(images, encode_exposure(exposure, self.settings.exposure_channels))
         curve, squash = CURVES[self.settings.curve]
         curve_map = squash(raw[:, :3])
         low = self.settings.min_scale
         scale_map = torch.sigmoid(raw[:, 3:]) * (1.0 - low) + low
-        darkened = curve(images * scale_map, curve_map, self.settings.curve_rounds) / scale_map
-        return Darkening(darkened, curve_map, scale_map)
+        darkened_images = curve(images * scale_map, curve_map, self.settings.curve_rounds) / scale_map
+        return Darkening(darkened_images, curve_map, scale_map)
+
+    def scene_curves(self, images: Tensor, exposure: Tensor) -> SceneCurves:
+        """What `view` scene decides for whole images; arguments as for `forward`."""
+        small = shrunk(images, SMALL_SIDE)
+        exposure = exposure.to(images).expand(len(images), 1, *(exposure.shape[-2:] or (1, 1)))
+        if exposure.shape[-2:] != (1, 1):
+            exposure = shrunk(exposure, SMALL_SIDE)
+        code = encode_exposure(exposure.expand(-1, -1, *small.shape[-2:]), self.settings.exposure_channels)
+        maps, cast = read_curves(self.estimator(small, code), exposure)
+        return SceneCurves(maps, cast, solved_strength(images, maps, cast, exposure, self.settings.curve_rounds))
 
     @torch.no_grad()
-    def darken(self, images: Tensor, exposure: Tensor) -> Tensor:
-        """The darkened images, clamped to [0, 1], no graph kept; large ones in strips, with the same result."""
-        exposure = exposure.to(images).expand(images.shape[0], 1, *images.shape[2:])
+    def darken(self, images: Tensor, exposure: Tensor, memory: SceneMemory | None = None) -> Tensor:
+        """The darkened images, clamped to [0, 1], no graph kept; large ones in strips, with the same result.
+
+        With a `memory`, the images are frames of one video in a row; it keeps those darkened by `view` scene from
+        flickering, and must be given with every next part of the video.
+        """
+        if not len(images):
+            return images.clone()
         height, width = images.shape[-2:]
-        most = _PIXELS_AT_ONCE["cpu" if images.device.type == "cpu" else "other"]
-        rows = max(_LEAST_ROWS, most // (len(images) * width))
+        kind = "cpu" if images.device.type == "cpu" else "other"
+        if self.settings.view == "scene":
+            curves = self.scene_curves(images, exposure)
+            if memory is not None:
+                curves = memory.steadied(curves, shrunk(images, SMALL_SIDE))
+            rows, columns = (spread_weights(s, l, images) for s, l in zip(curves.maps.shape[2:], (height, width)))
+            result = torch.empty_like(images)
+            at_once = max(1, _SCENE_PIXELS_AT_ONCE[kind] // (len(images) * width))
+            for top in range(0, height, at_once):
+                strip = slice(top, top + at_once)
+                part = darkened(images[..., strip, :], curves, self.settings.curve_rounds, rows[strip], columns)
+                result[..., strip, :] = part.clamp_(0.0, 1.0)
+            return result
+        exposure = exposure.to(images).expand(images.shape[0], 1, *images.shape[2:])
+        rows_at_once = max(_LEAST_ROWS, _PIXELS_AT_ONCE[kind] // (len(images) * width))
         strips = []
-        for top in range(0, height, rows):
-            bottom = min(height, top + rows)
+        for top in range(0, height, rows_at_once):
+            bottom = min(height, top + rows_at_once)
             above, below = max(0, top - _REACH), min(height, bottom + _REACH)
             strip: Tensor = self(images[..., above:below, :], exposure[..., above:below, :]).image
             strips.append(strip[..., top - above : bottom - above, :].clamp_(0.0, 1.0))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from darkening.curve_estimator import Darkener
 from darkening.heuristics import HEURISTICS, HeuristicName, Night
+from darkening.scene_view import SceneMemory
 from minmax.runtime.config import require, require_range
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
@@ -101,9 +102,19 @@ def day_view(images: Tensor, exposure: Tensor, generator: torch.Generator) -> Te
     return images
 
 
-def learned_night(darkener: Darkener) -> Night:
-    """A darkener behind the interface that all nights share."""
-    return lambda images, exposure, generator: darkener.darken(images, exposure)
+class LearnedNight:
+    """A darkener behind the interface that all nights share; for a video, with a memory of the frames before."""
+
+    def __init__(self, darkener: Darkener, memory: SceneMemory | None = None) -> None:
+        self.darkener, self.memory = darkener, memory
+
+    def __call__(self, images: Tensor, exposure: Tensor, generator: torch.Generator) -> Tensor:
+        """Darken `(N, 3, H, W)` images; nothing is drawn."""
+        return self.darkener.darken(images, exposure, self.memory)
+
+    def for_video(self) -> "LearnedNight":
+        """The same night for the frames of one video."""
+        return LearnedNight(self.darkener, SceneMemory())
 
 
 class NightView:
@@ -142,22 +153,24 @@ class NightView:
         drawn = self._draw(count, height, width, generator)
         flat, frames = as_images(images)
         exposure, choice, power = (values.repeat_interleave(frames, dim=0) for values in drawn)
-        darkened = self._darken(flat, exposure, choice, power, generator)
+        darkened = self._darken(self.nights, flat, exposure, choice, power, generator)
         return darkened if images.dim() == 4 else as_clips(darkened, frames)
 
     @torch.no_grad()
     def for_video(self, height: int, width: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
         """Draw what all frames of a video share; gives a function that darkens its frames `(T, 3, H, W)`, part by part.
 
-        Part by part or at once, a learned night makes the same of the frames.
+        Part by part or at once, a learned night makes the same of the frames, which must come in their order.
         """
+        nights = [night.for_video() if isinstance(night, LearnedNight) else night for night in self.nights]
         exposure, choice, power = self._draw(1, height, width, generator)
 
         @torch.no_grad()
         def darken(frames: Tensor) -> Tensor:
             count = len(frames)
             shared = exposure.to(frames).expand(count, -1, -1, -1)  # moved once, not once for every frame
-            return self._darken(frames, shared, choice.expand(count), power.expand(count, -1, -1, -1), generator)
+            powers = power.expand(count, -1, -1, -1)
+            return self._darken(nights, frames, shared, choice.expand(count), powers, generator)
 
         return darken
 
@@ -173,14 +186,20 @@ class NightView:
         return exposure, choice, power
 
     def _darken(
-        self, images: Tensor, exposure: Tensor, choice: Tensor, power: Tensor, generator: torch.Generator
+        self,
+        nights: Sequence[Night],
+        images: Tensor,
+        exposure: Tensor,
+        choice: Tensor,
+        power: Tensor,
+        generator: torch.Generator,
     ) -> Tensor:
         """Darken each image by the night of the number in `choice`."""
         exposure = follow_day(images, exposure.to(images), power, self.cell)
-        if len(self.nights) == 1:
-            return self.nights[0](images, exposure, generator)
+        if len(nights) == 1:
+            return nights[0](images, exposure, generator)
         darkened = torch.empty_like(images)
-        for number, night in enumerate(self.nights):
+        for number, night in enumerate(nights):
             chosen = (choice == number).nonzero().flatten().to(images.device)
             if len(chosen):
                 darkened[chosen] = night(images[chosen], exposure[chosen], generator)
@@ -212,7 +231,7 @@ def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Ru
         )
         raise UsageError(f"--night.source {config.source}: {advice}")
     if darkener is not None:
-        night = learned_night(runtime.place(freeze(darkener)))
+        night: Night = LearnedNight(runtime.place(freeze(darkener)))
     elif config.source == "day":
         night = day_view
     else:

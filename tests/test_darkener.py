@@ -260,14 +260,14 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(save, tmp_path):
 def test_a_broken_starting_point_is_refused(content, tmp_path):
     file = tmp_path / "starting_point.safetensors"
     file.write_bytes(content)
-    with pytest.raises(UsageError, match="cannot read the starting point"):
+    with pytest.raises(UsageError, match="cannot read the shipped darkener"):
         load_starting_point(file)
 
 
 def test_safetensors_without_settings_are_no_starting_point(tmp_path):
     file = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(1)}, file)
-    with pytest.raises(UsageError, match="cannot read the starting point"):
+    with pytest.raises(UsageError, match="cannot read the shipped darkener"):
         load_starting_point(file)
 
 
