@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from darkening.curves import CURVES, CurveName
 from darkening.scene_view import (
     SMALL_SIDE,
+    SOLVED_SIDE,
     SceneCurves,
     SceneMemory,
     darkened,
     read_curves,
     shrunk,
     solved_strength,
-    spread_weights,
+    spreads,
 )
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly, save_checkpoint
 from minmax.runtime.errors import UsageError
@@ -76,28 +77,22 @@ _SCENE_PIXELS_AT_ONCE = {"cpu": 2**16, "other": 2**22}
 
 
 class CurveEstimator(nn.Module):
-    """Eight depthwise-separable units with skip connections: image and exposure code to raw maps.
+    """Eight depthwise-separable units with skip connections: image and exposure code to 6 raw maps.
 
     Args:
         exposure_channels: channels of the exposure code beside RGB.
         width: channels of the hidden units.
-        maps: how many to estimate.
         padding: what lies beyond the border; zeros in the authors' network, which paint a frame around a scene.
     """
 
-    def __init__(
-        self, exposure_channels: int = 1, width: int = 64, maps: int = 6, padding: PaddingName = "zeros"
-    ) -> None:
+    def __init__(self, exposure_channels: int = 1, width: int = 64, padding: PaddingName = "zeros") -> None:
         super().__init__()
         inputs = [3 + exposure_channels, *[width] * 4, *[2 * width] * 3]
-        outputs = [*[width] * 7, maps]
+        outputs = [*[width] * 7, 6]
         self.units = nn.ModuleList(DepthwiseSeparable(i, o, padding) for i, o in zip(inputs, outputs, strict=True))
 
     def forward(self, image: Tensor, exposure_code: Tensor) -> Tensor:
-        """`(N, 3, H, W)` and `(N, E, H, W)` to `(N, 6, H, W)`: three curve maps, then three scale maps, raw.
-
-        With another number of maps, so many.
-        """
+        """`(N, 3, H, W)` and `(N, E, H, W)` to `(N, 6, H, W)`: three curve maps, then three scale maps, raw."""
         unit = self.units
         z = F.relu(unit[0](image, exposure_code))
         a1 = F.relu(unit[1](z))
@@ -125,7 +120,7 @@ def encode_exposure(exposure: Tensor, channels: int) -> Tensor:
 class Darkening(NamedTuple):
     """A darkened batch and the maps that made it, each `(N, 3, H, W)`; `image` is not clamped.
 
-    Of `view` scene the curve map is `SceneCurves.maps`, small, and the scale map the colour cast.
+    Of `view` scene the curve map is the first three of `SceneCurves.maps`, small, and the scale map the colour cast.
     """
 
     image: Tensor
@@ -148,7 +143,8 @@ class DarkenerSettings:
     width: int = 64
     """Channels of the curve estimator."""
     view: View = "pixels"
-    """pixels: curves from the 17 pixels around each pixel, as the paper; scene: from a small copy of the image."""
+    """pixels: curves from the 17 pixels around each pixel, as the paper; scene: from a small copy of the image, to be
+    trained with --loss.exposure-patch 0."""
 
     def __post_init__(self) -> None:
         """Refuse settings that no darkener can have."""
@@ -173,7 +169,7 @@ class Darkener(nn.Module):
         self.settings = settings or DarkenerSettings()
         channels, width = self.settings.exposure_channels, self.settings.width
         scene = self.settings.view == "scene"
-        self.estimator = CurveEstimator(channels, width, 5, "replicate") if scene else CurveEstimator(channels, width)
+        self.estimator = CurveEstimator(channels, width, "replicate" if scene else "zeros")
 
     def forward(self, images: Tensor, exposure: Tensor) -> Darkening:
         """Darken `(N, 3, H, W)` images in [0, 1] to `exposure`: a scalar, `(N, 1, 1, 1)` or a map `(N, 1, H, W)`.
@@ -182,9 +178,8 @@ class Darkener(nn.Module):
         """
         if self.settings.view == "scene":
             curves = self.scene_curves(images, exposure)
-            rows, columns = (spread_weights(s, l, images) for s, l in zip(curves.maps.shape[2:], images.shape[2:]))
-            image = darkened(images, curves, self.settings.curve_rounds, rows, columns)
-            return Darkening(image, curves.maps, curves.cast)
+            image = darkened(images, curves, self.settings.curve_rounds, *spreads(curves.maps, images))
+            return Darkening(image, curves.maps[:, :3], curves.cast)
         exposure = exposure.to(images).expand(images.shape[0], 1, *images.shape[2:])
         raw = self.estimator(images, encode_exposure(exposure, self.settings.exposure_channels))
         curve, squash = CURVES[self.settings.curve]
@@ -196,13 +191,14 @@ class Darkener(nn.Module):
 
     def scene_curves(self, images: Tensor, exposure: Tensor) -> SceneCurves:
         """What `view` scene decides for whole images; arguments as for `forward`."""
-        small = shrunk(images, SMALL_SIDE)
+        copy = shrunk(images, SOLVED_SIDE)
+        small = shrunk(copy, SMALL_SIDE)
         exposure = exposure.to(images).expand(len(images), 1, *(exposure.shape[-2:] or (1, 1)))
         if exposure.shape[-2:] != (1, 1):
             exposure = shrunk(exposure, SMALL_SIDE)
         code = encode_exposure(exposure.expand(-1, -1, *small.shape[-2:]), self.settings.exposure_channels)
-        maps, cast = read_curves(self.estimator(small, code), exposure)
-        return SceneCurves(maps, cast, solved_strength(images, maps, cast, exposure, self.settings.curve_rounds))
+        maps, cast = read_curves(self.estimator(small, code), small, exposure)
+        return SceneCurves(maps, cast, solved_strength(copy, maps, cast, exposure, self.settings.curve_rounds))
 
     @torch.no_grad()
     def darken(self, images: Tensor, exposure: Tensor, memory: SceneMemory | None = None) -> Tensor:
@@ -211,31 +207,35 @@ class Darkener(nn.Module):
         With a `memory`, the images are frames of one video in a row; it keeps those darkened by `view` scene from
         flickering, and must be given with every next part of the video.
         """
-        if not len(images):
-            return images.clone()
-        height, width = images.shape[-2:]
-        kind = "cpu" if images.device.type == "cpu" else "other"
         if self.settings.view == "scene":
-            curves = self.scene_curves(images, exposure)
-            if memory is not None:
-                curves = memory.steadied(curves, shrunk(images, SMALL_SIDE))
-            rows, columns = (spread_weights(s, l, images) for s, l in zip(curves.maps.shape[2:], (height, width)))
-            result = torch.empty_like(images)
-            at_once = max(1, _SCENE_PIXELS_AT_ONCE[kind] // (len(images) * width))
-            for top in range(0, height, at_once):
-                strip = slice(top, top + at_once)
-                part = darkened(images[..., strip, :], curves, self.settings.curve_rounds, rows[strip], columns)
-                result[..., strip, :] = part.clamp_(0.0, 1.0)
-            return result
+            return self._darken_scene(images, exposure, memory)
+        height, width = images.shape[-2:]
+        most = _PIXELS_AT_ONCE["cpu" if images.device.type == "cpu" else "other"]
         exposure = exposure.to(images).expand(images.shape[0], 1, *images.shape[2:])
-        rows_at_once = max(_LEAST_ROWS, _PIXELS_AT_ONCE[kind] // (len(images) * width))
+        rows = max(_LEAST_ROWS, most // (len(images) * width))
         strips = []
-        for top in range(0, height, rows_at_once):
-            bottom = min(height, top + rows_at_once)
+        for top in range(0, height, rows):
+            bottom = min(height, top + rows)
             above, below = max(0, top - _REACH), min(height, bottom + _REACH)
             strip: Tensor = self(images[..., above:below, :], exposure[..., above:below, :]).image
             strips.append(strip[..., top - above : bottom - above, :].clamp_(0.0, 1.0))
         return strips[0] if len(strips) == 1 else torch.cat(strips, dim=-2)
+
+    def _darken_scene(self, images: Tensor, exposure: Tensor, memory: SceneMemory | None) -> Tensor:
+        if not len(images):
+            return images.clone()
+        curves = self.scene_curves(images, exposure)
+        if memory is not None:
+            curves = memory.steadied(curves, shrunk(images, SMALL_SIDE))
+        down, across = spreads(curves.maps, images)
+        most = _SCENE_PIXELS_AT_ONCE["cpu" if images.device.type == "cpu" else "other"]
+        rows = max(1, most // (len(images) * images.shape[-1]))
+        result = torch.empty_like(images)
+        for top in range(0, images.shape[-2], rows):
+            strip = slice(top, top + rows)
+            part = darkened(images[..., strip, :], curves, self.settings.curve_rounds, down[strip], across)
+            result[..., strip, :] = part.clamp_(0.0, 1.0)
+        return result
 
 
 def save_darkener(darkener: Darkener, path: Path, config: Mapping[str, Any] | None = None) -> None:

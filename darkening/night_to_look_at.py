@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from darkening.curve_estimator import DarkenerSettings
 from darkening.losses import DarkeningLoss
-from darkening.starting_point import NIGHT_TO_LOOK_AT, NIGHT_TO_LOOK_AT_NAME, Config, main
+from darkening.starting_point import NIGHT_TO_LOOK_AT_NAME, Config, main
 from darkening.training import DarkenerOptim, RequestConfig
 from minmax.runtime.config import run_script
 
@@ -22,7 +22,7 @@ PLANNED_LOSS = DarkeningLoss(
     exposure_space="log",
     colour=0.0,
     chroma=80.0,  # of the planned night
-    total_variation=1.0,
+    total_variation=0.3,
     total_variation_midpoint=1.0,
     scale=0.1,
     similarity=0.0,

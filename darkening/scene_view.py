@@ -4,11 +4,13 @@ Ours, for nights to look at. Each pixel's three channels are multiplied by one g
 colour cast for the whole image. At strength t the gain of a pixel of brightness b (half its largest channel, half its
 mean, times 0.93 so that burnt-out white moves too) is
 
-    exp(-t d) * the gain of the convex quadratic curve 1 - exp(-t c) on exp(-t d) b
+    g * the gain of the convex quadratic curve of 1 - exp(-t c) at g b,  g = exp(-t d) * (b / b')^(-k (1 - exp(-4 t)))
 
-with two smooth maps: the density d > 0 tells how darkness spreads over the scene, and c > 0 how far shadows sink.
-At t = 0 nothing changes; no gain is above 1; the mean falls to 0 as t grows, so that the t at which it is what was asked
-for can be solved for: the network decides where it gets how dark, not how dark it gets.
+with three smooth maps: the density d > 0 tells how darkness spreads over the scene, c > 0 how far shadows sink, and k
+in [0, 1) how far a border between bright and dark that is finer than the maps, as that of the sky, is evened out: b' is
+the brightness around, and as k is below 1 what was brighter stays brighter, so that no rims appear. At t = 0 nothing
+changes; no gain is above 1; the mean falls to 0 as t grows, so that the t at which it is what was asked for can be
+solved for: the network decides where it gets how dark, not how dark it gets.
 """
 
 from __future__ import annotations
@@ -22,21 +24,25 @@ from torch import Tensor
 
 SMALL_SIDE = 16
 """Longest side of the copy that the network sees: the 17 pixels that it looks at are the whole scene."""
-_SOLVED_SIDE = 96  # longest side of the copy on which the strength is solved for
+SOLVED_SIDE = 96
+"""Longest side of the copy on which the strength is solved for."""
 _MOST_STRENGTH = 16.0
 _SOLVER_STEPS = 22
-_BLACK = 0.05  # brightness below which edges are not followed: they are noise
-_PACE = 0.03  # of a video's curves, per frame
-_CATCH_UP = 0.3
-_CUT = 0.15  # mean change of the small copies from one frame to the next from which on it is another scene
+_BLACK = 0.05  # added to brightnesses of which a logarithm or a ratio is taken: below it is noise
 _WHITE = 0.93
 _MOST_UNEVEN = 1.2  # the logarithm of the density lies this far from 0 at most
-_MOST_CAST = 0.2  # the same of the colour cast
+_MOST_SINK = 0.3
+_MOST_CAST = 0.12  # the same of the colour cast
+_MOST_EVEN = 0.9
+_SOON = 4.0  # so many times as fast as the density grow cast and evenness with the strength
 _LEAST_REQUEST = 0.1  # a request's local variations are taken relative to its mean plus this
-_BLACK = 0.05
+# Of videos:
+_PACE = 0.03  # of the curves, per frame
+_CATCH_UP = 0.3
+_CUT = 0.15  # mean change of the small copies from one frame to the next from which on it is another scene
 # Of planned nights:
 _SKY_SHARE = 0.7  # of the land's brightness is left to the sky
-_MORE_CONTRAST = 0.8
+_MORE_CONTRAST = 0.5
 _NIGHT_LIGHT = (0.90, 0.96, 1.14)
 _TINT = 0.7
 
@@ -45,7 +51,7 @@ class SceneCurves(NamedTuple):
     """What turns N images into night."""
 
     maps: Tensor
-    """`(N, 2, h, w)` at the size of the small copy: the logarithm of the density d, and c."""
+    """`(N, 4, h, w)` at the size of the small copy: the logarithm of the density d, c, k, and k times that of b'."""
     cast: Tensor
     """`(N, 3, 1, 1)`: the colour cast, 1 in the channel that it takes nothing of."""
     strength: Tensor
@@ -91,20 +97,23 @@ def shrunk(images: Tensor, side: int) -> Tensor:
     size = (max(1, round(height * share)), max(1, round(width * share)))
     # On MPS areas must all be of one size (https://github.com/pytorch/pytorch/issues/96056).
     source = images.cpu() if images.device.type == "mps" else images
-    return F.interpolate(source, size=size, mode="area").to(images.device)
+    copy: Tensor = F.interpolate(source, size=size, mode="area").to(images.device)
+    return copy
 
 
 def brightness(images: Tensor) -> Tensor:
     """What the curve acts on, `(N, 1, H, W)`: below 1 also in burnt-out white, so that it moves too."""
     red, green, blue = images.split(1, dim=1)
-    return (torch.maximum(torch.maximum(red, green), blue) + (red + green + blue) / 3.0) * (0.5 * _WHITE)
+    half: Tensor = (torch.maximum(torch.maximum(red, green), blue) + (red + green + blue) / 3.0) * (0.5 * _WHITE)
+    return half
 
 
-def read_curves(raw: Tensor, exposure: Tensor) -> tuple[Tensor, Tensor]:
+def read_curves(raw: Tensor, small: Tensor, exposure: Tensor) -> tuple[Tensor, Tensor]:
     """Maps and cast of `SceneCurves` from what the network says of the small copy.
 
     Args:
-        raw: the network's output, `(N, 5, h, w)`.
+        raw: the network's output, `(N, 6, h, w)`.
+        small: the small copy, `(N, 3, h, w)`.
         exposure: the request, `(N, 1, 1, 1)` or a map `(N, 1, h, w)`, whose variations the maps follow.
     """
     density = _MOST_UNEVEN * torch.tanh(raw[:, :1])
@@ -112,8 +121,11 @@ def read_curves(raw: Tensor, exposure: Tensor) -> tuple[Tensor, Tensor]:
     density = density - density.mean(dim=(2, 3), keepdim=True)
     mean = exposure.mean(dim=(2, 3), keepdim=True)
     less = ((exposure + _LEAST_REQUEST) / (mean + _LEAST_REQUEST)).clamp(min=0.1)
-    cast = _MOST_CAST * torch.tanh(raw[:, 2:].mean(dim=(2, 3), keepdim=True))
-    return torch.cat([density - less.log(), torch.sigmoid(raw[:, 1:2]) / less], dim=1), torch.exp(cast - cast.amax(dim=1, keepdim=True))
+    sink = _MOST_SINK * torch.sigmoid(raw[:, 1:2])
+    even = _MOST_EVEN * torch.sigmoid(raw[:, 2:3])
+    maps = torch.cat([density - less.log(), sink / less, even, even * (brightness(small) + _BLACK).log()], dim=1)
+    cast = _MOST_CAST * torch.tanh(raw[:, 3:].mean(dim=(2, 3), keepdim=True))
+    return maps, torch.exp(cast - cast.amax(dim=1, keepdim=True))
 
 
 def spread_weights(small: int, large: int, like: Tensor) -> Tensor:
@@ -123,7 +135,15 @@ def spread_weights(small: int, large: int, like: Tensor) -> Tensor:
     away = (place[:, None] - knots).abs()
     weights = torch.where(away < 1, (4 - 6 * away**2 + 3 * away**3) / 6, (2 - away).clamp(min=0) ** 3 / 6)
     # Beyond the border the last number goes on.
-    return torch.zeros(large, small).to(like).index_add_(1, knots.clamp(0, small - 1), weights)
+    folded = torch.zeros(large, small, dtype=like.dtype, device=like.device)
+    folded.index_add_(1, knots.clamp(0, small - 1), weights)
+    return folded
+
+
+def spreads(maps: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """`spread_weights` that bring maps to the rows, and to the columns, of images."""
+    (rows, columns), (height, width) = maps.shape[-2:], images.shape[-2:]
+    return spread_weights(rows, height, images), spread_weights(columns, width, images)
 
 
 def darkened(images: Tensor, curves: SceneCurves, rounds: int, down: Tensor, across: Tensor) -> Tensor:
@@ -136,30 +156,34 @@ def darkened(images: Tensor, curves: SceneCurves, rounds: int, down: Tensor, acr
         down: `spread_weights` of the strip's rows, `(H, h)`.
         across: of all columns, `(W, w)`.
     """
-    density, sink = (down @ curves.maps @ across.T).split(1, dim=1)
-    strength = curves.strength
-    gain = torch.exp(-strength * density.exp())
+    density, sink, even, around = (down @ curves.maps @ across.T).split(1, dim=1)
+    strength, bright = curves.strength, brightness(images)
+    begun = 1.0 - torch.exp(-_SOON * strength)
+    evened = even * (bright + _BLACK).log() - around
+    gain = torch.exp(-(strength * density.exp() + begun * evened).clamp(min=0.0))
     bend = 1.0 - torch.exp(-strength * sink)
     # The quadratic curve v <- v + a (v^2 - v) as a product of gains: v stays b times the gain so far.
-    kept, slope = 1.0 - bend, bend * brightness(images)
+    kept, slope = 1.0 - bend, bend * bright
     for _ in range(rounds):
         gain = gain * torch.addcmul(kept, slope, gain)
-    return images * gain * curves.cast ** (1.0 - torch.exp(-strength))
+    return images * gain * curves.cast**begun
 
 
-def solved_strength(images: Tensor, maps: Tensor, cast: Tensor, exposure: Tensor, rounds: int) -> Tensor:
+def solved_strength(copy: Tensor, maps: Tensor, cast: Tensor, exposure: Tensor, rounds: int) -> Tensor:
     """The strength `(N, 1, 1, 1)` at which the mean is the request, 0 where the day is as dark as that already.
 
-    By bisection on a copy of the images.
+    By bisection on a copy of the images, `(N, 3, H, W)` of a longest side of `SOLVED_SIDE`.
     """
     with torch.no_grad():
-        copy, wanted = shrunk(images, _SOLVED_SIDE), exposure.mean(dim=(2, 3), keepdim=True)
-        down, across = (spread_weights(s, l, copy) for s, l in zip(maps.shape[-2:], copy.shape[-2:], strict=True))
+        wanted = exposure.mean(dim=(2, 3), keepdim=True)
+        down, across = spreads(maps, copy)
         low = torch.zeros_like(wanted)
         high = torch.full_like(wanted, _MOST_STRENGTH)
         for _ in range(_SOLVER_STEPS):
             middle = (low + high) / 2.0
-            mean = darkened(copy, SceneCurves(maps, cast, middle), rounds, down, across).mean(dim=(1, 2, 3), keepdim=True)
+            mean = darkened(copy, SceneCurves(maps, cast, middle), rounds, down, across).mean(
+                dim=(1, 2, 3), keepdim=True
+            )
             low, high = torch.where(mean > wanted, middle, low), torch.where(mean > wanted, high, middle)
         day = copy.mean(dim=(1, 2, 3), keepdim=True)
         return torch.where(day > wanted, (low + high) / 2.0, torch.zeros_like(low))
@@ -169,8 +193,8 @@ def planned_night(day: Tensor, sky: Tensor, exposure: Tensor) -> Tensor:
     """What a night to look at is held to where it is known which pixels are sky.
 
     At night no light comes from above: the sky sinks below the street, the more so the darker it is to be, and clouds
-    keep their relief; all else keeps its order of brightness with more contrast; the light turns a little blue, unless it
-    is blue already.
+    keep their relief; all else keeps its order of brightness with more contrast; the light turns a little blue, unless
+    it is blue already.
 
     Args:
         day: `(N, 3, H, W)` in [0, 1].
