@@ -26,7 +26,7 @@ from darkening.pictures import (
     listed_below,
     write_picture,
 )
-from darkening.starting_point import STARTING_POINT_NAME, load_darkener_or_starting_point
+from darkening.starting_point import NIGHT_TO_LOOK_AT_NAME, load_darkener_or_starting_point
 from darkening.video_frames import VIDEO_SUFFIXES, BrokenVideo, expected_frames
 from darkening.video_writer import VideoOptions
 from darkening.videos import darken_video
@@ -49,8 +49,8 @@ class Config:
     """An image or a video, or a folder of such files with any folders below it."""
     output: Path
     """The darkened file, or the folder for the darkened files; made when missing."""
-    darkener: str = STARTING_POINT_NAME
-    """A darkener checkpoint, or `starting-point` for the one that ships with the package."""
+    darkener: str = NIGHT_TO_LOOK_AT_NAME
+    """A darkener checkpoint, or one that ships with the package: `night-to-look-at` or `starting-point`."""
     night: NightConfig = field(default_factory=NightConfig)
     size: tuple[int, int] | None = None
     """Height and width that images and frames are brought to before they are darkened; by default they keep theirs."""
@@ -100,8 +100,8 @@ def main(config: Config) -> None:
         log.info("%d of %d files are done already", len(files) - len(left), len(files))
     bad: list[str] = []
     with open_runtime(config.device) as runtime:
-        # The starting point is the default of --darkener, not a wish: hand-made nights do without.
-        wanted = config.night.source == "learned" or config.darkener != STARTING_POINT_NAME
+        # The default of --darkener is not a wish: hand-made nights do without.
+        wanted = config.night.source == "learned" or config.darkener != NIGHT_TO_LOOK_AT_NAME
         darkener = load_darkener_or_starting_point(config.darkener) if wanted else None
         view = build_night_view(config.night, darkener, runtime)
         _refuse_other_settings(config, files)

@@ -5,7 +5,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from darkening.curve_estimator import Darkener
-from darkening.night_view import follow_day, learned_night
+from darkening.night_view import LearnedNight, follow_day
 from minmax.runtime.devices import Runtime
 from minmax.runtime.report import picture_grid
 
@@ -35,7 +35,7 @@ def contact_sheet(
     darkener.eval()
     power = torch.full((len(images), 1, 1, 1), contrast)
     requests = [follow_day(images, torch.full_like(power, exposure).to(images), power, cell) for exposure in exposures]
-    night, unused = learned_night(darkener), torch.Generator()
+    night, unused = LearnedNight(darkener), torch.Generator()
     rows = [images, *(night(images, request, unused) for request in requests)]
     grid = picture_grid(rows)
     margin = 3 * _CAPTION

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,25 @@ import tyro
 from torch import Tensor, nn
 
 from darkening.curves import CURVES, CurveName
+from darkening.scene_view import (
+    SMALL_SIDE,
+    SOLVED_SIDE,
+    SceneCurves,
+    SceneMemory,
+    darkened,
+    read_curves,
+    shrunk,
+    solved_strength,
+    spreads,
+)
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly, save_checkpoint
 from minmax.runtime.errors import UsageError
 
 CHECKPOINT_FORMAT = "similarity-minmax/darkener"
+
+
+PaddingName = Literal["zeros", "replicate"]
+View = Literal["pixels", "scene"]
 
 
 class DepthwiseSeparable(nn.Module):
@@ -28,9 +43,9 @@ class DepthwiseSeparable(nn.Module):
     weights and the results are added.
     """
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, padding: PaddingName = "zeros") -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs)
+        self.depthwise = nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, padding_mode=padding)
         self.pointwise = nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, *parts: Tensor) -> Tensor:
@@ -44,7 +59,11 @@ class DepthwiseSeparable(nn.Module):
             share = slice(start, start + width)
             depth_weight, depth_bias = self.depthwise.weight[share], self.depthwise.bias
             assert depth_bias is not None
-            filtered = F.conv2d(part, depth_weight, depth_bias[share], padding=1, groups=width)
+            if self.depthwise.padding_mode == "replicate":
+                part = F.pad(part, (1, 1, 1, 1), mode="replicate")
+                filtered = F.conv2d(part, depth_weight, depth_bias[share], groups=width)
+            else:
+                filtered = F.conv2d(part, depth_weight, depth_bias[share], padding=1, groups=width)
             mixed = F.conv2d(filtered, self.pointwise.weight[:, share], bias)
             total, bias = mixed if total is None else total + mixed, None
             start += width
@@ -55,6 +74,7 @@ class DepthwiseSeparable(nn.Module):
 _REACH = 8  # pixels to either side that the eight 3x3 filters of the estimator look at
 _PIXELS_AT_ONCE = {"cpu": 2**20, "other": 2**22}  # about 3.2 GiB for each 2**20
 _LEAST_ROWS = 32
+_SCENE_PIXELS_AT_ONCE = {"cpu": 2**16, "other": 2**22}
 
 
 class CurveEstimator(nn.Module):
@@ -63,13 +83,14 @@ class CurveEstimator(nn.Module):
     Args:
         exposure_channels: channels of the exposure code beside RGB.
         width: channels of the hidden units.
+        padding: what lies beyond the border; zeros in the authors' network, which paint a frame around a scene.
     """
 
-    def __init__(self, exposure_channels: int = 1, width: int = 64) -> None:
+    def __init__(self, exposure_channels: int = 1, width: int = 64, padding: PaddingName = "zeros") -> None:
         super().__init__()
         inputs = [3 + exposure_channels, *[width] * 4, *[2 * width] * 3]
         outputs = [*[width] * 7, 6]
-        self.units = nn.ModuleList(DepthwiseSeparable(i, o) for i, o in zip(inputs, outputs, strict=True))
+        self.units = nn.ModuleList(DepthwiseSeparable(i, o, padding) for i, o in zip(inputs, outputs, strict=True))
 
     def forward(self, image: Tensor, exposure_code: Tensor) -> Tensor:
         """`(N, 3, H, W)` and `(N, E, H, W)` to `(N, 6, H, W)`: three curve maps, then three scale maps, raw."""
@@ -98,7 +119,10 @@ def encode_exposure(exposure: Tensor, channels: int) -> Tensor:
 
 
 class Darkening(NamedTuple):
-    """A darkened batch and the maps that made it, each `(N, 3, H, W)`; `image` is not clamped."""
+    """A darkened batch and the maps that made it, each `(N, 3, H, W)`; `image` is not clamped.
+
+    Of `view` scene the curve map is the first three of `SceneCurves.maps`, small, and the scale map the colour cast.
+    """
 
     image: Tensor
     curve_map: Tensor
@@ -119,6 +143,9 @@ class DarkenerSettings:
     """1: the exposure as it is; an even number: sinusoids of it."""
     width: int = 64
     """Channels of the curve estimator."""
+    view: View = "pixels"
+    """pixels: curves from the 17 pixels around each pixel, as the paper; scene: from a small copy of the image, to be
+    trained with --loss.exposure-patch 0."""
     trained_exposure: Annotated[tuple[float, float], tyro.conf.Suppress] = field(default=(0.0, 0.5), compare=False)
     """Mean intensities that training asked for, of the flag --request.exposure; the default is for released files."""
     trained_contrast: Annotated[tuple[float, float], tyro.conf.Suppress] = field(default=(0.0, 0.0), compare=False)
@@ -133,6 +160,10 @@ class DarkenerSettings:
             raise UsageError(f"curve {self.curve!r}: expected one of {', '.join(get_args(CurveName))}")
         if self.curve_rounds < 1 or self.width < 1 or not 0.0 < self.min_scale <= 1.0:
             raise UsageError(f"{self}: expected curve rounds and width of 1 or more and a least scale in (0, 1]")
+        if self.view not in get_args(View):
+            raise UsageError(f"view {self.view!r}: expected one of {', '.join(get_args(View))}")
+        if self.view == "scene" and self.curve != "quadratic":
+            raise UsageError(f"curve {self.curve!r}: view scene bends the quadratic curve only; leave one of them out")
 
 
 class Darkener(nn.Module):
@@ -141,28 +172,51 @@ class Darkener(nn.Module):
     def __init__(self, settings: DarkenerSettings | None = None) -> None:
         super().__init__()
         self.settings = settings or DarkenerSettings()
-        self.estimator = CurveEstimator(self.settings.exposure_channels, self.settings.width)
+        channels, width = self.settings.exposure_channels, self.settings.width
+        scene = self.settings.view == "scene"
+        self.estimator = CurveEstimator(channels, width, "replicate" if scene else "zeros")
 
     def forward(self, images: Tensor, exposure: Tensor) -> Darkening:
         """Darken `(N, 3, H, W)` images in [0, 1] to `exposure`: a scalar, `(N, 1, 1, 1)` or a map `(N, 1, H, W)`.
 
         The result is not clamped: training needs the gradient, and values slightly above 1 occur.
         """
+        if self.settings.view == "scene":
+            curves = self.scene_curves(images, exposure)
+            image = darkened(images, curves, self.settings.curve_rounds, *spreads(curves.maps, images))
+            return Darkening(image, curves.maps[:, :3], curves.cast)
         exposure = exposure.to(images).expand(images.shape[0], 1, *images.shape[2:])
         raw = self.estimator(images, encode_exposure(exposure, self.settings.exposure_channels))
         curve, squash = CURVES[self.settings.curve]
         curve_map = squash(raw[:, :3])
         low = self.settings.min_scale
         scale_map = torch.sigmoid(raw[:, 3:]) * (1.0 - low) + low
-        darkened = curve(images * scale_map, curve_map, self.settings.curve_rounds) / scale_map
-        return Darkening(darkened, curve_map, scale_map)
+        darkened_images = curve(images * scale_map, curve_map, self.settings.curve_rounds) / scale_map
+        return Darkening(darkened_images, curve_map, scale_map)
+
+    def scene_curves(self, images: Tensor, exposure: Tensor) -> SceneCurves:
+        """What `view` scene decides for whole images; arguments as for `forward`."""
+        copy = shrunk(images, SOLVED_SIDE)
+        small = shrunk(copy, SMALL_SIDE)
+        exposure = exposure.to(images).expand(len(images), 1, *(exposure.shape[-2:] or (1, 1)))
+        if exposure.shape[-2:] != (1, 1):
+            exposure = shrunk(exposure, SMALL_SIDE)
+        code = encode_exposure(exposure.expand(-1, -1, *small.shape[-2:]), self.settings.exposure_channels)
+        maps, cast = read_curves(self.estimator(small, code), small, exposure)
+        return SceneCurves(maps, cast, solved_strength(copy, maps, cast, exposure, self.settings.curve_rounds))
 
     @torch.no_grad()
-    def darken(self, images: Tensor, exposure: Tensor) -> Tensor:
-        """The darkened images, clamped to [0, 1], no graph kept; large ones in strips, with the same result."""
-        exposure = exposure.to(images).expand(images.shape[0], 1, *images.shape[2:])
+    def darken(self, images: Tensor, exposure: Tensor, memory: SceneMemory | None = None) -> Tensor:
+        """The darkened images, clamped to [0, 1], no graph kept; large ones in strips, with the same result.
+
+        With a `memory`, the images are frames of one video in a row; it keeps those darkened by `view` scene from
+        flickering, and must be given with every next part of the video.
+        """
+        if self.settings.view == "scene":
+            return self._darken_scene(images, exposure, memory)
         height, width = images.shape[-2:]
         most = _PIXELS_AT_ONCE["cpu" if images.device.type == "cpu" else "other"]
+        exposure = exposure.to(images).expand(images.shape[0], 1, *images.shape[2:])
         rows = max(_LEAST_ROWS, most // (len(images) * width))
         strips = []
         for top in range(0, height, rows):
@@ -171,6 +225,22 @@ class Darkener(nn.Module):
             strip: Tensor = self(images[..., above:below, :], exposure[..., above:below, :]).image
             strips.append(strip[..., top - above : bottom - above, :].clamp_(0.0, 1.0))
         return strips[0] if len(strips) == 1 else torch.cat(strips, dim=-2)
+
+    def _darken_scene(self, images: Tensor, exposure: Tensor, memory: SceneMemory | None) -> Tensor:
+        if not len(images):
+            return images.clone()
+        curves = self.scene_curves(images, exposure)
+        if memory is not None:
+            curves = memory.steadied(curves, shrunk(images, SMALL_SIDE))
+        down, across = spreads(curves.maps, images)
+        most = _SCENE_PIXELS_AT_ONCE["cpu" if images.device.type == "cpu" else "other"]
+        rows = max(1, most // (len(images) * images.shape[-1]))
+        result = torch.empty_like(images)
+        for top in range(0, images.shape[-2], rows):
+            strip = slice(top, top + rows)
+            part = darkened(images[..., strip, :], curves, self.settings.curve_rounds, down[strip], across)
+            result[..., strip, :] = part.clamp_(0.0, 1.0)
+        return result
 
 
 def save_darkener(darkener: Darkener, path: Path, config: Mapping[str, Any] | None = None) -> None:

@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 from darkening.camera import SHARED_DRAWS, CameraConfig, photograph
 from darkening.curve_estimator import Darkener
 from darkening.heuristics import HEURISTICS, HeuristicName, Night
+from darkening.scene_view import SceneMemory
 from minmax.runtime.config import require, require_range
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
@@ -137,11 +138,26 @@ def augmix_view(images: Tensor, exposure: Tensor, generator: torch.Generator, dr
     return mixed.to(images) / 255.0
 
 
-def learned_night(darkener: Darkener) -> Night:
-    """A darkener behind the interface that all nights share, asked only for what it was trained on."""
-    settings = darkener.settings
-    trained = settings.trained_exposure, settings.trained_contrast
-    return lambda images, exposure, *_: darkener.darken(images, within_training(images, exposure, *trained))
+class LearnedNight:
+    """A darkener behind the interface that all nights share, asked only for what it was trained on.
+
+    For a video it has a memory of the frames before.
+    """
+
+    def __init__(self, darkener: Darkener, memory: SceneMemory | None = None) -> None:
+        self.darkener, self.memory = darkener, memory
+
+    def __call__(
+        self, images: Tensor, exposure: Tensor, generator: torch.Generator, draws: Tensor | None = None
+    ) -> Tensor:
+        """Darken `(N, 3, H, W)` images; arguments as `heuristics.gamma_night`."""
+        settings = self.darkener.settings
+        request = within_training(images, exposure, settings.trained_exposure, settings.trained_contrast)
+        return self.darkener.darken(images, request, self.memory)
+
+    def for_video(self) -> "LearnedNight":
+        """The same night for the frames of one video."""
+        return LearnedNight(self.darkener, SceneMemory())
 
 
 def refuse_untrained(flag: str, exposures: Sequence[float], darkener: Darkener) -> None:
@@ -202,28 +218,27 @@ class NightView:
         drawn = self._draw(count, height, width, generator)
         flat, frames = as_images(images)
         shared = _Shared(*(values.repeat_interleave(frames, dim=0) for values in drawn))
-        darkened = self._darken(flat, shared, generator)
+        darkened = self._darken(self.nights, flat, shared, generator)
         return darkened if images.dim() == 4 else as_clips(darkened, frames)
 
     @torch.no_grad()
     def for_video(self, height: int, width: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
         """Draw what all frames of a video share; gives a function that darkens its frames `(T, 3, H, W)`, part by part.
 
-        Part by part or at once, a learned night makes the same of the frames.
+        Part by part or at once, a learned night makes the same of the frames, which must come in their order.
         """
+        nights = [night.for_video() if isinstance(night, LearnedNight) else night for night in self.nights]
         drawn = self._draw(1, height, width, generator)
 
         @torch.no_grad()
         def darken(frames: Tensor) -> Tensor:
-            exposure = drawn.exposure.to(frames)  # moved once, not once for every frame
-            shared = drawn._replace(exposure=exposure)
-            return self._darken(
-                frames, _Shared(*(part.expand(len(frames), *part.shape[1:]) for part in shared)), generator
-            )
+            shared = drawn._replace(exposure=drawn.exposure.to(frames))  # moved once, not once for every frame
+            every = _Shared(*(part.expand(len(frames), *part.shape[1:]) for part in shared))
+            return self._darken(nights, frames, every, generator)
 
         return darken
 
-    def _draw(self, count: int, height: int, width: int, generator: torch.Generator) -> "_Shared":
+    def _draw(self, count: int, height: int, width: int, generator: torch.Generator) -> _Shared:
         """What so many images, clips or videos get."""
         exposure = self.exposure_map(count, height, width, generator)
         choice = torch.zeros(count, dtype=torch.int64)
@@ -234,11 +249,11 @@ class NightView:
             power = uniform(self.contrast, count, generator)
         return _Shared(exposure, choice, power, torch.rand(count, SHARED_DRAWS, generator=generator))
 
-    def _darken(self, images: Tensor, shared: "_Shared", generator: torch.Generator) -> Tensor:
+    def _darken(self, nights: Sequence[Night], images: Tensor, shared: _Shared, generator: torch.Generator) -> Tensor:
         """Darken each image by the night of the number in `choice`, and photograph it."""
         exposure = follow_day(images, shared.exposure.to(images), shared.power, self.cell)
         darkened = images
-        for number, night in enumerate(self.nights):
+        for number, night in enumerate(nights):
             chosen = (shared.choice == number).nonzero().flatten()
             if len(chosen) == len(images):
                 darkened = night(images, exposure, generator, shared.draws)
@@ -281,7 +296,7 @@ def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Ru
         raise UsageError(f"--night.source {config.source}: {advice}")
     if darkener is not None:
         refuse_untrained("--night.exposure", config.exposure, darkener)
-        night = learned_night(runtime.place(freeze(darkener)))
+        night: Night = LearnedNight(runtime.place(freeze(darkener)))
     elif config.source == "day":
         night = day_view
     elif config.source == "augmix":

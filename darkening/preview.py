@@ -13,7 +13,7 @@ from torch import Tensor
 from darkening.contact_sheet import SHOWN_EXPOSURES, contact_sheet
 from darkening.night_view import refuse_untrained
 from darkening.pictures import find_pictures, read_picture
-from darkening.starting_point import STARTING_POINT_NAME, load_darkener_or_starting_point
+from darkening.starting_point import NIGHT_TO_LOOK_AT_NAME, load_darkener_or_starting_point
 from minmax.runtime.config import require, run_script
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.report import save_picture
@@ -30,8 +30,8 @@ class Config:
     """An image, or a folder of images."""
     output: Path
     """The contact sheet, a .png file."""
-    darkener: str = STARTING_POINT_NAME
-    """A darkener checkpoint, or `starting-point` for the one that ships with the package."""
+    darkener: str = NIGHT_TO_LOOK_AT_NAME
+    """A darkener checkpoint, or one that ships with the package: `night-to-look-at` or `starting-point`."""
     exposures: tuple[float, ...] = SHOWN_EXPOSURES
     """Requested mean intensities, one row each."""
     contrast: float = 0.0

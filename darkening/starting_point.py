@@ -37,17 +37,21 @@ from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.run import Run, check_run_folder
 from minmax.runtime.seeding import derive_seed, seed_globally
-from minmax.scenes import render_labelled
+from minmax.scenes import render_labelled, render_segmented
 
 log = logging.getLogger(__name__)
 
 STARTING_POINT_NAME = "starting-point"
 STARTING_POINT = Path(__file__).with_name("starting_point.safetensors")
+NIGHT_TO_LOOK_AT_NAME = "night-to-look-at"
+NIGHT_TO_LOOK_AT = Path(__file__).with_name("night_to_look_at.safetensors")
+SHIPPED = {STARTING_POINT_NAME: STARTING_POINT, NIGHT_TO_LOOK_AT_NAME: NIGHT_TO_LOOK_AT}
+SKY = 10  # train id
 TRAINING_SEED, VALIDATION_SEED = 11, 12  # other scenes than those of any task
 
 
 def load_starting_point(path: Path = STARTING_POINT) -> Darkener:
-    """The darkener that ships with the package.
+    """A darkener that ships with the package.
 
     Raises:
         UsageError: when the file is missing or broken.
@@ -57,22 +61,22 @@ def load_starting_point(path: Path = STARTING_POINT) -> Darkener:
             settings = from_plain(DarkenerSettings, json.loads(file.metadata()["settings"]), path)
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"cannot read the starting point {path}: {error}; install the package again") from error
+        raise UsageError(f"cannot read the shipped darkener {path}: {error}; install the package again") from error
     darkener = Darkener(settings)
     load_strictly(darkener, state, path)
     return darkener
 
 
 def load_darkener_or_starting_point(name: str) -> Darkener:
-    """The darkener at a path, or the shipped one for `starting-point`."""
-    return load_starting_point() if name == STARTING_POINT_NAME else load_darkener(Path(name))
+    """The darkener at a path, or the shipped one for `starting-point` or `night-to-look-at`."""
+    return load_starting_point(SHIPPED[name]) if name in SHIPPED else load_darkener(Path(name))
 
 
 def initial_darkener(init: str, settings: DarkenerSettings) -> Darkener:
     """The darkener that a training starts from.
 
     Args:
-        init: `starting-point`, `scratch`, or the path of a darkener to continue from.
+        init: `starting-point`, `night-to-look-at`, `scratch`, or the path of a darkener to continue from.
         settings: of one from scratch; of any other only as a check, the defaults excepted.
 
     Raises:
@@ -126,11 +130,21 @@ class VariedScenes(Dataset[Tensor]):
     """Crops of day scenes in many exposures and white balances, indexed by (epoch, image).
 
     Users' photos hold what scenes lack: burnt-out skies, walls that fill the frame, dim corners.
+
+    Args:
+        count: how many.
+        size: height and width of the crops in pixels; the scenes are twice as large.
+        seed: of scenes and crops.
+        cache: folder that keeps the scenes.
+        sky: whether a fourth channel tells where the sky is, and contrast varies too.
     """
 
-    def __init__(self, count: int, size: int, seed: int, cache: Path) -> None:
-        self.seed = seed
-        self.images = torch.from_numpy(render_labelled("day", count, 2 * size, seed, cache_dir=cache)[0])
+    def __init__(self, count: int, size: int, seed: int, cache: Path, sky: bool = False) -> None:
+        self.seed, self.sky = seed, sky
+        render = render_segmented if sky else render_labelled
+        images, labels = render("day", count, 2 * size, seed, cache_dir=cache)
+        self.images = torch.from_numpy(images)
+        self.labels = torch.from_numpy(labels)
         self.crop = v2.RandomResizedCrop(size, scale=(0.04, 1.0), antialias=True)
 
     def __len__(self) -> int:
@@ -138,13 +152,18 @@ class VariedScenes(Dataset[Tensor]):
         return len(self.images)
 
     def __getitem__(self, position: tuple[int, int]) -> Tensor:
-        """Image `position[1]` as `(3, H, W)` in [0, 1]."""
+        """Image `position[1]` as `(3, H, W)` or, with the sky, `(4, H, W)` in [0, 1]."""
+        index = position[1]
+        image = self.images[index].permute(2, 0, 1)
+        if self.sky:
+            image = torch.cat([image, (self.labels[index] == SKY).to(torch.uint8)[None] * 255])
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.manual_seed(derive_seed(self.seed, *position))
-            image = self.crop(self.images[position[1]].permute(2, 0, 1)) / 255.0
+            image = self.crop(image) / 255.0
             gain = torch.empty(1).uniform_(-1.2, 1.2).exp() * torch.empty(3, 1, 1).uniform_(0.8, 1.2)
-        varied: Tensor = (image * gain).clamp(0.0, 1.0)
-        return varied
+            power = torch.empty(1).uniform_(0.6, 2.0) if self.sky else 1.0
+        varied: Tensor = (image[:3] * gain).clamp(0.0, 1.0) ** power
+        return torch.cat([varied, image[3:].round()])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +176,7 @@ class Config(CommonFlags):
     """Day scenes to train on."""
     size: int = 32
     """Height and width of the crops in pixels; the scenes are twice as large."""
+    darkener: DarkenerSettings = DarkenerSettings()
     request: RequestConfig = field(default_factory=RequestConfig)
     loss: DarkeningLoss = OBEDIENT_LOSS
     """Weights of the losses; there is no network here that similarity could be measured with."""
@@ -176,17 +196,18 @@ def main(config: Config) -> Path:
         if runtime.is_main:
             check_run_folder("darkening", config)
         cache = config.runs / "scenes"
-        training = VariedScenes(config.count, config.size, TRAINING_SEED, cache)
+        scene = config.darkener.view == "scene"
+        training = VariedScenes(config.count, config.size, TRAINING_SEED, cache, sky=scene)
         held_out = VariedScenes(256, config.size, VALIDATION_SEED, cache)
         validation = torch.stack([held_out[0, index] for index in range(len(held_out))])
         loader = epoch_loader(training, config.optim.batch_size, config.seed, config.workers, runtime)
         seed_globally(config.seed, "darkener")
-        darkener = Darkener()
+        darkener = Darkener(config.darkener)
         open_exposure_path(darkener)
         darkener = runtime.place(darkener)
         with Run("darkening", config, runtime) as run:
             train_darkener(darkener, None, loader, validation, recipe, run, runtime)
-            path = run.directory / STARTING_POINT.name
+            path = run.directory / (NIGHT_TO_LOOK_AT if scene else STARTING_POINT).name
             if runtime.is_main:
                 export(darkener, path)
             table = obedience_table(obedience(darkener, validation, runtime))

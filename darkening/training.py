@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 from darkening.contact_sheet import contact_sheet
 from darkening.curve_estimator import Darkener, save_darkener
 from darkening.losses import DarkeningLoss
-from darkening.night_view import as_clips, as_images, follow_day, learned_night, uniform, within_training
+from darkening.night_view import LearnedNight, as_clips, as_images, follow_day, uniform, within_training
+from darkening.scene_view import planned_night
 from minmax.runtime.config import require, require_range
 from minmax.runtime.devices import Runtime
 from minmax.runtime.report import draw_curves, markdown_table, save_picture
@@ -121,7 +122,8 @@ def train_darkener(
         darkener: placed on the device.
         encoder: the frozen daytime model's, images to features; None trains for exposure and realism only.
         loader: batches of `(N, 3, H, W)` day images or `(N, 3, T, H, W)` day clips in [0, 1], drawn by `EpochBatches`;
-            the frames of a clip share one request, and the encoder sees the clip.
+            the frames of a clip share one request, and the encoder sees the clip. A fourth channel may tell where
+            the sky is; images are then held to `planned_night`, whatever the encoder.
         validation: held-out day images `(N, 3, H, W)` on which obedience is measured after every epoch.
         config: losses and optimisation.
         run: the opened run.
@@ -145,9 +147,13 @@ def train_darkener(
         for batch in run.batches(loader, epoch):
             day = runtime.to_device(batch)
             images, frames = as_images(day)
+            images, sky = images[:, :3], images[:, 3:]
             exposure = config.request.draw(images, run.generator("exposure"), frames)
             darkening = parallel(images, exposure)
-            if encoder is None:
+            if sky.shape[1]:
+                plan = planned_night(images, sky, exposure)
+                losses = config.loss(plan, darkening, plan.mean(dim=1, keepdim=True))
+            elif encoder is None:
                 losses = config.loss(images, darkening, exposure)
             else:
                 # The tone curve stays in fp32: eight rounds of squaring leave nothing of a bf16 value.
@@ -215,7 +221,7 @@ def obedience(darkener: Darkener, images: Tensor, runtime: Runtime) -> dict[floa
     Both are means over images: of min(request, the day's mean), and of the darkened image's intensity.
     """
     darkener.eval()
-    night, unused = learned_night(darkener), torch.Generator()
+    night, unused = LearnedNight(darkener), torch.Generator()
     totals = {asked: torch.zeros(2) for asked in REPORTED_EXPOSURES}
     for chunk in images.split(max(1, VALIDATION_PIXELS // (images.shape[-2] * images.shape[-1]))):
         day = runtime.to_device(chunk)

@@ -19,7 +19,7 @@ from darkening.curve_estimator import (
     load_darkener,
     save_darkener,
 )
-from darkening.night_view import learned_night, within_training
+from darkening.night_view import LearnedNight, within_training
 from darkening.starting_point import export, load_starting_point, open_exposure_path
 from darkening.training import DarkenerOptim, RequestConfig
 from minmax.runtime.errors import UsageError
@@ -264,14 +264,14 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(save, tmp_path):
 def test_a_broken_starting_point_is_refused(content, tmp_path):
     file = tmp_path / "starting_point.safetensors"
     file.write_bytes(content)
-    with pytest.raises(UsageError, match="cannot read the starting point"):
+    with pytest.raises(UsageError, match="cannot read the shipped darkener"):
         load_starting_point(file)
 
 
 def test_safetensors_without_settings_are_no_starting_point(tmp_path):
     file = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(1)}, file)
-    with pytest.raises(UsageError, match="cannot read the starting point"):
+    with pytest.raises(UsageError, match="cannot read the shipped darkener"):
         load_starting_point(file)
 
 
@@ -330,7 +330,7 @@ def test_use_asks_a_darkener_for_no_more_than_its_training():
     darkener = Darkener(DarkenerSettings(width=4))
     darkener.settings = replace(darkener.settings, trained_exposure=(0.1, 0.3))
     day, asked = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.full((2, 1, 1, 1), 0.9)
-    night = learned_night(darkener)
+    night = LearnedNight(darkener)
     for request, expected in ((asked, 0.3), (asked - 0.9, 0.1)):
         found = night(day, request, torch.Generator())
         torch.testing.assert_close(found, darkener.darken(day, torch.tensor(expected)))

@@ -1,0 +1,227 @@
+"""Darkening that sees the whole scene: curves from a small copy of the image, brought to full size smoothly.
+
+Ours, for nights to look at. Each pixel's three channels are multiplied by one gain, so that its hue stays, and by one
+colour cast for the whole image. At strength t the gain of a pixel of brightness b (half its largest channel, half its
+mean, times 0.93 so that burnt-out white moves too) is
+
+    g * the gain of the convex quadratic curve of 1 - exp(-t c) at g b,  g = exp(-t d) * (b / b')^(-k (1 - exp(-4 t)))
+
+with three smooth maps: the density d > 0 tells how darkness spreads over the scene, c > 0 how far shadows sink, and k
+in [0, 1) how far a border between bright and dark that is finer than the maps, as that of the sky, is evened out: b' is
+the brightness around, and as k is below 1 what was brighter stays brighter, so that no rims appear. At t = 0 nothing
+changes; no gain is above 1; the mean falls to 0 as t grows, so that the t at which it is what was asked for can be
+solved for: the network decides where it gets how dark, not how dark it gets.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SMALL_SIDE = 16
+"""Longest side of the copy that the network sees: the 17 pixels that it looks at are the whole scene."""
+SOLVED_SIDE = 96
+"""Longest side of the copy on which the strength is solved for."""
+_MOST_STRENGTH = 16.0
+_SOLVER_STEPS = 22
+_BLACK = 0.05  # added to brightnesses of which a logarithm or a ratio is taken: below it is noise
+_WHITE = 0.93
+_MOST_UNEVEN = 1.2  # the logarithm of the density lies this far from 0 at most
+_MOST_SINK = 0.3
+_MOST_CAST = 0.12  # the same of the colour cast
+_MOST_EVEN = 0.9
+_SOON = 4.0  # so many times as fast as the density grow cast and evenness with the strength
+_LEAST_REQUEST = 0.1  # a request's local variations are taken relative to its mean plus this
+# Of videos:
+_PACE = 0.03  # of the curves, per frame
+_CATCH_UP = 0.3
+_CUT = 0.15  # mean change of the small copies from one frame to the next from which on it is another scene
+# Of planned nights:
+_SKY_SHARE = 0.7  # of the land's brightness is left to the sky
+_MORE_CONTRAST = 0.5
+_NIGHT_LIGHT = (0.90, 0.96, 1.14)
+_TINT = 0.7
+
+
+class SceneCurves(NamedTuple):
+    """What turns N images into night."""
+
+    maps: Tensor
+    """`(N, 4, h, w)` at the size of the small copy: the logarithm of the density d, c, k, and k times that of b'."""
+    cast: Tensor
+    """`(N, 3, 1, 1)`: the colour cast, 1 in the channel that it takes nothing of."""
+    strength: Tensor
+    """t, `(N, 1, 1, 1)`."""
+
+
+class SceneMemory:
+    """What is kept from frame to frame of a video, so that nothing flickers: maps, cast and strength move slowly.
+
+    So the mean of the frames goes up and down with the day's, and comes back to the request within seconds.
+    """
+
+    def __init__(self) -> None:
+        self.curves: SceneCurves | None = None
+        self.small = torch.empty(0)
+
+    def steadied(self, curves: SceneCurves, small: Tensor) -> SceneCurves:
+        """The curves of frames in a row, each an exponential mean over those since the last cut.
+
+        Args:
+            curves: as each frame alone would have them.
+            small: the frames' small copies, `(N, 3, h, w)`; a cut is where they change a lot at once.
+        """
+        frames = []
+        for *now, seen in zip(*curves, small, strict=True):
+            same = self.curves is not None and float((seen - self.small).abs().mean()) < _CUT
+            before = self.curves if same and self.curves is not None else now
+            # Where the strength is far from what it should be, as after a fade from black, it catches up.
+            off = (now[-1] - before[-1]) / (now[-1] + before[-1]).clamp(min=1e-6)
+            pace = _PACE + _CATCH_UP * off.square()
+            self.curves = SceneCurves(*(torch.lerp(old, new, pace) for old, new in zip(before, now, strict=True)))
+            self.small = seen
+            frames.append(self.curves)
+        return SceneCurves(*(torch.stack(parts) for parts in zip(*frames, strict=True)))
+
+
+def shrunk(images: Tensor, side: int) -> Tensor:
+    """The images brought down to a longest side by averaging areas; smaller ones as they are."""
+    height, width = images.shape[-2:]
+    share = side / max(height, width)
+    if share >= 1.0:
+        return images
+    size = (max(1, round(height * share)), max(1, round(width * share)))
+    # On MPS areas must all be of one size (https://github.com/pytorch/pytorch/issues/96056).
+    source = images.cpu() if images.device.type == "mps" else images
+    copy: Tensor = F.interpolate(source, size=size, mode="area").to(images.device)
+    return copy
+
+
+def brightness(images: Tensor) -> Tensor:
+    """What the curve acts on, `(N, 1, H, W)`: below 1 also in burnt-out white, so that it moves too."""
+    red, green, blue = images.split(1, dim=1)
+    half: Tensor = (torch.maximum(torch.maximum(red, green), blue) + (red + green + blue) / 3.0) * (0.5 * _WHITE)
+    return half
+
+
+def read_curves(raw: Tensor, small: Tensor, exposure: Tensor) -> tuple[Tensor, Tensor]:
+    """Maps and cast of `SceneCurves` from what the network says of the small copy.
+
+    Args:
+        raw: the network's output, `(N, 6, h, w)`.
+        small: the small copy, `(N, 3, h, w)`.
+        exposure: the request, `(N, 1, 1, 1)` or a map `(N, 1, h, w)`, whose variations the maps follow.
+    """
+    density = _MOST_UNEVEN * torch.tanh(raw[:, :1])
+    # The strength is solved for, so only ratios count; without this the weights would drift.
+    density = density - density.mean(dim=(2, 3), keepdim=True)
+    mean = exposure.mean(dim=(2, 3), keepdim=True)
+    less = ((exposure + _LEAST_REQUEST) / (mean + _LEAST_REQUEST)).clamp(min=0.1)
+    sink = _MOST_SINK * torch.sigmoid(raw[:, 1:2])
+    even = _MOST_EVEN * torch.sigmoid(raw[:, 2:3])
+    maps = torch.cat([density - less.log(), sink / less, even, even * (brightness(small) + _BLACK).log()], dim=1)
+    cast = _MOST_CAST * torch.tanh(raw[:, 3:].mean(dim=(2, 3), keepdim=True))
+    return maps, torch.exp(cast - cast.amax(dim=1, keepdim=True))
+
+
+def spread_weights(small: int, large: int, like: Tensor) -> Tensor:
+    """Weights `(large, small)` that bring `small` numbers to `large` by cubic B-splines: smooth, without overshoot."""
+    place = (torch.arange(large, dtype=like.dtype, device=like.device) + 0.5) * (small / large) - 0.5
+    knots = torch.arange(-2, small + 2, device=like.device)
+    away = (place[:, None] - knots).abs()
+    weights = torch.where(away < 1, (4 - 6 * away**2 + 3 * away**3) / 6, (2 - away).clamp(min=0) ** 3 / 6)
+    # Beyond the border the last number goes on.
+    folded = torch.zeros(large, small, dtype=like.dtype, device=like.device)
+    folded.index_add_(1, knots.clamp(0, small - 1), weights)
+    return folded
+
+
+def spreads(maps: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """`spread_weights` that bring maps to the rows, and to the columns, of images."""
+    (rows, columns), (height, width) = maps.shape[-2:], images.shape[-2:]
+    return spread_weights(rows, height, images), spread_weights(columns, width, images)
+
+
+def darkened(images: Tensor, curves: SceneCurves, rounds: int, down: Tensor, across: Tensor) -> Tensor:
+    """The images, or a strip of their rows, as night.
+
+    Args:
+        images: `(N, 3, H, W)` in [0, 1].
+        curves: of the whole images.
+        rounds: how often the quadratic curve is applied.
+        down: `spread_weights` of the strip's rows, `(H, h)`.
+        across: of all columns, `(W, w)`.
+    """
+    density, sink, even, around = (down @ curves.maps @ across.T).split(1, dim=1)
+    strength, bright = curves.strength, brightness(images)
+    begun = 1.0 - torch.exp(-_SOON * strength)
+    evened = even * (bright + _BLACK).log() - around
+    gain = torch.exp(-(strength * density.exp() + begun * evened).clamp(min=0.0))
+    bend = 1.0 - torch.exp(-strength * sink)
+    # The quadratic curve v <- v + a (v^2 - v) as a product of gains: v stays b times the gain so far.
+    kept, slope = 1.0 - bend, bend * bright
+    for _ in range(rounds):
+        gain = gain * torch.addcmul(kept, slope, gain)
+    return images * gain * curves.cast**begun
+
+
+def solved_strength(copy: Tensor, maps: Tensor, cast: Tensor, exposure: Tensor, rounds: int) -> Tensor:
+    """The strength `(N, 1, 1, 1)` at which the mean is the request, 0 where the day is as dark as that already.
+
+    By bisection on a copy of the images, `(N, 3, H, W)` of a longest side of `SOLVED_SIDE`.
+    """
+    with torch.no_grad():
+        wanted = exposure.mean(dim=(2, 3), keepdim=True)
+        down, across = spreads(maps, copy)
+        low = torch.zeros_like(wanted)
+        high = torch.full_like(wanted, _MOST_STRENGTH)
+        for _ in range(_SOLVER_STEPS):
+            middle = (low + high) / 2.0
+            mean = darkened(copy, SceneCurves(maps, cast, middle), rounds, down, across).mean(
+                dim=(1, 2, 3), keepdim=True
+            )
+            low, high = torch.where(mean > wanted, middle, low), torch.where(mean > wanted, high, middle)
+        day = copy.mean(dim=(1, 2, 3), keepdim=True)
+        return torch.where(day > wanted, (low + high) / 2.0, torch.zeros_like(low))
+
+
+def planned_night(day: Tensor, sky: Tensor, exposure: Tensor) -> Tensor:
+    """What a night to look at is held to where it is known which pixels are sky.
+
+    At night no light comes from above: the sky sinks below the street, the more so the darker it is to be, and clouds
+    keep their relief; all else keeps its order of brightness with more contrast; the light turns a little blue, unless
+    it is blue already.
+
+    Args:
+        day: `(N, 3, H, W)` in [0, 1].
+        sky: 1 where the sky is, else 0, `(N, 1, H, W)`.
+        exposure: requested mean intensities, `(N, 1, 1, 1)`.
+
+    Returns:
+        Images of the requested mean, `(N, 3, H, W)`.
+    """
+
+    def over(values: Tensor, where: Tensor) -> Tensor:
+        return (values * where).sum(dim=(2, 3), keepdim=True) / where.sum(dim=(2, 3), keepdim=True).clamp(min=1.0)
+
+    land = 1.0 - sky
+    grey = day.mean(dim=1, keepdim=True)
+    mean = grey.mean(dim=(2, 3), keepdim=True)
+    asked = torch.minimum(exposure, mean)
+    # 0 where the day is dark enough already, 1 from a fourfold darkening on.
+    night = ((mean + _BLACK) / (asked + _BLACK)).log().div(math.log(4.0)).clamp(max=1.0)
+    steep = grey ** (1.0 + _MORE_CONTRAST * night)
+    steep = steep * (over(grey, land) / over(steep, land).clamp(min=1e-6))
+    share = (_SKY_SHARE * over(grey, land) / over(grey, sky).clamp(min=_BLACK)).clamp(max=1.0)
+    # Where all is sky, or nothing, there is no street to be darker than.
+    share = torch.where((sky.mean(dim=(2, 3), keepdim=True) - 0.5).abs() < 0.48, share, torch.ones_like(share))
+    plan = torch.where(sky > 0.5, grey * share**night, steep)
+    plan = torch.minimum(grey, plan * (asked / plan.mean(dim=(2, 3), keepdim=True)))
+    light = day.mean(dim=(2, 3), keepdim=True) + _BLACK
+    tint = (torch.tensor(_NIGHT_LIGHT).to(day).view(1, 3, 1, 1) / light) ** (_TINT * night)
+    coloured = day * tint
+    return coloured * (plan / coloured.mean(dim=1, keepdim=True).clamp(min=1e-3))
