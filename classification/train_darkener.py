@@ -18,7 +18,7 @@ from image_views import DayImages, WholeImages
 
 from darkening.curve_estimator import DarkenerSettings
 from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
-from darkening.starting_point import SHIPPED, STARTING_POINT_NAME, initial_darkener
+from darkening.starting_point import STARTS, initial_darkener
 from darkening.training import (
     DarkenerOptim,
     DarkenerTraining,
@@ -47,8 +47,9 @@ class Config(ForeignFlags, CommonFlags):
     """Folder with train/ and val/ in class folders, or `scenes` for the built-in data."""
     checkpoint: Path
     """The daytime classifier: a best.pt of train_day.py, a released checkpoint, or foreign weights with --model."""
-    init: str = STARTING_POINT_NAME
-    """starting-point or night-to-look-at (ship with the package), scratch, or a darkener's path to continue from."""
+    init: str = "auto"
+    """auto (the shipped one of the same --darkener.view; camera starts as a night made by hand), starting-point,
+    night-to-look-at, scratch, or a darkener's path to continue from."""
     features: Literal["normalised", "unnormalised"] = "normalised"
     """What the frozen classifier is fed: images normalised as it was trained, or raw as in the authors' code."""
     request: RequestConfig = field(default_factory=RequestConfig)
@@ -61,7 +62,7 @@ class Config(ForeignFlags, CommonFlags):
     def __post_init__(self) -> None:
         """Refuse values out of range; `init` may be a path as well."""
         super().__post_init__()
-        if self.init not in ("scratch", *SHIPPED):
+        if self.init not in STARTS:
             object.__setattr__(self, "init", str(Path(self.init).expanduser().absolute()))
 
 

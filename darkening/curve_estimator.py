@@ -14,7 +14,9 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
+from darkening.camera import SHARED_DRAWS, TONE_DRAW, CameraConfig, CameraEstimator, photograph
 from darkening.curves import CURVES, CurveName
+from darkening.heuristics import dimmed
 from darkening.scene_view import (
     SMALL_SIDE,
     SOLVED_SIDE,
@@ -27,13 +29,14 @@ from darkening.scene_view import (
     spreads,
 )
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly, save_checkpoint
+from minmax.runtime.config import from_plain
 from minmax.runtime.errors import UsageError
 
 CHECKPOINT_FORMAT = "similarity-minmax/darkener"
 
 
 PaddingName = Literal["zeros", "replicate"]
-View = Literal["pixels", "scene"]
+View = Literal["pixels", "scene", "camera"]
 
 
 class DepthwiseSeparable(nn.Module):
@@ -121,7 +124,8 @@ def encode_exposure(exposure: Tensor, channels: int) -> Tensor:
 class Darkening(NamedTuple):
     """A darkened batch and the maps that made it, each `(N, 3, H, W)`; `image` is not clamped.
 
-    Of `view` scene the curve map is the first three of `SceneCurves.maps`, small, and the scale map the colour cast.
+    Of `view` scene the curve map is the first three of `SceneCurves.maps`, small, and the scale map the colour cast; of
+    `view` camera both are the draws that made each picture, `(N, SHARED_DRAWS)`.
     """
 
     image: Tensor
@@ -145,7 +149,8 @@ class DarkenerSettings:
     """Channels of the curve estimator."""
     view: View = "pixels"
     """pixels: curves from the 17 pixels around each pixel, as the paper; scene: from a small copy of the image, to be
-    trained with --loss.exposure-patch 0."""
+    trained with --loss.exposure-patch 0; camera: no curves, a dim night behind a camera, whose settings are learned."""
+    camera: CameraConfig = field(default_factory=lambda: CameraConfig(share=1.0))
     trained_exposure: Annotated[tuple[float, float], tyro.conf.Suppress] = field(default=(0.0, 0.5), compare=False)
     """Mean intensities that training asked for, of the flag --request.exposure; the default is for released files."""
     trained_contrast: Annotated[tuple[float, float], tyro.conf.Suppress] = field(default=(0.0, 0.0), compare=False)
@@ -173,14 +178,27 @@ class Darkener(nn.Module):
         super().__init__()
         self.settings = settings or DarkenerSettings()
         channels, width = self.settings.exposure_channels, self.settings.width
-        scene = self.settings.view == "scene"
-        self.estimator = CurveEstimator(channels, width, "replicate" if scene else "zeros")
+        self.estimator: nn.Module
+        if self.settings.view == "camera":
+            self.estimator = CameraEstimator()
+        else:
+            self.estimator = CurveEstimator(channels, width, "replicate" if self.settings.view == "scene" else "zeros")
 
-    def forward(self, images: Tensor, exposure: Tensor) -> Darkening:
+    def forward(
+        self, images: Tensor, exposure: Tensor, draws: Tensor | None = None, noise: Tensor | None = None
+    ) -> Darkening:
         """Darken `(N, 3, H, W)` images in [0, 1] to `exposure`: a scalar, `(N, 1, 1, 1)` or a map `(N, 1, H, W)`.
 
-        The result is not clamped: training needs the gradient, and values slightly above 1 occur.
+        The result is not clamped: training needs the gradient, and values slightly above 1 occur. Of `view` camera it
+        is what one camera makes of each image, by `draws` and `noise` as `camera.photograph` takes them.
         """
+        if self.settings.view == "camera":
+            if draws is None or noise is None:
+                raise ValueError("a darkener of view camera needs draws and noise")
+            moved = self.estimator(images, exposure, draws)
+            dim = dimmed(images, exposure, moved[:, TONE_DRAW])
+            image = photograph(dim, self.settings.camera, moved, noise, quantised=not torch.is_grad_enabled())
+            return Darkening(image, moved, moved)
         if self.settings.view == "scene":
             curves = self.scene_curves(images, exposure)
             image = darkened(images, curves, self.settings.curve_rounds, *spreads(curves.maps, images))
@@ -209,11 +227,17 @@ class Darkener(nn.Module):
     def darken(self, images: Tensor, exposure: Tensor, memory: SceneMemory | None = None) -> Tensor:
         """The darkened images, clamped to [0, 1], no graph kept; large ones in strips, with the same result.
 
+        Of `view` camera what the camera in the middle of all would make of them, without noise.
+
         With a `memory`, the images are frames of one video in a row; it keeps those darkened by `view` scene from
         flickering, and must be given with every next part of the video.
         """
         if self.settings.view == "scene":
             return self._darken_scene(images, exposure, memory)
+        if self.settings.view == "camera":
+            middle = torch.full((len(images), SHARED_DRAWS), 0.5)
+            middle_image: Tensor = self(images, exposure, middle, torch.zeros_like(images)).image
+            return middle_image
         height, width = images.shape[-2:]
         most = _PIXELS_AT_ONCE["cpu" if images.device.type == "cpu" else "other"]
         exposure = exposure.to(images).expand(images.shape[0], 1, *images.shape[2:])
@@ -263,8 +287,8 @@ def load_darkener(path: Path) -> Darkener:
     payload = load_checkpoint(path)
     if payload.get("format") == CHECKPOINT_FORMAT:
         try:
-            darkener, state = Darkener(DarkenerSettings(**payload["settings"])), payload["darkener"]
-        except (KeyError, TypeError, UsageError) as error:
+            darkener, state = Darkener(from_plain(DarkenerSettings, payload["settings"], path)), payload["darkener"]
+        except (KeyError, UsageError) as error:
             raise UsageError(f"{path} is not a darkener checkpoint of this version: {error}") from error
         load_strictly(darkener, state, path)
         return darkener

@@ -132,18 +132,20 @@ class DarkeningLoss:
     ) -> dict[str, Tensor]:
         """The weighted terms by name: of `day` images, what the darkener made of them, and the features of both.
 
-        `chroma` is there only when it has a weight, `similarity` only when features are given.
+        `chroma` is there only when it has a weight, `similarity` only when features are given. A night by a camera has
+        no other term: it obeys, and is realistic, by the ranges of the camera.
         """
-        image = darkening.image
-        terms = {
-            "exposure": self.exposure * exposure_loss(image, exposure, self.exposure_patch, self.exposure_space),
-            "colour": self.colour * colour_loss(image),
-            "total_variation": self.total_variation
-            * total_variation_loss(darkening.curve_map, self.total_variation_midpoint),
-            "scale": self.scale * scale_loss(darkening.scale_map),
-        }
-        if self.chroma:
-            terms["chroma"] = self.chroma * chroma_loss(image, day)
+        image, terms = darkening.image, {}
+        if darkening.curve_map.dim() > 2:
+            terms = {
+                "exposure": self.exposure * exposure_loss(image, exposure, self.exposure_patch, self.exposure_space),
+                "colour": self.colour * colour_loss(image),
+                "total_variation": self.total_variation
+                * total_variation_loss(darkening.curve_map, self.total_variation_midpoint),
+                "scale": self.scale * scale_loss(darkening.scale_map),
+            }
+            if self.chroma:
+                terms["chroma"] = self.chroma * chroma_loss(image, day)
         if dark_features:
             terms["similarity"] = self.similarity * feature_similarity(dark_features, day_features)
         return terms

@@ -141,7 +141,7 @@ def augmix_view(images: Tensor, exposure: Tensor, generator: torch.Generator, dr
 class LearnedNight:
     """A darkener behind the interface that all nights share, asked only for what it was trained on.
 
-    For a video it has a memory of the frames before.
+    For a video it has a memory of the frames before. One of `view` camera is the one that draws.
     """
 
     def __init__(self, darkener: Darkener, memory: SceneMemory | None = None) -> None:
@@ -153,7 +153,13 @@ class LearnedNight:
         """Darken `(N, 3, H, W)` images; arguments as `heuristics.gamma_night`."""
         settings = self.darkener.settings
         request = within_training(images, exposure, settings.trained_exposure, settings.trained_contrast)
-        return self.darkener.darken(images, request, self.memory)
+        if settings.view != "camera":
+            return self.darkener.darken(images, request, self.memory)
+        if draws is None:
+            draws = torch.rand(len(images), SHARED_DRAWS, generator=generator)
+        noise = torch.randn(images.shape, generator=generator).to(images)
+        photograph: Tensor = self.darkener(images, request, draws, noise).image
+        return photograph
 
     def for_video(self) -> "LearnedNight":
         """The same night for the frames of one video."""
@@ -296,6 +302,8 @@ def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Ru
         raise UsageError(f"--night.source {config.source}: {advice}")
     if darkener is not None:
         refuse_untrained("--night.exposure", config.exposure, darkener)
+        once = darkener.settings.view != "camera" or config.camera.share == 0
+        require(once, "--night.camera.share", config.camera.share, "0: this darkener has a camera of its own")
         night: Night = LearnedNight(runtime.place(freeze(darkener)))
     elif config.source == "day":
         night = day_view

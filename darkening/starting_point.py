@@ -45,6 +45,7 @@ STARTING_POINT_NAME = "starting-point"
 STARTING_POINT = Path(__file__).with_name("starting_point.safetensors")
 NIGHT_TO_LOOK_AT_NAME = "night-to-look-at"
 NIGHT_TO_LOOK_AT = Path(__file__).with_name("night_to_look_at.safetensors")
+STARTS = ("auto", "scratch", STARTING_POINT_NAME, NIGHT_TO_LOOK_AT_NAME)
 SHIPPED = {STARTING_POINT_NAME: STARTING_POINT, NIGHT_TO_LOOK_AT_NAME: NIGHT_TO_LOOK_AT}
 SKY = 10  # train id
 TRAINING_SEED, VALIDATION_SEED = 11, 12  # other scenes than those of any task
@@ -76,16 +77,19 @@ def initial_darkener(init: str, settings: DarkenerSettings) -> Darkener:
     """The darkener that a training starts from.
 
     Args:
-        init: `starting-point`, `night-to-look-at`, `scratch`, or the path of a darkener to continue from.
+        init: `auto`, the shipped darkener of the same view (of view camera there is none: it starts as a night made by
+            hand); `starting-point`, `night-to-look-at`, `scratch`, or the path of a darkener to continue from.
         settings: of one from scratch; of any other only as a check, the defaults excepted.
 
     Raises:
         UsageError: when `init` cannot be read, or was made with other settings.
     """
+    if init == "auto":
+        init = {"pixels": STARTING_POINT_NAME, "scene": NIGHT_TO_LOOK_AT_NAME, "camera": "scratch"}[settings.view]
     if init == "scratch":
         return Darkener(settings)
     darkener = load_darkener_or_starting_point(init)
-    if settings not in (DarkenerSettings(), darkener.settings):
+    if settings not in (DarkenerSettings(view=settings.view), darkener.settings):
         raise UsageError(
             f"--init {init}: it was made with {asdict(darkener.settings)}; other --darkener flags need --init scratch"
         )
@@ -106,7 +110,7 @@ def open_exposure_path(darkener: Darkener) -> None:
     Under torch's initialisation the exposure is one weak input among four, and training falls into the darkest of
     all tone curves long before it learns to listen.
     """
-    units = [unit for unit in darkener.estimator.units if isinstance(unit, DepthwiseSeparable)]
+    units = [unit for unit in darkener.estimator.modules() if isinstance(unit, DepthwiseSeparable)]
     first, last = units[0], units[-1]
     first.depthwise.weight[3:].zero_()
     first.depthwise.weight[3:, 0, 1, 1] = 1.0  # the exposure passes the first filter unchanged

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from darkening.camera import SHARED_DRAWS
 from darkening.contact_sheet import contact_sheet
 from darkening.curve_estimator import Darkener, save_darkener
 from darkening.losses import DarkeningLoss
-from darkening.night_view import LearnedNight, as_clips, as_images, follow_day, uniform, within_training
+from darkening.night_view import as_clips, as_images, follow_day, uniform, within_training
 from darkening.scene_view import planned_night
 from minmax.runtime.config import require, require_range
 from minmax.runtime.devices import Runtime
+from minmax.runtime.errors import UsageError
 from minmax.runtime.report import draw_curves, markdown_table, save_picture
 from minmax.runtime.run import Run
 from minmax.task_network import freeze
@@ -129,7 +131,12 @@ def train_darkener(
         run: the opened run.
         runtime: its devices.
     """
-    optim = config.optim
+    optim, camera = config.optim, darkener.settings.view == "camera"
+    if camera and (encoder is None or config.loss.similarity <= 0):
+        raise UsageError(
+            f"--loss.similarity {config.loss.similarity}: expected more than 0, as a darkener of view camera learns "
+            "from nothing else; --night.source dim --night.camera.share 1 are its nights without it"
+        )
     darkener.settings = replace(
         darkener.settings, trained_exposure=config.request.exposure, trained_contrast=config.request.contrast
     )
@@ -149,7 +156,7 @@ def train_darkener(
             images, frames = as_images(day)
             images, sky = images[:, :3], images[:, 3:]
             exposure = config.request.draw(images, run.generator("exposure"), frames)
-            darkening = parallel(images, exposure)
+            darkening = parallel(images, exposure, *(_draw_cameras(images, frames, run) if camera else ()))
             if sky.shape[1]:
                 plan = planned_night(images, sky, exposure)
                 losses = config.loss(plan, darkening, plan.mean(dim=1, keepdim=True))
@@ -179,6 +186,13 @@ def train_darkener(
         log.info("epoch %d: largest distance from min(request, day) %.3f", epoch + 1, max(errors))
         run.finish_epoch()
         run.save()
+
+
+def _draw_cameras(images: Tensor, frames: int, run: Run) -> tuple[Tensor, Tensor]:
+    """Draws, which so many frames in a row share, and noise for a darkener of view camera."""
+    generator = run.generator("camera")
+    draws = torch.rand(len(images) // frames, SHARED_DRAWS, generator=generator).repeat_interleave(frames, dim=0)
+    return draws.to(images), torch.randn(images.shape, generator=generator).to(images)
 
 
 def save_and_show(
@@ -218,15 +232,17 @@ def save_and_show(
 def obedience(darkener: Darkener, images: Tensor, runtime: Runtime) -> dict[float, tuple[float, float]]:
     """Of day `images` `(N, 3, H, W)`, for each of `REPORTED_EXPOSURES`, what it asks for and what it gets.
 
-    Both are means over images: of min(request, the day's mean), and of the darkened image's intensity.
+    Both are means over images: of min(request, the day's mean), and of the darkened image's intensity, of view camera
+    before its noise.
     """
     darkener.eval()
-    night, unused = LearnedNight(darkener), torch.Generator()
+    request, contrast = darkener.settings.trained_exposure, darkener.settings.trained_contrast
     totals = {asked: torch.zeros(2) for asked in REPORTED_EXPOSURES}
     for chunk in images.split(max(1, VALIDATION_PIXELS // (images.shape[-2] * images.shape[-1]))):
         day = runtime.to_device(chunk)
         for asked, total in totals.items():
-            darkened = night(day, torch.full((len(day), 1, 1, 1), asked), unused)
+            asked_for = within_training(day, torch.full((len(day), 1, 1, 1), asked), request, contrast)
+            darkened = darkener.darken(day, asked_for)
             wanted = day.mean(dim=(1, 2, 3)).clamp(max=asked).sum()
             total += torch.stack([wanted, darkened.mean(dim=(1, 2, 3)).sum()]).cpu() / len(images)
     return {asked: (float(wanted), float(mean)) for asked, (wanted, mean) in totals.items()}

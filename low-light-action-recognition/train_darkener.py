@@ -22,7 +22,7 @@ from recogniser import load_recogniser
 
 from darkening.curve_estimator import DarkenerSettings
 from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
-from darkening.starting_point import SHIPPED, STARTING_POINT_NAME, initial_darkener
+from darkening.starting_point import STARTS, initial_darkener
 from darkening.training import (
     DarkenerOptim,
     DarkenerTraining,
@@ -52,8 +52,9 @@ class Config(CommonFlags):
     """Folder of the data set (README.md has the layouts), or `scenes` for the built-in clips."""
     checkpoint: Path
     """The daytime recogniser: a best.pt of train_day.py, a released checkpoint, or torchvision's."""
-    init: str = STARTING_POINT_NAME
-    """starting-point or night-to-look-at (ship with the package), scratch, or a darkener's path to continue from."""
+    init: str = "auto"
+    """auto (the shipped one of the same --darkener.view; camera starts as a night made by hand), starting-point,
+    night-to-look-at, scratch, or a darkener's path to continue from."""
     features: Literal["normalised", "unnormalised"] = "normalised"
     """What the frozen recogniser is fed: clips normalised as it was trained, or raw as in the authors' code."""
     request: RequestConfig = field(default_factory=RequestConfig)
@@ -67,7 +68,7 @@ class Config(CommonFlags):
     def __post_init__(self) -> None:
         """Refuse values out of range; `init` may be a path as well."""
         super().__post_init__()
-        if self.init not in ("scratch", *SHIPPED):
+        if self.init not in STARTS:
             object.__setattr__(self, "init", str(Path(self.init).expanduser().absolute()))
 
 

@@ -18,7 +18,7 @@ from street_views import DayStreets, WholeStreets
 
 from darkening.curve_estimator import DarkenerSettings
 from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
-from darkening.starting_point import SHIPPED, STARTING_POINT_NAME, initial_darkener
+from darkening.starting_point import STARTS, initial_darkener
 from darkening.training import (
     DarkenerOptim,
     DarkenerTraining,
@@ -47,8 +47,9 @@ class Config(CommonFlags):
     """Folder with leftImg8bit/ and gtFine/ in Cityscapes' layout, or `scenes` for the built-in data."""
     checkpoint: Path
     """The daytime network: a best.pt of train_day.py, a released checkpoint, or torchvision's DeepLabV3."""
-    init: str = STARTING_POINT_NAME
-    """starting-point or night-to-look-at (ship with the package), scratch, or a darkener's path to continue from."""
+    init: str = "auto"
+    """auto (the shipped one of the same --darkener.view; camera starts as a night made by hand), starting-point,
+    night-to-look-at, scratch, or a darkener's path to continue from."""
     features: Literal["normalised", "unnormalised"] = "normalised"
     """What the frozen network is fed: images normalised as it was trained, or raw as in the authors' code."""
     request: RequestConfig = field(default_factory=RequestConfig)
@@ -62,7 +63,7 @@ class Config(CommonFlags):
     def __post_init__(self) -> None:
         """Refuse values out of range; `init` may be a path as well."""
         super().__post_init__()
-        if self.init not in ("scratch", *SHIPPED):
+        if self.init not in STARTS:
             object.__setattr__(self, "init", str(Path(self.init).expanduser().absolute()))
 
 
