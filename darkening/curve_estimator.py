@@ -155,7 +155,7 @@ class Darkener(nn.Module):
 
     @torch.no_grad()
     def darken(self, images: Tensor, exposure: Tensor) -> Tensor:
-        """The darkened images, clamped to [0, 1], no graph kept; what is too large at once in parts, with the same result."""
+        """The darkened images, clamped to [0, 1], no graph kept; large ones in parts, with the same result."""
         exposure = exposure.to(images).expand(images.shape[0], 1, *images.shape[2:])
         count, height, width = len(images), *images.shape[-2:]
         most = _PIXELS_AT_ONCE["cpu" if images.device.type == "cpu" else "other"]
@@ -174,7 +174,7 @@ class Darkener(nn.Module):
 def clean_weights(darkener: Darkener) -> dict[str, Tensor]:
     """The weights, with zeros for those below 1e-30 in magnitude.
 
-    Weight decay shrinks what is of no use into subnormal numbers. They change nothing and make a processor more than ten
+    Weight decay shrinks what is of no use into subnormal numbers. They change nothing but make some processors ten
     times slower, so none is saved and none is left in a darkener that is loaded.
     """
     return {name: tensor.masked_fill(tensor.abs() < 1e-30, 0.0) for name, tensor in darkener.state_dict().items()}
