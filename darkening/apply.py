@@ -15,6 +15,7 @@ import os
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -78,12 +79,19 @@ class Config:
         if self.size is not None:
             require(min(self.size) >= 8, "--size", self.size, "two numbers, 8 or more each")
         if self.exposures:
-            sound = all(0.0 <= exposure <= 1.0 for exposure in self.exposures)
-            sound = sound and len(set(map(_mark, self.exposures))) == len(self.exposures)
-            require(sound, "--exposures", self.exposures, "numbers from 0 to 1, each once")
+            within = all(0.0 <= exposure <= 1.0 for exposure in self.exposures)
+            once = within and len(self.nights) == len(self.exposures)
+            require(once, "--exposures", self.exposures, "numbers from 0 to 1, each once")
             drawn, source = self.night.exposure, self.night.source
             require(drawn == SHOWN_EXPOSURES, "--night.exposure", drawn, "no such flag beside --exposures")
             require(source != "day", "--night.source", source, "a night beside --exposures; day darkens nothing")
+
+    @property
+    def nights(self) -> dict[str, NightConfig]:
+        """What darkens each file, by what is put behind the file's name."""
+        if not self.exposures:
+            return {"": self.night}
+        return {f"@{exposure:g}": replaced(self.night, exposure=(exposure, exposure)) for exposure in self.exposures}
 
 
 class PictureFiles(Dataset[tuple[Path, torch.Tensor | str]]):
@@ -113,12 +121,7 @@ def main(config: Config) -> None:
         # The starting point is the default of --darkener, not a wish: hand-made nights do without.
         wanted = config.night.source == "learned" or config.darkener != STARTING_POINT_NAME
         darkener = load_darkener_or_starting_point(config.darkener) if wanted else None
-        nights = {
-            _mark(exposure): replaced(config.night, exposure=(exposure, exposure)) for exposure in config.exposures
-        }
-        views = {
-            mark: build_night_view(night, darkener, runtime) for mark, night in (nights or {"": config.night}).items()
-        }
+        views = {mark: build_night_view(night, darkener, runtime) for mark, night in config.nights.items()}
         _refuse_other_settings(config, files)
         work = {file: [(_marked(targets[file], mark), view) for mark, view in views.items()] for file in files}
         # Of a folder, what is done is left alone; of a single file nothing would tell what it was darkened with.
@@ -185,11 +188,6 @@ def darken_videos(config: Config, work: Work, runtime: Runtime) -> Bad:
     return bad
 
 
-def _mark(exposure: float) -> str:
-    """What stands in a file's name for the exposure it was darkened to."""
-    return f"@{exposure:g}"
-
-
 def _marked(target: Path, mark: str) -> Path:
     return target.with_name(f"{target.stem}{mark}{target.suffix}")
 
@@ -238,7 +236,7 @@ def _refuse_other_settings(config: Config, files: list[Path]) -> None:
     stored = recorded(now, config.output / SETTINGS_FILE)
     # A folder that held images alone says nothing of the quality of videos, one of an older version less.
     unsaid = {name: now[name] for name in ("input", "crf") if name in now}
-    before = unsaid | {"exposures": []} | stored
+    before: dict[str, Any] = unsaid | {"exposures": []} | stored
     changed = [name for name in now if before.get(name) != now[name]]
     if changed == ["input"]:
         raise UsageError(
