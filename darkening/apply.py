@@ -17,6 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    # Read when torch is loaded. Its threads otherwise spin while they wait, and take the cores from the video codecs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -72,10 +76,13 @@ class Config:
     """auto, cpu, mps, cuda or cuda:1."""
     workers: int = 2
     """Processes that decode images; 0 does it in the main process."""
+    threads: int = 0
+    """CPU threads of torch; 0 keeps torch's choice. Video codecs have threads of their own."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         require(self.workers >= 0, "--workers", self.workers, "0 or more")
+        require(self.threads >= 0, "--threads", self.threads, "0 or more")
         if self.size is not None:
             require(min(self.size) >= 8, "--size", self.size, "two numbers, 8 or more each")
         if self.exposures:
@@ -117,7 +124,7 @@ def main(config: Config) -> None:
     """Darken everything that is not darkened yet."""
     files = find_pictures(config.input, PICTURE_SUFFIXES | VIDEO_SUFFIXES)
     targets = _targets(config, files)
-    with open_runtime(config.device) as runtime:
+    with open_runtime(config.device, threads=config.threads) as runtime:
         # The starting point is the default of --darkener, not a wish: hand-made nights do without.
         wanted = config.night.source == "learned" or config.darkener != STARTING_POINT_NAME
         darkener = load_darkener_or_starting_point(config.darkener) if wanted else None
