@@ -14,7 +14,7 @@ from video_files import save_video
 from darkening import apply, preview
 from darkening.curve_estimator import Darkener, DarkenerSettings, save_darkener
 from darkening.night_view import NightConfig
-from darkening.pictures import PICTURE_SUFFIXES, find_pictures, read_picture, write_picture
+from darkening.pictures import PICTURE_SUFFIXES, as_codes, as_intensities, find_pictures, read_picture, write_picture
 from darkening.starting_point import load_starting_point
 from minmax.runtime.config import replaced, run_script
 from minmax.runtime.devices import Runtime
@@ -263,6 +263,8 @@ def test_a_missing_darkener_is_refused(photos, tmp_path):
     [
         (["--night.exposure", "0.3", "0.1"], "error: --night.exposure 0.3 0.1: expected two numbers"),
         (["--workers", "-1"], "error: --workers -1: expected 0 or more"),
+        (["--threads", "-1"], "error: --threads -1: expected 0 or more"),
+        (["--exposures", "0.1", "2"], "error: --exposures 0.1 2.0: expected numbers from 0 to 1, each once"),
     ],
 )
 def test_a_bad_flag_ends_the_command_with_one_line(flags, message, photos, tmp_path, monkeypatch, capsys):
@@ -430,3 +432,9 @@ def test_a_broken_video_is_told_once_for_all_exposures(tmp_path):
 def test_exposures_that_contradict_are_refused(flags, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         apply.Config(input=tmp_path, output=tmp_path / "dark", **flags)
+
+
+def test_bytes_and_intensities_are_each_others_inverse():
+    codes = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(as_intensities(codes), codes / 255.0)
+    assert torch.equal(as_codes(as_intensities(codes)), codes)
