@@ -1,26 +1,43 @@
-"""Darkening 512x1024 images and a darkener training step: ours against the straightforward form, alternately.
+"""Darkening of images and a darkener training step: ours against the straightforward form, alternately.
 
     python benchmarks/bench_darkening.py
 
-The straightforward form is the same mathematics: concatenated skip connections, a curve that allocates in every round,
-default memory layout, a feature network whose parameters require gradients, the C library's default allocator.
+Darkeners have the weights that ship: weights decide about speed where some are subnormal. The straightforward form is
+the authors' formulation of the estimator with the starting point's weights: concatenated skip connections, a curve that
+allocates in every round, default memory layout, a feature network whose parameters require gradients, the C library's
+default allocator. Photos of 12 megapixels are darkened from file to file, each in a process of its own, which tells its
+peak memory; the straightforward form would need more than 20 GiB for one.
 """
 
 import ctypes
 import platform
+import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 import torchvision
 
-from darkening.curve_estimator import Darkener, Darkening
+from darkening.curve_estimator import Darkening
 from darkening.losses import DarkeningLoss
-from minmax.runtime.devices import keep_large_buffers
+from darkening.night_view import NightConfig, build_night_view
+from darkening.pictures import as_intensities, decode_picture, write_picture
+from darkening.starting_point import STARTING_POINT_NAME, load_darkener_or_starting_point
+from minmax.runtime.devices import Runtime, keep_large_buffers
+from minmax.runtime.seeding import generator_for
 from minmax.task_network import InputNormalization, LayeredEncoder, freeze
 
-ROUNDS = 7
+DARKENERS = (("nights to learn from", STARTING_POINT_NAME),)
+"""What they are for, and their names or paths."""
+NAMES = tuple(name for _, name in DARKENERS)
+ROUNDS = 5
+THREADS = (1, 2)
+RUNTIME = Runtime(torch.device("cpu"))
 
 
 def default_allocator():
@@ -73,34 +90,50 @@ def compare(title, plain, ours):
                 times[name].append(elapsed)
     medians = {name: statistics.median(values) for name, values in times.items()}
     print(
-        f"{title}: {medians['plain']:.3f} s -> {medians['ours']:.3f} s, ratio {medians['plain'] / medians['ours']:.2f}"
+        f"{title}, {torch.get_num_threads()} threads: {medians['plain']:.3f} s -> {medians['ours']:.3f} s, "
+        f"ratio {medians['plain'] / medians['ours']:.2f}",
+        flush=True,
     )
 
 
-def main():
-    """Compare, after checking that both give the same."""
-    torch.manual_seed(0)
-    darkener = Darkener()
-    fast = Darkener().to(memory_format=torch.channels_last)
-    fast.load_state_dict(darkener.state_dict())
+def smooth_images(count, height, width, seed=0):
+    """Images with slopes, edges and grain, `(count, 3, height, width)`: noise alone is nothing that occurs."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 9, 16, generator=generator)
+    grain = 0.04 * torch.rand(count, 3, height, width, generator=generator)
+    return (F.interpolate(coarse, (height, width), mode="bicubic") + grain).clamp(0.0, 1.0)
+
+
+@torch.no_grad()
+def bench_image():
+    """One image of Cityscapes' network size."""
+    authors = load_darkener_or_starting_point(STARTING_POINT_NAME)
+    exposure, images = torch.tensor(0.1), smooth_images(1, 512, 1024)
+    images_last = RUNTIME.to_device(images)
+    for title, name in DARKENERS:
+        darkener = RUNTIME.place(load_darkener_or_starting_point(name))
+        if name == STARTING_POINT_NAME:
+            expected = straightforward(authors, images, exposure).image.clamp(0, 1)
+            torch.testing.assert_close(darkener.darken(images_last, exposure), expected)
+        for threads in THREADS:
+            torch.set_num_threads(threads)
+            compare(
+                f"darken 1x3x512x1024, {title}",
+                lambda: straightforward(authors, images, exposure).image.clamp(0, 1),
+                lambda darkener=darkener: darkener.darken(images_last, exposure),
+            )
+
+
+def bench_step():
+    """A training step of a darkener from the starting point."""
+    darkener, fast = (load_darkener_or_starting_point(STARTING_POINT_NAME) for _ in range(2))
+    fast = fast.to(memory_format=torch.channels_last)
     exposure = torch.tensor(0.1)
-
-    images = torch.rand(1, 3, 512, 1024)
-    images_last = images.contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():
-        torch.testing.assert_close(straightforward(darkener, images, exposure).image, fast(images_last, exposure).image)
-        compare(
-            "darken 1x3x512x1024",
-            lambda: straightforward(darkener, images, exposure).image.clamp(0, 1),
-            lambda: fast.darken(images_last, exposure),
-        )
-
     resnet = torchvision.models.resnet18(weights=None)
     layers = {name: layer for name, layer in resnet.named_children() if name not in ("avgpool", "fc")}
     encoder = LayeredEncoder(InputNormalization.imagenet(), layers, ["layer4"]).eval()
-    day, day_last = (
-        torch.rand(8, 3, 112, 112).contiguous(memory_format=m) for m in (torch.contiguous_format, torch.channels_last)
-    )
+    day = smooth_images(8, 112, 112)
+    day_last = day.contiguous(memory_format=torch.channels_last)
     loss = DarkeningLoss()
 
     def plain_step():
@@ -127,8 +160,56 @@ def main():
         frozen.requires_grad_(False)
         our_step()
 
-    compare("darkener step, ResNet-18 features, 8x3x112x112", plain_with_gradients, ours_frozen)
+    for threads in THREADS:
+        torch.set_num_threads(threads)
+        compare("darkener step, ResNet-18 features, 8x3x112x112", plain_with_gradients, ours_frozen)
+
+
+def bench_photos():
+    """Photos of 12 megapixels, file to file, each in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        photo = Path(folder) / "day.jpg"
+        write_picture(smooth_images(1, 3000, 4000)[0], photo)
+        for threads in THREADS:
+            nights = [("brightness", "dark.png"), *((night, "dark.jpg") for night in ("brightness", *NAMES))]
+            for night, target in nights:
+                command = [sys.executable, __file__, night, str(photo), str(Path(folder) / target), str(threads)]
+                subprocess.run(command, check=True)
+
+
+def darken_photo(night, photo, target, threads):
+    """In a process of its own: seconds from file to file, and how much memory that takes beyond what is loaded."""
+    torch.set_num_threads(threads)
+    keep_large_buffers()
+    hand_made = night == "brightness"
+    darkener = None if hand_made else load_darkener_or_starting_point(night)
+    config = NightConfig(source="brightness" if hand_made else "learned", exposure=(0.1, 0.1))
+    view = build_night_view(config, darkener, RUNTIME)
+    view(torch.rand(1, 3, 64, 64), generator_for("bench"))  # loads what is loaded at the first use
+
+    def convert():
+        images = as_intensities(RUNTIME.to_device(decode_picture(photo)[None]))
+        write_picture(view(images, generator_for("bench"))[0], target)
+
+    before = peak_memory()
+    elapsed = seconds(convert)
+    print(
+        f"darken 3000x4000 {photo.suffix} -> {target.suffix}, {night}, {threads} threads: {elapsed:.2f} s, peak memory "
+        f"{before:.2f} GiB before and {peak_memory():.2f} GiB after",
+        flush=True,
+    )
+
+
+def peak_memory():
+    """The most memory that this process has held so far, in GiB."""
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        darken_photo(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+    else:
+        bench_photos()  # first: Linux counts the memory of who starts a process as the process's own
+        bench_image()
+        bench_step()

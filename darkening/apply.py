@@ -5,6 +5,8 @@
 Finished files are skipped when the same command is given again. Exposure and noise of each image, or of each video as a
 whole, depend on the seed and on its path below the input alone, so an interrupted run ends with the files that an
 uninterrupted one would have made. A file is written under another name and renamed when it is whole.
+
+`--exposures 0.05 0.1 0.2` makes several nights of each file, photo@0.05.jpg, photo@0.1.jpg and photo@0.2.jpg.
 """
 
 import logging
@@ -12,6 +14,11 @@ import os
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    # Read when torch is loaded. Its threads otherwise spin while they wait, and take the cores from the video codecs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -21,6 +28,7 @@ from darkening.night_view import NightConfig, NightView, build_night_view
 from darkening.pictures import (
     DECODING_ERRORS,
     PICTURE_SUFFIXES,
+    as_intensities,
     decode_picture,
     find_pictures,
     listed_below,
@@ -31,7 +39,7 @@ from darkening.video_frames import VIDEO_SUFFIXES, BrokenVideo, expected_frames
 from darkening.video_writer import VideoOptions
 from darkening.videos import darken_video
 from minmax.runtime.checkpoints import file_digest, remove_leftovers
-from minmax.runtime.config import require, run_script, to_plain
+from minmax.runtime.config import replaced, require, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.report import recorded, write_json
@@ -39,6 +47,8 @@ from minmax.runtime.seeding import generator_for
 
 log = logging.getLogger(__name__)
 SETTINGS_FILE = ".darkening.json"
+SHOWN_EXPOSURES = (0.05, 0.2)
+"""Training draws from 0 on, as the paper; what is darkened for people to see should not be black."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +61,9 @@ class Config:
     """The darkened file, or the folder for the darkened files; made when missing."""
     darkener: str = NIGHT_TO_LOOK_AT_NAME
     """A darkener checkpoint, or one that ships with the package: `night-to-look-at` or `starting-point`."""
-    night: NightConfig = field(default_factory=NightConfig)
+    night: NightConfig = field(default_factory=lambda: NightConfig(exposure=SHOWN_EXPOSURES))
+    exposures: tuple[float, ...] = ()
+    """Darken each file once to each of these mean intensities, into NAME@EXPOSURE, instead of to one that is drawn."""
     size: tuple[int, int] | None = None
     """Height and width that images and frames are brought to before they are darkened; by default they keep theirs."""
     video: VideoOptions = field(default_factory=VideoOptions)
@@ -63,12 +75,29 @@ class Config:
     """auto, cpu, mps, cuda or cuda:1."""
     workers: int = 2
     """Processes that decode images; 0 does it in the main process."""
+    threads: int = 0
+    """CPU threads of torch; 0 keeps torch's choice. Video codecs have threads of their own."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         require(self.workers >= 0, "--workers", self.workers, "0 or more")
+        require(self.threads >= 0, "--threads", self.threads, "0 or more")
         if self.size is not None:
             require(min(self.size) >= 8, "--size", self.size, "two numbers, 8 or more each")
+        if self.exposures:
+            within = all(0.0 <= exposure <= 1.0 for exposure in self.exposures)
+            once = within and len(self.nights) == len(self.exposures)
+            require(once, "--exposures", self.exposures, "numbers from 0 to 1, each once")
+            drawn, source = self.night.exposure, self.night.source
+            require(drawn == SHOWN_EXPOSURES, "--night.exposure", drawn, "no such flag beside --exposures")
+            require(source != "day", "--night.source", source, "a night beside --exposures; day darkens nothing")
+
+    @property
+    def nights(self) -> dict[str, NightConfig]:
+        """What darkens each file, by what is put behind the file's name."""
+        if not self.exposures:
+            return {"": self.night}
+        return {f"@{exposure:g}": replaced(self.night, exposure=(exposure, exposure)) for exposure in self.exposures}
 
 
 class PictureFiles(Dataset[tuple[Path, torch.Tensor | str]]):
@@ -94,62 +123,79 @@ def main(config: Config) -> None:
     """Darken everything that is not darkened yet."""
     files = find_pictures(config.input, PICTURE_SUFFIXES | VIDEO_SUFFIXES)
     targets = _targets(config, files)
-    # Of a folder, what is done is left alone; of a single file nothing would tell what it was darkened with.
-    left = [file for file in files if config.input.is_file() or not targets[file].exists()]
-    if len(left) < len(files):
-        log.info("%d of %d files are done already", len(files) - len(left), len(files))
-    bad: list[str] = []
-    with open_runtime(config.device) as runtime:
+    with open_runtime(config.device, threads=config.threads) as runtime:
         # The default of --darkener is not a wish: hand-made nights do without.
         wanted = config.night.source == "learned" or config.darkener != NIGHT_TO_LOOK_AT_NAME
         darkener = load_darkener_or_starting_point(config.darkener) if wanted else None
-        view = build_night_view(config.night, darkener, runtime)
+        views = {mark: build_night_view(night, darkener, runtime) for mark, night in config.nights.items()}
         _refuse_other_settings(config, files)
-        pictures, videos = ([file for file in left if _is_video(file) == wanted] for wanted in (False, True))
-        bad += darken_pictures(config, pictures, targets, view, runtime)
-        bad += darken_videos(config, videos, targets, view, runtime)
-    log.info("%d files darkened into %s", len(left) - len(bad), config.output)
+        work = {file: [(_marked(targets[file], mark), view) for mark, view in views.items()] for file in files}
+        # Of a folder, what is done is left alone; of a single file nothing would tell what it was darkened with.
+        if config.input.is_dir():
+            work = {file: [one for one in jobs if not one[0].exists()] for file, jobs in work.items()}
+        left = sum(map(len, work.values()))
+        if left < len(files) * len(views):
+            log.info("%d of %d files are done already", len(files) * len(views) - left, len(files) * len(views))
+        pictures, videos = (
+            {file: jobs for file, jobs in work.items() if jobs and _is_video(file) == wanted}
+            for wanted in (False, True)
+        )
+        bad = darken_pictures(config, pictures, runtime) + darken_videos(config, videos, runtime)
+    log.info("%d files darkened into %s", left - sum(len(work[file]) for file, _ in bad), config.output)
     if bad:
-        message = f"{len(bad)} of {len(files)} files cannot be read:{listed_below(bad)}"
+        listed = listed_below([f"{file}: {reason}" for file, reason in bad])
+        message = f"{len(bad)} of {len(files)} files cannot be read:{listed}"
         if not config.skip_corrupt:
             raise RunError(f"{message}\nall others are done; mend or remove these, or give --skip-corrupt")
         log.warning("left out: %s", message)
 
 
-def darken_pictures(
-    config: Config, files: list[Path], targets: dict[Path, Path], view: NightView, runtime: Runtime
-) -> list[str]:
-    """Darken images; a line for each that cannot be read."""
+Work = dict[Path, list[tuple[Path, NightView]]]
+"""What is to be made of each file: targets, and the night views that make them."""
+Bad = list[tuple[Path, str]]
+"""Files that cannot be read, and why."""
+
+
+def darken_pictures(config: Config, work: Work, runtime: Runtime) -> Bad:
+    """Darken images, each decoded once."""
     bad = []
+    files = list(work)
     loader = DataLoader(PictureFiles(files, config.size), batch_size=None, num_workers=min(config.workers, len(files)))
-    hidden = None if files else True
-    for file, pixels in tqdm(loader, desc="darkening", unit="image", disable=hidden):
-        if isinstance(pixels, str):
-            bad.append(f"{file}: {pixels}")
-            continue
-        images = runtime.to_device(pixels[None]) / 255.0
-        write_picture(view(images, generator_for(config.seed, _draws_name(config, file)))[0], targets[file])
+    with tqdm(
+        total=sum(map(len, work.values())), desc="darkening", unit="image", disable=None if files else True
+    ) as bar:
+        for file, pixels in loader:
+            if isinstance(pixels, str):
+                bad.append((file, pixels))
+                continue
+            image = as_intensities(runtime.to_device(pixels[None]))
+            for target, view in work[file]:
+                write_picture(view(image, generator_for(config.seed, _draws_name(config, file)))[0], target)
+                bar.update()
     return bad
 
 
-def darken_videos(
-    config: Config, files: list[Path], targets: dict[Path, Path], view: NightView, runtime: Runtime
-) -> list[str]:
-    """Darken videos, each with one exposure and one noise map; a line for each that cannot be read."""
+def darken_videos(config: Config, work: Work, runtime: Runtime) -> Bad:
+    """Darken videos, each with one noise map and, in each of its targets, one exposure."""
     bad = []
-    total = sum(map(expected_frames, files))
-    with tqdm(total=total, desc="darkening", unit="frame", disable=None if files else True) as bar:
-        for file in files:
-            bar.set_postfix_str(file.name, refresh=False)
-            remove_leftovers(targets[file])
-            generator = generator_for(config.seed, _draws_name(config, file))
-            # A function of its own for each video, as the next one's generator must not reach it.
-            start = partial(view.for_video, generator=generator)
+    total = sum(expected_frames(file) * len(jobs) for file, jobs in work.items())
+    with tqdm(total=total, desc="darkening", unit="frame", disable=None if work else True) as bar:
+        for file, jobs in work.items():
             try:
-                darken_video(file, targets[file], start, runtime, config.video, config.size, bar.update)
+                for target, view in jobs:
+                    bar.set_postfix_str(target.name, refresh=False)
+                    remove_leftovers(target)
+                    generator = generator_for(config.seed, _draws_name(config, file))
+                    # A function of its own for each video, as the next one's generator must not reach it.
+                    start = partial(view.for_video, generator=generator)
+                    darken_video(file, target, start, runtime, config.video, config.size, bar.update)
             except BrokenVideo as error:
-                bad.append(f"{file}: {error}")
+                bad.append((file, str(error)))
     return bad
+
+
+def _marked(target: Path, mark: str) -> Path:
+    return target.with_name(f"{target.stem}{mark}{target.suffix}")
 
 
 def _draws_name(config: Config, file: Path) -> str:
@@ -168,22 +214,31 @@ def _refuse_other_settings(config: Config, files: list[Path]) -> None:
     darkener = Path(config.darkener)
     now = {
         "night": to_plain(config.night),
+        "exposures": list(config.exposures),
         "size": to_plain(config)["size"],
         "seed": config.seed,
         "darkener": file_digest(darkener) if darkener.is_file() else config.darkener,
+        "input": str(config.input.resolve()),
     }
     if any(map(_is_video, files)):
         now["crf"] = config.video.crf
-    # A folder that held images alone says nothing of the quality of videos.
     stored = recorded(now, config.output / SETTINGS_FILE)
-    before = {"crf": now.get("crf")} | stored
+    # A folder that held images alone says nothing of the quality of videos, one of an older version less.
+    unsaid = {name: now[name] for name in ("input", "crf") if name in now}
+    before: dict[str, Any] = unsaid | {"exposures": []} | stored
     changed = [name for name in now if before.get(name) != now[name]]
+    if changed == ["input"]:
+        raise UsageError(
+            f"--output {config.output}: holds what was darkened from {before['input']}, so that files of "
+            f"{now['input']} with the same names would count as done; choose another folder (or, where the input was "
+            f"only moved, correct {SETTINGS_FILE} in the output)"
+        )
     if changed:
         raise UsageError(
             f"--output {config.output}: holds images darkened with other settings ({', '.join(changed)}); choose "
             "another folder, or remove this one"
         )
-    if before != stored and "crf" in now:  # from here on it holds videos too
+    if before != stored:  # from here on it holds videos too
         write_json(before, config.output / SETTINGS_FILE)
 
 

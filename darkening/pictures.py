@@ -17,7 +17,8 @@ DECODING_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombErro
 """What Pillow raises for files that are not, or not wholly, a picture."""
 
 _WRITTEN_AS = {".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff"}
-_OPTIONS = {"jpeg": {"quality": 95, "subsampling": 0}}
+# PNG is lossless at every level; 2 takes a fifth of the time of Pillow's own 6 for a file of a fifth more.
+_OPTIONS = {"jpeg": {"quality": 95, "subsampling": 0}, "png": {"compress_level": 2}}
 
 
 def files_below(folder: Path, ending: str | tuple[str, ...]) -> list[Path]:
@@ -87,6 +88,16 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def as_intensities(codes: Tensor) -> Tensor:
+    """Bytes as float32 in [0, 1], of the same shape and memory layout."""
+    return codes.to(torch.float32).div_(255.0)  # twice as fast as a division of bytes
+
+
+def as_codes(images: Tensor) -> Tensor:
+    """Intensities rounded to bytes, those outside [0, 1] clamped, not wrapped around."""
+    return images.mul(255.0).round_().clamp_(0.0, 255.0).to(torch.uint8)
+
+
 def read_picture(file: Path) -> Tensor:
     """Read a file as float RGB `(1, 3, H, W)` in [0, 1].
 
@@ -94,14 +105,14 @@ def read_picture(file: Path) -> Tensor:
         RunError: when it cannot be decoded.
     """
     try:
-        return decode_picture(file)[None] / 255.0
+        return as_intensities(decode_picture(file)[None])
     except DECODING_ERRORS as error:
         raise RunError(f"cannot read {file}: {error}") from error
 
 
 def write_picture(image: Tensor, file: Path) -> None:
     """Write `(3, H, W)` in [0, 1] in the format of the file's ending, atomically and clamped, not wrapped around."""
-    pixels = (image.clamp(0.0, 1.0) * 255.0).round().to("cpu", torch.uint8).permute(1, 2, 0).numpy()
+    pixels = as_codes(image).cpu().permute(1, 2, 0).numpy()
     kind = _WRITTEN_AS.get(file.suffix.lower(), file.suffix.lower()[1:])
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     write_atomically(file, lambda temporary: picture.save(temporary, format=kind, **_OPTIONS.get(kind, {})))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from darkening.curve_estimator import Darkener, DarkenerSettings, DepthwiseSeparable, load_darkener
+from darkening.curve_estimator import Darkener, DarkenerSettings, DepthwiseSeparable, clean_weights, load_darkener
 from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
 from darkening.training import (
     DarkenerOptim,
@@ -65,6 +65,7 @@ def load_starting_point(path: Path = STARTING_POINT) -> Darkener:
         raise UsageError(f"cannot read the shipped darkener {path}: {error}; install the package again") from error
     darkener = Darkener(settings)
     load_strictly(darkener, state, path)
+    darkener.load_state_dict(clean_weights(darkener))
     return darkener
 
 
@@ -98,7 +99,7 @@ def initial_darkener(init: str, settings: DarkenerSettings) -> Darkener:
 
 def export(darkener: Darkener, path: Path) -> None:
     """Write weights and settings as safetensors."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in darkener.state_dict().items()}
+    state = {name: tensor.cpu().contiguous() for name, tensor in clean_weights(darkener).items()}
     metadata = {"settings": json.dumps(asdict(darkener.settings))}
     write_atomically(path, lambda temporary: temporary.write_bytes(save(state, metadata)))
 

@@ -15,7 +15,7 @@ import numpy as np
 from av.codec.context import Flags
 from av.container import InputContainer
 from av.packet import Packet
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -71,6 +71,7 @@ class VideoWriter:
             self.out = av.open(str(file), "w", format=_CONTAINERS.get(suffix, suffix[1:]))
         self.video: VideoStream | None = None
         self.tracks: dict[int, Any] = {}
+        self.converter = VideoReformatter()  # one for all frames, as each sets up tables
         self.count, self.first, self.last = 0, 0, -1
 
     def __enter__(self) -> Self:
@@ -89,7 +90,8 @@ class VideoWriter:
         if self.codec == _VP9:
             fixed = {"b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"}
         else:
-            fixed["preset"] = "fast"
+            # Twice as fast as "fast", for files no larger; a decibel less of 46 to 49 at crf 18.
+            fixed["preset"] = "veryfast"
         video = self.out.add_stream(self.codec, rate=rate, options={"crf": str(self.options.crf), **fixed})
         assert isinstance(video, VideoStream)
         video.width, video.height = width, height
@@ -118,19 +120,24 @@ class VideoWriter:
         with _as_disk_error():
             if self.video is None:
                 self.video = self._open_streams(pixels.shape[1], pixels.shape[2])
-            for packet in sound:
-                track = self.tracks.get(packet.stream.index)
-                if track is not None and packet.dts is not None:
-                    packet.stream = track
-                    self.out.mux(packet)
+            self.write_sound(sound)
             for picture, shown in zip(pixels, times, strict=True):
                 frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-                frame = frame.reformat(format=self.video.pix_fmt, dst_colorspace=self.matrix)
+                frame = self.converter.reformat(frame, format=self.video.pix_fmt, dst_colorspace=self.matrix)
                 frame.time_base = self.video.codec_context.time_base
                 frame.pts = self._time(shown.time)
                 if self.keeps_times:
                     frame.duration = shown.duration
                 self.out.mux(self.video.encode(frame))
+
+    def write_sound(self, sound: list[Packet[Any]]) -> None:
+        """Copy packets of sound; there must have been frames before."""
+        with _as_disk_error():
+            for packet in sound:
+                track = self.tracks.get(packet.stream.index)
+                if track is not None and packet.dts is not None:
+                    packet.stream = track
+                    self.out.mux(packet)
 
     def _time(self, time: int | None) -> int:
         """When the next frame is shown: as in the source, but always after the last one."""

@@ -17,6 +17,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from torch import Tensor
 
+from darkening.pictures import as_codes, as_intensities
 from darkening.video_frames import FrameWatch, frames_of, open_video, upright_pixels
 from darkening.video_writer import Shown, VideoOptions, VideoWriter
 from minmax.runtime.checkpoints import write_atomically
@@ -30,9 +31,12 @@ _BATCH_PIXELS = {"cpu": 2**18, "other": 2**21}
 
 
 class _Batch(NamedTuple):
-    """Frames in a row, uint8 `(T, H, W, 3)`, when and how long each is shown, and the sound that was read with them."""
+    """Frames in a row, uint8 `(T, H, W, 3)`, when and how long each is shown, and the sound that was read with them.
 
-    pixels: Tensor
+    Without `pixels` it is the sound behind the last frame.
+    """
+
+    pixels: Tensor | None
     times: list[Shown]
     sound: list[Packet[Any]]
 
@@ -93,22 +97,22 @@ def _convert(
         darken: Callable[[Tensor], Tensor] | None = None
         written: deque[Future[None]] = deque()
         for batch in _ahead(_batches(source, container, stream, options.batch, size, runtime), decoding):
-            frames = runtime.to_device(batch.pixels.permute(0, 3, 1, 2)) / 255.0
-            if darken is None:
-                darken = start(frames.shape[2], frames.shape[3])
+            if batch.pixels is None:  # no frame came after this sound
+                written.append(encoding.submit(writer.write_sound, batch.sound))
+                continue
+            count, height, width = batch.pixels.shape[:3]
+            darken = darken or start(height, width)
             try:
-                dark = darken(frames)
+                dark = darken(as_intensities(runtime.to_device(batch.pixels.permute(0, 3, 1, 2))))
             except torch.OutOfMemoryError as error:
                 raise RunError(
-                    f"{source}: out of memory for {len(frames)} frames of {frames.shape[3]}x{frames.shape[2]}; lower "
-                    "--video.batch"
+                    f"{source}: out of memory for {count} frames of {width}x{height}; lower --video.batch"
                 ) from error
-            codes = (dark.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)
-            pixels = codes.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+            pixels = as_codes(dark).permute(0, 2, 3, 1).contiguous().cpu().numpy()
             written.append(encoding.submit(writer.write, pixels, batch.times, batch.sound))
             if len(written) > _BATCHES_AHEAD:
                 written.popleft().result()
-            progress(len(frames))
+            progress(count)
         for future in written:
             future.result()
         writer.finish()
@@ -163,4 +167,4 @@ def _batches(
     if pixels:
         yield _Batch(torch.from_numpy(np.stack(pixels)), times, sound)
     elif sound:
-        yield _Batch(torch.empty(0, height, width, 3, dtype=torch.uint8), [], sound)
+        yield _Batch(None, [], sound)

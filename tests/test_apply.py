@@ -1,6 +1,7 @@
 """Darkening of files and the contact sheet: formats, resuming, broken files, full disks, refusals."""
 
 import errno
+import json
 import sys
 from pathlib import Path
 
@@ -8,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from video_files import save_video
 
 from darkening import apply, preview
 from darkening.curve_estimator import Darkener, DarkenerSettings, save_darkener
 from darkening.night_view import NightConfig
-from darkening.pictures import PICTURE_SUFFIXES, find_pictures, read_picture, write_picture
+from darkening.pictures import PICTURE_SUFFIXES, as_codes, as_intensities, find_pictures, read_picture, write_picture
 from darkening.starting_point import load_starting_point
-from minmax.runtime.config import run_script
+from minmax.runtime.config import replaced, run_script
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError, UsageError
 
@@ -261,6 +263,8 @@ def test_a_missing_darkener_is_refused(photos, tmp_path):
     [
         (["--night.exposure", "0.3", "0.1"], "error: --night.exposure 0.3 0.1: expected two numbers"),
         (["--workers", "-1"], "error: --workers -1: expected 0 or more"),
+        (["--threads", "-1"], "error: --threads -1: expected 0 or more"),
+        (["--exposures", "0.1", "2"], "error: --exposures 0.1 2.0: expected numbers from 0 to 1, each once"),
     ],
 )
 def test_a_bad_flag_ends_the_command_with_one_line(flags, message, photos, tmp_path, monkeypatch, capsys):
@@ -348,3 +352,89 @@ def test_other_settings_into_the_same_folder_are_refused(photos, tmp_path):
         darken(photos, tmp_path / "dark", NightConfig(source="gamma", exposure=(0.1, 0.1)))
     with pytest.raises(UsageError, match=r"darkened with other settings \(seed\)"):
         darken(photos, tmp_path / "dark", NightConfig(source="gamma"), seed=1)
+
+
+def test_another_folder_with_equal_names_does_not_count_as_done(photos, tmp_path):
+    darken(photos, tmp_path / "dark")
+    paint(tmp_path / "others" / "a.png", seed=9)
+    before = contents(tmp_path / "dark")
+    with pytest.raises(UsageError, match=rf"holds what was darkened from {photos}, so that .*others .*count as done"):
+        darken(tmp_path / "others", tmp_path / "dark")
+    assert contents(tmp_path / "dark") == before
+    (tmp_path / "link").symlink_to(photos)
+    assert darken(tmp_path / "link", tmp_path / "dark") == before
+
+
+def test_a_record_of_an_older_version_is_completed(photos, tmp_path):
+    before = darken(photos, tmp_path / "dark")
+    record = tmp_path / "dark" / apply.SETTINGS_FILE
+    whole = json.loads(record.read_text())
+    record.write_text(json.dumps({name: whole[name] for name in ("night", "size", "seed", "darkener")}))
+    assert darken(photos, tmp_path / "dark") == before
+    assert json.loads(record.read_text()) == whole
+
+
+def test_default_exposures_show_something(photos, tmp_path):
+    """Training draws from 0 on; files that people look at are not black."""
+    night = apply.Config(input=photos, output=tmp_path).night
+    assert night.exposure == (0.05, 0.2) and replaced(night, exposure=NightConfig().exposure) == NightConfig()
+
+
+@pytest.mark.parametrize("source", ["learned", "brightness"])
+def test_several_exposures_of_each_file_are_made_by_one_command(source, photos, tmp_path):
+    """Each as by a command of its own, with the same noise, and resumable like the rest."""
+    exposures = (0.05, 0.1, 0.25)
+    night = NightConfig(source=source, exposure=apply.SHOWN_EXPOSURES)
+    save_video(photos / "trip" / "v.mp4", frames=3)
+    found = darken(photos, tmp_path / "dark", night, exposures=exposures)
+    sources = [*NAMES, "trip/v.mp4"]
+    expected = {name.replace(".", f"@{exposure:g}.") for name in sources for exposure in exposures}
+    assert set(found) == expected
+    alone = darken(photos, tmp_path / "alone", replaced(night, exposure=(0.1, 0.1)))
+    assert all(found[name.replace(".", "@0.1.")] == alone[name] for name in NAMES)
+    for name in ("trip/c@0.05.png", "trip/v@0.05.mp4"):
+        (tmp_path / "dark" / name).unlink()
+    times = {name: path.stat().st_mtime_ns for name, path in files_below(tmp_path / "dark").items()}
+    assert set(darken(photos, tmp_path / "dark", night, exposures=exposures)) == expected
+    again = {name: path.stat().st_mtime_ns for name, path in files_below(tmp_path / "dark").items()}
+    assert {name: again[name] for name in times} == times
+    if source == "brightness":
+        means = [float(read_picture(tmp_path / "dark" / f"a@{exposure:g}.png").mean()) for exposure in exposures]
+        assert means == pytest.approx(exposures, abs=0.02)
+    with pytest.raises(UsageError, match=r"other settings \(exposures\)"):
+        darken(photos, tmp_path / "dark", night, exposures=(0.05, 0.1))
+
+
+def test_several_exposures_of_one_file(photos, tmp_path):
+    night = replaced(GAMMA, exposure=apply.SHOWN_EXPOSURES)
+    apply.main(apply.Config(input=photos / "a.png", output=tmp_path / "dark.png", night=night, exposures=(0.1, 0.2)))
+    assert {path.name for path in tmp_path.glob("*.png")} == {"dark@0.1.png", "dark@0.2.png"}
+
+
+def test_a_broken_video_is_told_once_for_all_exposures(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "broken.mp4").write_bytes(b"")
+    with pytest.raises(RunError, match="1 of 1 files cannot be read") as caught:
+        darken(tmp_path / "in", tmp_path / "out", replaced(GAMMA, exposure=(0.05, 0.2)), exposures=(0.1, 0.2))
+    assert str(caught.value).count("broken.mp4") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"exposures": (0.1, 1.5)}, "--exposures 0.1 1.5: expected numbers from 0 to 1, each once"),
+        ({"exposures": (0.1, 0.1)}, "--exposures 0.1 0.1"),
+        ({"exposures": (0.1, 0.10000001)}, "--exposures 0.1 0.10000001"),  # would be one file
+        ({"exposures": (0.1,), "night": NightConfig(exposure=(0.1, 0.1))}, "--night.exposure 0.1 0.1: .* --exposures"),
+        ({"exposures": (0.1,), "night": NightConfig(source="day", exposure=(0.05, 0.2))}, "--night.source day"),
+    ],
+)
+def test_exposures_that_contradict_are_refused(flags, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        apply.Config(input=tmp_path, output=tmp_path / "dark", **flags)
+
+
+def test_bytes_and_intensities_are_each_others_inverse():
+    codes = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(as_intensities(codes), codes / 255.0)
+    assert torch.equal(as_codes(as_intensities(codes)), codes)

@@ -1,5 +1,6 @@
 """The darkener: its network, the ways to ask for an exposure, its checkpoints, and the one that ships."""
 
+import json
 import math
 import pickle
 from dataclasses import asdict, replace
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from darkening import curve_estimator
 from darkening.curve_estimator import (
@@ -20,7 +21,7 @@ from darkening.curve_estimator import (
     save_darkener,
 )
 from darkening.night_view import LearnedNight, within_training
-from darkening.starting_point import export, load_starting_point, open_exposure_path
+from darkening.starting_point import STARTING_POINT, export, load_starting_point, open_exposure_path
 from darkening.training import DarkenerOptim, RequestConfig
 from minmax.runtime.errors import UsageError
 from minmax.scenes import render_labelled
@@ -52,6 +53,28 @@ def test_large_images_are_darkened_in_strips_with_the_same_result(monkeypatch):
         monkeypatch.setitem(curve_estimator._PIXELS_AT_ONCE, "cpu", 1)  # so the least number of rows
         torch.testing.assert_close(darkener.darken(images, exposure), whole, rtol=0, atol=1e-12)
         monkeypatch.undo()
+
+
+@torch.no_grad()
+def test_a_batch_is_split_into_images_before_an_image_is_split_into_rows(monkeypatch):
+    darkener, shapes = darkener_of(), []
+    forward = darkener.forward
+    monkeypatch.setattr(
+        darkener, "forward", lambda images, exposure: shapes.append(images.shape) or forward(images, exposure)
+    )
+    images, exposure = torch.rand(5, 3, 40, 20, dtype=torch.float64), torch.rand(5, 1, 40, 20, dtype=torch.float64)
+    whole = darkener.darken(images, exposure)
+    expected = {
+        5 * 800: [(5, 40)],
+        2 * 800: [(2, 40), (2, 40), (1, 40)],  # no row is computed twice
+        800: [(1, 40)] * 5,
+        799: [(1, 40), (1, 9)] * 5,
+    }
+    for most, calls in expected.items():
+        shapes.clear()
+        monkeypatch.setitem(curve_estimator._PIXELS_AT_ONCE, "cpu", most)
+        torch.testing.assert_close(darkener.darken(images, exposure), whole, rtol=0, atol=1e-12)
+        assert [(shape[0], shape[2]) for shape in shapes] == calls
 
 
 def test_parts_give_the_value_and_the_gradients_of_their_concatenation():
@@ -190,6 +213,41 @@ def test_a_darkener_under_the_authors_names_is_understood(tmp_path):
     darkener = Darkener(DarkenerSettings(curve_rounds=5, min_scale=0.75, exposure_channels=4, width=6))
     torch.save(released_names(darkener), tmp_path / "Epoch15.pth")
     assert_same_darkener(load_darkener(tmp_path / "Epoch15.pth"), darkener)
+
+
+def traces(state):
+    """Number of values that are not zero and below 1e-30."""
+    return sum(int(((tensor != 0) & (tensor.abs() < 1e-30)).sum()) for tensor in state.values() if tensor.dim())
+
+
+def test_no_subnormal_weight_is_saved_or_loaded(tmp_path):
+    darkener = Darkener(DarkenerSettings(width=4, min_scale=0.75))
+    with torch.no_grad():
+        darkener.estimator.units[2].pointwise.weight[:2] = 1e-40
+        darkener.estimator.units[2].pointwise.weight[2] = -1e-29
+    assert traces(darkener.state_dict()) == 8
+    save_darkener(darkener, tmp_path / "saved.pt")
+    assert traces(torch.load(tmp_path / "saved.pt")["darkener"]) == 0
+    export(darkener, tmp_path / "exported.safetensors")
+    assert traces(load_file(tmp_path / "exported.safetensors")) == 0
+    assert traces(darkener.state_dict()) == 8, "saving changes nothing in training"
+    # Files that others made.
+    torch.save(own_payload(asdict(darkener.settings), darkener=darkener.state_dict()), tmp_path / "ours.pt")
+    torch.save(released_names(darkener), tmp_path / "Epoch15.pth")
+    settings = {"settings": json.dumps(asdict(darkener.settings))}
+    save_file(darkener.state_dict(), tmp_path / "other.safetensors", settings)
+    for loaded in (
+        load_darkener(tmp_path / "ours.pt"),
+        load_darkener(tmp_path / "Epoch15.pth"),
+        load_starting_point(tmp_path / "other.safetensors"),
+    ):
+        assert traces(loaded.state_dict()) == 0
+        assert float(loaded.estimator.units[2].pointwise.weight[2, 0].detach()) == pytest.approx(-1e-29)
+        assert_same_darkener(loaded, darkener)
+
+
+def test_no_subnormal_weight_ships():
+    assert traces(load_file(STARTING_POINT)) == 0
 
 
 def without(mapping, name):

@@ -149,15 +149,16 @@ def test_each_frame_keeps_its_time(name, tmp_path):
     assert times_of(tmp_path / "out" / name) == times_of(file)
 
 
+def packets_of_sound(file):
+    with av.open(str(file)) as container:
+        streams = container.streams.audio
+        return [bytes(packet) for packet in container.demux(streams) if packet.size] if streams else []
+
+
 def test_sound_is_copied_bit_for_bit(tmp_path):
     file = save_video(tmp_path / "s.mp4", sound=True)
     darken(file, tmp_path / "out.mp4")
-
-    def packets(path):
-        with av.open(str(path)) as container:
-            return [bytes(packet) for packet in container.demux(audio=0) if packet.size]
-
-    assert packets(file) and packets(tmp_path / "out.mp4") == packets(file)
+    assert packets_of_sound(file) and packets_of_sound(tmp_path / "out.mp4") == packets_of_sound(file)
 
 
 def test_sound_that_a_container_cannot_hold_is_left_out_with_a_warning(tmp_path, caplog):
@@ -187,6 +188,24 @@ def test_the_number_of_frames_at_a_time_changes_nothing(tmp_path):
         darken(file, tmp_path / f"{batch}.mp4", GAMMA, VideoOptions(batch=batch))
     one, five, auto = ((tmp_path / f"{batch}.mp4").read_bytes() for batch in (1, 5, 0))
     assert one == five == auto
+
+
+@pytest.mark.parametrize("sound", [False, True])
+def test_a_learned_night_ends_at_every_number_of_frames_at_a_time(sound, tmp_path):
+    """Behind the last whole batch there may be sound and no frame."""
+    file, frames = save_video(tmp_path / "a.mkv", frames=6, sound=sound), 6
+    view = build_night_view(NightConfig(exposure=(0.1, 0.1)), load_starting_point(), RUNTIME)
+    made = []
+    for batch in (*range(1, frames + 2), 0):
+        counts, target = [], tmp_path / f"{batch}.mkv"
+        start = lambda height, width: view.for_video(height, width, generator_for("test"))  # noqa: E731
+        darken_video(file, target, start, RUNTIME, VideoOptions(crf=0, batch=batch), progress=counts.append)
+        assert sum(counts) == frames and 0 not in counts
+        assert probe(target) == probe(file) and len(probe(target).audio) == sound
+        assert packets_of_sound(target) == packets_of_sound(file)
+        made.append(read_frames(target, range(frames)).float())
+    # Sums in another order may round another way.
+    assert max(float((one - made[0]).abs().mean()) for one in made) < 0.1
 
 
 def test_intensities_are_clamped_not_wrapped_around(tmp_path):
