@@ -78,26 +78,29 @@ class DepthwiseSeparable(nn.Module):
 _REACH = 8  # pixels to either side that the eight 3x3 filters of the estimator look at
 _PIXELS_AT_ONCE = {"cpu": 2**19, "other": 2**22}  # about 3.2 GiB for each 2**20
 _LEAST_ROWS = 32
-_SCENE_PIXELS_AT_ONCE = {"cpu": 2**16, "other": 2**22}
+_SCENE_PIXELS_AT_ONCE = {"cpu": 2**17, "other": 2**22}
 
 
 class CurveEstimator(nn.Module):
-    """Eight depthwise-separable units with skip connections: image and exposure code to 6 raw maps.
+    """Eight depthwise-separable units with skip connections: image and exposure code to raw maps.
 
     Args:
         exposure_channels: channels of the exposure code beside RGB.
         width: channels of the hidden units.
+        maps: how many it estimates.
         padding: what lies beyond the border; zeros in the authors' network, which paint a frame around a scene.
     """
 
-    def __init__(self, exposure_channels: int = 1, width: int = 64, padding: PaddingName = "zeros") -> None:
+    def __init__(
+        self, exposure_channels: int = 1, width: int = 64, maps: int = 6, padding: PaddingName = "zeros"
+    ) -> None:
         super().__init__()
         inputs = [3 + exposure_channels, *[width] * 4, *[2 * width] * 3]
-        outputs = [*[width] * 7, 6]
+        outputs = [*[width] * 7, maps]
         self.units = nn.ModuleList(DepthwiseSeparable(i, o, padding) for i, o in zip(inputs, outputs, strict=True))
 
     def forward(self, image: Tensor, exposure_code: Tensor) -> Tensor:
-        """`(N, 3, H, W)` and `(N, E, H, W)` to `(N, 6, H, W)`: three curve maps, then three scale maps, raw."""
+        """`(N, 3, H, W)` and `(N, E, H, W)` to `(N, maps, H, W)`, raw; six are three curve and three scale maps."""
         unit = self.units
         z = F.relu(unit[0](image, exposure_code))
         a1 = F.relu(unit[1](z))
@@ -125,8 +128,8 @@ def encode_exposure(exposure: Tensor, channels: int) -> Tensor:
 class Darkening(NamedTuple):
     """A darkened batch and the maps that made it, each `(N, 3, H, W)`; `image` is not clamped.
 
-    Of `view` scene the curve map is the first three of `SceneCurves.maps`, small, and the scale map the colour cast; of
-    `view` camera both are the draws that made each picture, `(N, SHARED_DRAWS)`.
+    Of `view` scene the curve map is `SceneCurves.maps`, small, and the scale map the colour cast; of `view` camera both are
+    the draws that made each picture, `(N, SHARED_DRAWS)`.
     """
 
     image: Tensor
@@ -182,8 +185,10 @@ class Darkener(nn.Module):
         self.estimator: nn.Module
         if self.settings.view == "camera":
             self.estimator = CameraEstimator()
+        elif self.settings.view == "scene":
+            self.estimator = CurveEstimator(channels, width, 5, "replicate")
         else:
-            self.estimator = CurveEstimator(channels, width, "replicate" if self.settings.view == "scene" else "zeros")
+            self.estimator = CurveEstimator(channels, width)
 
     def forward(
         self, images: Tensor, exposure: Tensor, draws: Tensor | None = None, noise: Tensor | None = None
@@ -203,7 +208,7 @@ class Darkener(nn.Module):
         if self.settings.view == "scene":
             curves = self.scene_curves(images, exposure)
             image = darkened(images, curves, self.settings.curve_rounds, *spreads(curves.maps, images))
-            return Darkening(image, curves.maps[:, :3], curves.cast)
+            return Darkening(image, curves.maps, curves.cast)
         exposure = exposure.to(images).expand(images.shape[0], 1, *images.shape[2:])
         raw = self.estimator(images, encode_exposure(exposure, self.settings.exposure_channels))
         curve, squash = CURVES[self.settings.curve]
@@ -221,7 +226,7 @@ class Darkener(nn.Module):
         if exposure.shape[-2:] != (1, 1):
             exposure = shrunk(exposure, SMALL_SIDE)
         code = encode_exposure(exposure.expand(-1, -1, *small.shape[-2:]), self.settings.exposure_channels)
-        maps, cast = read_curves(self.estimator(small, code), small, exposure)
+        maps, cast = read_curves(self.estimator(small, code), exposure)
         return SceneCurves(maps, cast, solved_strength(copy, maps, cast, exposure, self.settings.curve_rounds))
 
     @torch.no_grad()

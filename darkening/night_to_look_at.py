@@ -22,7 +22,7 @@ PLANNED_LOSS = DarkeningLoss(
     exposure_space="log",
     colour=0.0,
     chroma=80.0,  # of the planned night
-    total_variation=0.3,
+    total_variation=0.6,
     total_variation_midpoint=1.0,
     scale=0.1,
     similarity=0.0,
@@ -44,7 +44,7 @@ class SceneConfig(Config):
     loss: DarkeningLoss = PLANNED_LOSS
     """Weights of the losses; there is no network here that similarity could be measured with."""
     optim: DarkenerOptim = field(
-        default_factory=lambda: DarkenerOptim(epochs=20, lr=1.5e-3, clip=1.0, milestones=(14, 18), warmup_steps=100)
+        default_factory=lambda: DarkenerOptim(epochs=10, lr=1.5e-3, clip=1.0, milestones=(7, 9), warmup_steps=100)
     )
 
 

@@ -4,13 +4,11 @@ Ours, for nights to look at. Each pixel's three channels are multiplied by one g
 colour cast for the whole image. At strength t the gain of a pixel of brightness b (half its largest channel, half its
 mean, times 0.93 so that burnt-out white moves too) is
 
-    g * the gain of the convex quadratic curve of 1 - exp(-t c) at g b,  g = exp(-t d) * (b / b')^(-k (1 - exp(-4 t)))
+    exp(-t d) * the gain of the convex quadratic curve of 1 - exp(-t c) at exp(-t d) b
 
-with three smooth maps: the density d > 0 tells how darkness spreads over the scene, c > 0 how far shadows sink, and k
-in [0, 1) how far a border between bright and dark that is finer than the maps, as that of the sky, is evened out: b' is
-the brightness around, and as k is below 1 what was brighter stays brighter, so that no rims appear. At t = 0 nothing
-changes; no gain is above 1; the mean falls to 0 as t grows, so that the t at which it is what was asked for can be
-solved for: the network decides where it gets how dark, not how dark it gets.
+with two smooth maps: the density d > 0 tells how darkness spreads over the scene, and c > 0 how far shadows sink. At
+t = 0 nothing changes; no gain is above 1; the mean falls to 0 as t grows, so that the t at which it is what was asked
+for can be solved for: the network decides where it gets how dark, not how dark it gets.
 """
 
 from __future__ import annotations
@@ -27,21 +25,20 @@ SMALL_SIDE = 16
 SOLVED_SIDE = 96
 """Longest side of the copy on which the strength is solved for."""
 _MOST_STRENGTH = 16.0
-_SOLVER_STEPS = 22
+_SOLVER_STEPS = 17
 _BLACK = 0.05  # added to brightnesses of which a logarithm or a ratio is taken: below it is noise
 _WHITE = 0.93
 _MOST_UNEVEN = 1.2  # the logarithm of the density lies this far from 0 at most
-_MOST_SINK = 0.3
+_MOST_SINK = 0.5
 _MOST_CAST = 0.12  # the same of the colour cast
-_MOST_EVEN = 0.9
-_SOON = 4.0  # so many times as fast as the density grow cast and evenness with the strength
+_SOON = 4.0  # so many times as fast as the density grows the cast with the strength
 _LEAST_REQUEST = 0.1  # a request's local variations are taken relative to its mean plus this
 # Of videos:
 _PACE = 0.03  # of the curves, per frame
 _CATCH_UP = 0.3
 _CUT = 0.15  # mean change of the small copies from one frame to the next from which on it is another scene
 # Of planned nights:
-_SKY_SHARE = 0.7  # of the land's brightness is left to the sky
+_SKY_SHARE = 0.5  # of the land's brightness is left to the sky
 _MORE_CONTRAST = 0.5
 _NIGHT_LIGHT = (0.90, 0.96, 1.14)
 _TINT = 0.7
@@ -51,7 +48,7 @@ class SceneCurves(NamedTuple):
     """What turns N images into night."""
 
     maps: Tensor
-    """`(N, 4, h, w)` at the size of the small copy: the logarithm of the density d, c, k, and k times that of b'."""
+    """`(N, 2, h, w)` at the size of the small copy: the logarithm of the density d, and c."""
     cast: Tensor
     """`(N, 3, 1, 1)`: the colour cast, 1 in the channel that it takes nothing of."""
     strength: Tensor
@@ -108,12 +105,11 @@ def brightness(images: Tensor) -> Tensor:
     return half
 
 
-def read_curves(raw: Tensor, small: Tensor, exposure: Tensor) -> tuple[Tensor, Tensor]:
+def read_curves(raw: Tensor, exposure: Tensor) -> tuple[Tensor, Tensor]:
     """Maps and cast of `SceneCurves` from what the network says of the small copy.
 
     Args:
-        raw: the network's output, `(N, 6, h, w)`.
-        small: the small copy, `(N, 3, h, w)`.
+        raw: the network's output, `(N, 5, h, w)`: of the density, of c, and of the cast in each channel.
         exposure: the request, `(N, 1, 1, 1)` or a map `(N, 1, h, w)`, whose variations the maps follow.
     """
     density = _MOST_UNEVEN * torch.tanh(raw[:, :1])
@@ -122,9 +118,8 @@ def read_curves(raw: Tensor, small: Tensor, exposure: Tensor) -> tuple[Tensor, T
     mean = exposure.mean(dim=(2, 3), keepdim=True)
     less = ((exposure + _LEAST_REQUEST) / (mean + _LEAST_REQUEST)).clamp(min=0.1)
     sink = _MOST_SINK * torch.sigmoid(raw[:, 1:2])
-    even = _MOST_EVEN * torch.sigmoid(raw[:, 2:3])
-    maps = torch.cat([density - less.log(), sink / less, even, even * (brightness(small) + _BLACK).log()], dim=1)
-    cast = _MOST_CAST * torch.tanh(raw[:, 3:].mean(dim=(2, 3), keepdim=True))
+    maps = torch.cat([density - less.log(), sink / less], dim=1)
+    cast = _MOST_CAST * torch.tanh(raw[:, 2:].mean(dim=(2, 3), keepdim=True))
     return maps, torch.exp(cast - cast.amax(dim=1, keepdim=True))
 
 
@@ -156,17 +151,15 @@ def darkened(images: Tensor, curves: SceneCurves, rounds: int, down: Tensor, acr
         down: `spread_weights` of the strip's rows, `(H, h)`.
         across: of all columns, `(W, w)`.
     """
-    density, sink, even, around = (down @ curves.maps @ across.T).split(1, dim=1)
-    strength, bright = curves.strength, brightness(images)
-    begun = 1.0 - torch.exp(-_SOON * strength)
-    evened = even * (bright + _BLACK).log() - around
-    gain = torch.exp(-(strength * density.exp() + begun * evened).clamp(min=0.0))
+    density, sink = (down @ curves.maps @ across.T).split(1, dim=1)
+    strength = curves.strength
+    gain = torch.exp(-strength * density.exp())
     bend = 1.0 - torch.exp(-strength * sink)
     # The quadratic curve v <- v + a (v^2 - v) as a product of gains: v stays b times the gain so far.
-    kept, slope = 1.0 - bend, bend * bright
+    kept, slope = 1.0 - bend, bend * brightness(images)
     for _ in range(rounds):
         gain = gain * torch.addcmul(kept, slope, gain)
-    return images * gain * curves.cast**begun
+    return images * gain * curves.cast ** (1.0 - torch.exp(-_SOON * strength))
 
 
 def solved_strength(copy: Tensor, maps: Tensor, cast: Tensor, exposure: Tensor, rounds: int) -> Tensor:

@@ -48,9 +48,8 @@ def images_of(count=2, height=40, width=30, seed=0):
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def even_curves(strength, density=1.0, sink=0.3, even=0.0, around=0.4, cast=(1.0, 1.0, 1.0)):
-    values = [math.log(density), sink, even, even * math.log(around + 0.05)]
-    maps = torch.tensor(values, dtype=torch.float64).view(1, 4, 1, 1).expand(1, 4, 3, 4)
+def even_curves(strength, density=1.0, sink=0.3, cast=(1.0, 1.0, 1.0)):
+    maps = torch.tensor([math.log(density), sink], dtype=torch.float64).view(1, 2, 1, 1).expand(1, 2, 3, 4)
     cast = torch.tensor(cast, dtype=torch.float64).view(1, 3, 1, 1)
     return SceneCurves(maps, cast, torch.full((1, 1, 1, 1), strength, dtype=torch.float64))
 
@@ -67,26 +66,23 @@ def test_brightness_is_between_mean_and_largest_channel_and_white_is_below_one()
 
 def test_strength_nought_changes_nothing():
     images = images_of()
-    assert torch.equal(by_curves(images, even_curves(0.0, even=0.8, cast=(0.9, 1.0, 0.8))), images)
+    assert torch.equal(by_curves(images, even_curves(0.0, cast=(0.9, 1.0, 0.8))), images)
 
 
-def test_the_gain_is_that_of_density_evenness_curve_and_cast():
-    images, begun = images_of(1), 1 - math.exp(-4 * 0.7)
-    curves = even_curves(0.7, density=1.5, sink=0.4, even=0.5, around=0.3, cast=(0.9, 0.95, 1.0))
+def test_the_gain_is_that_of_density_curve_and_cast():
+    images, curves = images_of(1), even_curves(0.7, density=1.5, sink=0.4, cast=(0.9, 0.95, 1.0))
     bright = brightness(images)
-    first = math.exp(-0.7 * 1.5) * ((bright + 0.05) / 0.35) ** (-0.5 * begun)
-    value, bend = bright * first.clamp(max=1), 1 - math.exp(-0.7 * 0.4)
+    value, bend = bright * math.exp(-0.7 * 1.5), 1 - math.exp(-0.7 * 0.4)
     for _ in range(3):
         value = value + bend * (value * value - value)
-    expected = images * value / bright * curves.cast**begun
+    expected = images * value / bright * curves.cast ** (1 - math.exp(-4 * 0.7))
     torch.testing.assert_close(by_curves(images, curves, rounds=3), expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("strength", [0.05, 0.5, 3.0])
-def test_what_was_brighter_stays_brighter_however_much_borders_are_evened_out(strength):
+def test_what_was_brighter_in_a_place_stays_brighter(strength):
     ramp = torch.linspace(0, 1, 256, dtype=torch.float64).expand(1, 3, 1, -1)
-    night = by_curves(ramp, even_curves(strength, sink=0.3, even=0.9, around=0.5))
-    assert (night.diff() > 0).all()
+    assert (by_curves(ramp, even_curves(strength)).diff() > 0).all()
 
 
 @pytest.mark.parametrize(("small", "large"), [(1, 7), (2, 9), (16, 16), (12, 500)])
@@ -103,12 +99,12 @@ def test_maps_are_spread_smoothly_without_overshoot(small, large):
 
 def test_the_strength_gives_the_requested_mean_or_leaves_a_dark_day_alone():
     images = torch.cat([images_of(1), images_of(1) * 0.1])
-    maps = torch.rand(2, 4, 5, 4, dtype=torch.float64)
+    maps = torch.rand(2, 2, 5, 4, dtype=torch.float64)
     cast = torch.tensor([0.9, 1.0, 1.0], dtype=torch.float64).view(1, 3, 1, 1).expand(2, -1, -1, -1)
     asked = torch.full((2, 1, 1, 1), 0.2, dtype=torch.float64)
     strength = solved_strength(images, maps, cast, asked, rounds=8)
     result = by_curves(images, SceneCurves(maps, cast, strength))
-    assert result[0].mean().item() == pytest.approx(0.2, abs=1e-5)
+    assert result[0].mean().item() == pytest.approx(0.2, abs=2e-4)
     assert strength[1].item() == 0 and torch.equal(result[1], images[1])
 
 
@@ -241,7 +237,7 @@ def test_frames_of_a_video_darken_alike_in_parts_and_at_once_and_do_not_flicker(
 
 def test_memory_is_an_exponential_mean_over_the_frames_since_a_cut():
     strength = torch.tensor([1.0, 2.0, 2.0, 4.0]).view(4, 1, 1, 1)
-    curves = SceneCurves(torch.zeros(4, 4, 1, 1), torch.ones(4, 3, 1, 1), strength)
+    curves = SceneCurves(torch.zeros(4, 2, 1, 1), torch.ones(4, 3, 1, 1), strength)
     small = torch.tensor([0.1, 0.2, 0.1, 0.6]).view(4, 1, 1, 1).expand(-1, 3, 2, 2)
     steadied = SceneMemory().steadied(curves, small)
     second = 1.0 + (0.03 + 0.3 / 9)
