@@ -32,11 +32,13 @@ from minmax.runtime.report import last_validation, markdown_table, recorded, wri
 Task = Literal["classification", "segmentation", "visual-place-recognition", "low-light-action-recognition"]
 RecipeName = Literal["paper", "small", "strong"]
 RowName = Literal[
-    "continued", "augmix", "brightness", "gamma", "short-exposure", "no-similarity", "no-byol", "full",
-    "unnormalised", "cosine", "two-pass", "two-pass-reestimated", "joint-pass", "frozen-statistics", "dark-exposures",
-    "even-exposure",
+    "continued", "augmix", "camera", "brightness", "gamma", "short-exposure", "gamma-camera", "no-similarity", "pixels",
+    "even-exposure", "no-byol", "full", "unnormalised", "cosine", "two-pass", "two-pass-reestimated", "joint-pass",
+    "frozen-statistics", "dark-exposures",
 ]  # fmt: skip
-DarkenerName = Literal["darkener", "darkener-no-similarity", "darkener-unnormalised"]
+DarkenerName = Literal[
+    "darkener", "darkener-no-similarity", "darkener-unnormalised", "darkener-pixels", "darkener-even"
+]
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,21 @@ class Row:
     darkener: DarkenerName | None = "darkener"
 
 
+_CAMERA = ("--night.camera.share", "1")
+_FOLLOWING = ("--night.contrast", "0.5", "1.5", "--night.cell", "8")
 ROWS: dict[RowName, Row] = {
     "continued": Row("trained on by day", ("--night.source", "day", "--byol.weight", "0"), None),
     "augmix": Row("AugMix in place of a night", ("--night.source", "augmix"), None),
+    "camera": Row("a camera, nothing darkened", ("--night.source", "day", *_CAMERA), None),
     "brightness": Row("brightness night", ("--night.source", "brightness"), None),
     "gamma": Row("gamma night", ("--night.source", "gamma"), None),
     "short-exposure": Row("short exposure with noise", ("--night.source", "short-exposure"), None),
+    "gamma-camera": Row("gamma night, then a camera", ("--night.source", "gamma", *_CAMERA), None),
     "no-similarity": Row("learned night without similarity", (), "darkener-no-similarity"),
+    "pixels": Row("a curve for each pixel, requests that follow the day", _FOLLOWING, "darkener-pixels"),
+    "even-exposure": Row(
+        "a curve for each pixel, even requests (paper)", ("--night.contrast", "0", "0"), "pixels-even"
+    ),
     "no-byol": Row("learned night, no BYOL", ("--byol.weight", "0")),
     "full": Row("full method", ()),
     "unnormalised": Row("similarity on un-normalised images (authors)", (), "darkener-unnormalised"),
@@ -65,14 +75,17 @@ ROWS: dict[RowName, Row] = {
     ),
     "joint-pass": Row("BatchNorm of day and night together", ("--byol.batch-norm", "joint")),
     "frozen-statistics": Row("BatchNorm statistics of the daytime model", ("--byol.batch-norm", "frozen")),
-    "even-exposure": Row("exposure even over the image (paper)", ("--night.contrast", "0", "0")),
     "dark-exposures": Row("exposures 0 to 0.2 (paper)", ("--night.exposure", "0", "0.2")),
 }
+_PIXELS = ("--darkener.view", "pixels")
 DARKENERS: dict[DarkenerName, tuple[str, ...]] = {
     "darkener": (),
     "darkener-no-similarity": ("--loss.similarity", "0"),
     "darkener-unnormalised": ("--features", "unnormalised"),
+    "darkener-pixels": (*_PIXELS, "--request.contrast", "0", "1.5"),
+    "darkener-even": (*_PIXELS, "--request.contrast", "0", "0"),
 }
+"""Flags of each beside those of the recipe."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +115,11 @@ RECIPES: dict[Task, dict[RecipeName, Recipe]] = {
             ("--optim.epochs", "20"),
             (
                 *("--optim.epochs", "3", "--optim.milestones", "2", "--optim.lr", "3e-4", "--optim.clip", "1"),
-                *("--loss.similarity", "1", "--request.contrast", "0", "1.5"),
+                *("--loss.similarity", "1"),
             ),
             (
                 *("--optim.epochs", "6", "--optim.milestones", "4", "5", "--optim.lr", "5e-4"),
-                *("--night.exposure", "0.05", "0.4", "--night.contrast", "0.5", "1.5", "--night.cell", "8"),
-                *("--byol.batch-norm", "joint"),
+                *("--night.exposure", "0.05", "0.4", "--byol.batch-norm", "joint"),
             ),
         ),
         "strong": Recipe(
@@ -116,12 +128,11 @@ RECIPES: dict[Task, dict[RecipeName, Recipe]] = {
             ("--model", "timm/tf_efficientnet_lite0", "--optim.epochs", "8", *_FINE_TUNING),
             (
                 *("--optim.epochs", "3", "--optim.milestones", "2", "--optim.lr", "3e-4", "--optim.clip", "1"),
-                *("--loss.similarity", "1", "--request.contrast", "0", "1.5"),
+                *("--loss.similarity", "1"),
             ),
             (
                 *("--optim.epochs", "4", "--optim.milestones", "3", *_FINE_TUNING),
-                *("--night.exposure", "0.05", "0.4", "--night.contrast", "0.5", "1.5", "--night.cell", "8"),
-                *("--byol.batch-norm", "joint"),
+                *("--night.exposure", "0.05", "0.4", "--byol.batch-norm", "joint"),
             ),
         ),
     },
@@ -193,12 +204,15 @@ SQUARE = ("96", "96")
 """Size of the built-in scenes in segmentation, whatever the recipe."""
 LACKING: dict[Task, tuple[RowName, ...]] = {
     "classification": ("joint-pass",),  # as in the small recipe anyway
+    # A curve for each pixel is the full method of all tasks but classification.
     # AugMix moves pixels away from their labels; two passes are the recipes' own; there is no --statistics.
-    "segmentation": ("augmix", "two-pass", "two-pass-reestimated"),
+    "segmentation": ("augmix", "pixels", "two-pass", "two-pass-reestimated"),
     # BatchNorm is always the daytime model's, and the contrastive loss is a plain cosine.
-    "visual-place-recognition": ("cosine", "two-pass", "two-pass-reestimated", "joint-pass", "frozen-statistics"),
+    "visual-place-recognition": (
+        *("pixels", "cosine", "two-pass", "two-pass-reestimated", "joint-pass", "frozen-statistics"),
+    ),
     # As in the small recipe anyway; there is no --statistics.
-    "low-light-action-recognition": ("two-pass-reestimated", "joint-pass", "even-exposure"),
+    "low-light-action-recognition": ("pixels", "two-pass-reestimated", "joint-pass", "even-exposure"),
 }
 
 

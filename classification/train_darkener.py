@@ -54,7 +54,7 @@ class Config(ForeignFlags, CommonFlags):
     """What the frozen classifier is fed: images normalised as it was trained, or raw as in the authors' code."""
     request: RequestConfig = field(default_factory=RequestConfig)
     images: ImageConfig = field(default_factory=ImageConfig)
-    darkener: DarkenerSettings = field(default_factory=DarkenerSettings)
+    darkener: DarkenerSettings = field(default_factory=lambda: DarkenerSettings(view="camera"))
     loss: DarkeningLoss = OBEDIENT_LOSS
     """Weights of the losses (docs/deviations.md has the paper's)."""
     optim: DarkenerOptim = field(default_factory=DarkenerOptim)

@@ -128,8 +128,8 @@ def encode_exposure(exposure: Tensor, channels: int) -> Tensor:
 class Darkening(NamedTuple):
     """A darkened batch and the maps that made it, each `(N, 3, H, W)`; `image` is not clamped.
 
-    Of `view` scene the curve map is `SceneCurves.maps`, small, and the scale map the colour cast; of `view` camera both are
-    the draws that made each picture, `(N, SHARED_DRAWS)`.
+    Of `view` scene the curve map is `SceneCurves.maps`, small, and the scale map the colour cast; of `view` camera both
+    are the draws that made each picture, `(N, SHARED_DRAWS)`.
     """
 
     image: Tensor

@@ -21,7 +21,6 @@ from darkening.night_view import as_clips, as_images, follow_day, uniform, withi
 from darkening.scene_view import planned_night
 from minmax.runtime.config import require, require_range
 from minmax.runtime.devices import Runtime
-from minmax.runtime.errors import UsageError
 from minmax.runtime.report import draw_curves, markdown_table, save_picture
 from minmax.runtime.run import Run
 from minmax.task_network import freeze
@@ -132,11 +131,8 @@ def train_darkener(
         runtime: its devices.
     """
     optim, camera = config.optim, darkener.settings.view == "camera"
-    if camera and (encoder is None or config.loss.similarity <= 0):
-        raise UsageError(
-            f"--loss.similarity {config.loss.similarity}: expected more than 0, as a darkener of view camera learns "
-            "from nothing else; --night.source dim --night.camera.share 1 are its nights without it"
-        )
+    if camera and encoder is None:
+        raise ValueError("a darkener of view camera learns from an encoder's similarity alone, and none is given")
     darkener.settings = replace(
         darkener.settings, trained_exposure=config.request.exposure, trained_contrast=config.request.contrast
     )
