@@ -63,7 +63,7 @@ ROWS: dict[RowName, Row] = {
     "no-similarity": Row("learned night without similarity", (), "darkener-no-similarity"),
     "pixels": Row("a curve for each pixel, requests that follow the day", _FOLLOWING, "darkener-pixels"),
     "even-exposure": Row(
-        "a curve for each pixel, even requests (paper)", ("--night.contrast", "0", "0"), "pixels-even"
+        "a curve for each pixel, even requests (paper)", ("--night.contrast", "0", "0"), "darkener-even"
     ),
     "no-byol": Row("learned night, no BYOL", ("--byol.weight", "0")),
     "full": Row("full method", ()),

@@ -39,6 +39,9 @@ from minmax.runtime.seeding import seed_globally
 
 log = logging.getLogger(__name__)
 
+FOLLOWING_DAY = NightConfig(contrast=(0.5, 1.5), cell=8)
+"""Asked for one exposure everywhere, a curve for each pixel makes sky and street equally dark."""
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -86,7 +89,7 @@ class Config(CommonFlags):
     images: StreetConfig = field(default_factory=StreetConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     photometry: PhotometryConfig = field(default_factory=PhotometryConfig)
-    night: NightConfig = field(default_factory=lambda: NightConfig(cell=64))
+    night: NightConfig = FOLLOWING_DAY
     # The authors add 0.1 of the distance for either direction; ours is the mean of both.
     byol: ByolConfig = field(default_factory=lambda: ByolConfig(weight=0.2))
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -96,7 +99,7 @@ class Config(CommonFlags):
         super().__post_init__()
         keeps = self.night.source != "augmix"
         require(keeps, "--night.source", self.night.source, "a night that leaves every pixel in its place")
-        if self.darkened is not None and (self.darkener is not None or self.night != NightConfig(cell=64)):
+        if self.darkened is not None and (self.darkener is not None or self.night != FOLLOWING_DAY):
             raise UsageError("--darkened: these nights are made already; drop --darkener and the flags of --night")
         side = min(self.images.crop_size)
         if self.darkened is None and not self.quick:

@@ -52,7 +52,7 @@ class Config(CommonFlags):
     night-to-look-at, scratch, or a darkener's path to continue from."""
     features: Literal["normalised", "unnormalised"] = "normalised"
     """What the frozen network is fed: images normalised as it was trained, or raw as in the authors' code."""
-    request: RequestConfig = field(default_factory=RequestConfig)
+    request: RequestConfig = field(default_factory=lambda: RequestConfig(contrast=(0.0, 1.5)))
     images: StreetConfig = field(default_factory=lambda: StreetConfig(size=(256, 512)))
     """Whole images are shown; crop and scale do not matter here."""
     darkener: DarkenerSettings = field(default_factory=DarkenerSettings)

@@ -85,7 +85,7 @@ class Config(CommonFlags):
     """The darkener, a best.pt of train_darkener.py; needed by --night.source learned."""
     images: PlaceConfig = field(default_factory=PlaceConfig)
     tuples: TupleConfig = field(default_factory=TupleConfig)
-    night: NightConfig = field(default_factory=lambda: NightConfig(cell=32))
+    night: NightConfig = field(default_factory=lambda: NightConfig(contrast=(0.5, 1.5), cell=8))
     # LayerNorm in the heads: equal formats alone go through the network together, one query by default, which has no
     # statistics of a batch.
     byol: ByolConfig = field(default_factory=lambda: ByolConfig(batch_norm="frozen", head_norm="layer"))

@@ -57,7 +57,7 @@ class Config(CommonFlags):
     night-to-look-at, scratch, or a darkener's path to continue from."""
     features: Literal["normalised", "unnormalised"] = "normalised"
     """What the frozen network is fed: images normalised as it was trained (as the authors here), or raw ones."""
-    request: RequestConfig = field(default_factory=RequestConfig)
+    request: RequestConfig = field(default_factory=lambda: RequestConfig(contrast=(0.0, 1.5)))
     images: CropConfig = field(default_factory=CropConfig)
     darkener: DarkenerSettings = field(default_factory=DarkenerSettings)
     loss: DarkeningLoss = OBEDIENT_LOSS
