@@ -36,7 +36,7 @@ _LEAST_REQUEST = 0.1  # a request's local variations are taken relative to its m
 # Of videos:
 _PACE = 0.03  # of the curves, per frame
 _CATCH_UP = 0.3
-_CUT = 0.15  # mean change of the small copies from one frame to the next from which on it is another scene
+_CUT = 0.25  # mean change of the small copies from one frame to the next from which on it is another scene
 # Of planned nights:
 _SKY_SHARE = 0.5  # of the land's brightness is left to the sky
 _MORE_CONTRAST = 0.5
@@ -151,15 +151,23 @@ def darkened(images: Tensor, curves: SceneCurves, rounds: int, down: Tensor, acr
         down: `spread_weights` of the strip's rows, `(H, h)`.
         across: of all columns, `(W, w)`.
     """
-    density, sink = (down @ curves.maps @ across.T).split(1, dim=1)
-    strength = curves.strength
+    maps = down @ curves.maps @ across.T
+    return images * _gain(maps, brightness(images), curves.strength, rounds) * _cast(curves.cast, curves.strength)
+
+
+def _gain(maps: Tensor, bright: Tensor, strength: Tensor, rounds: int) -> Tensor:
+    density, sink = maps.split(1, dim=1)
     gain = torch.exp(-strength * density.exp())
     bend = 1.0 - torch.exp(-strength * sink)
     # The quadratic curve v <- v + a (v^2 - v) as a product of gains: v stays b times the gain so far.
-    kept, slope = 1.0 - bend, bend * brightness(images)
+    kept, slope = 1.0 - bend, bend * bright
     for _ in range(rounds):
         gain = gain * torch.addcmul(kept, slope, gain)
-    return images * gain * curves.cast ** (1.0 - torch.exp(-_SOON * strength))
+    return gain
+
+
+def _cast(cast: Tensor, strength: Tensor) -> Tensor:
+    return cast ** (1.0 - torch.exp(-_SOON * strength))
 
 
 def solved_strength(copy: Tensor, maps: Tensor, cast: Tensor, exposure: Tensor, rounds: int) -> Tensor:
@@ -168,15 +176,15 @@ def solved_strength(copy: Tensor, maps: Tensor, cast: Tensor, exposure: Tensor, 
     By bisection on a copy of the images, `(N, 3, H, W)` of a longest side of `SOLVED_SIDE`.
     """
     with torch.no_grad():
-        wanted = exposure.mean(dim=(2, 3), keepdim=True)
         down, across = spreads(maps, copy)
+        spread, bright, wanted = down @ maps @ across.T, brightness(copy), exposure.mean(dim=(2, 3), keepdim=True)
+        share = copy.flatten(2) / bright[0].numel()  # so that a sum over pixels is their mean
         low = torch.zeros_like(wanted)
         high = torch.full_like(wanted, _MOST_STRENGTH)
         for _ in range(_SOLVER_STEPS):
             middle = (low + high) / 2.0
-            mean = darkened(copy, SceneCurves(maps, cast, middle), rounds, down, across).mean(
-                dim=(1, 2, 3), keepdim=True
-            )
+            channels = share @ _gain(spread, bright, middle, rounds).flatten(2).mT
+            mean = (channels[..., None] * _cast(cast, middle)).mean(dim=1, keepdim=True)
             low, high = torch.where(mean > wanted, middle, low), torch.where(mean > wanted, high, middle)
         day = copy.mean(dim=(1, 2, 3), keepdim=True)
         return torch.where(day > wanted, (low + high) / 2.0, torch.zeros_like(low))
