@@ -23,16 +23,16 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from darkening.curve_estimator import Darkening
+from darkening.curve_estimator import Darkener, DarkenerSettings, Darkening
 from darkening.losses import DarkeningLoss
-from darkening.night_view import NightConfig, build_night_view
+from darkening.night_view import LearnedNight, NightConfig, build_night_view
 from darkening.pictures import as_intensities, decode_picture, write_picture
-from darkening.starting_point import STARTING_POINT_NAME, load_darkener_or_starting_point
+from darkening.starting_point import NIGHT_TO_LOOK_AT_NAME, STARTING_POINT_NAME, load_darkener_or_starting_point
 from minmax.runtime.devices import Runtime, keep_large_buffers
 from minmax.runtime.seeding import generator_for
 from minmax.task_network import InputNormalization, LayeredEncoder, freeze
 
-DARKENERS = (("nights to learn from", STARTING_POINT_NAME),)
+DARKENERS = (("nights to learn from", STARTING_POINT_NAME), ("nights to look at", NIGHT_TO_LOOK_AT_NAME))
 """What they are for, and their names or paths."""
 NAMES = tuple(name for _, name in DARKENERS)
 ROUNDS = 5
@@ -124,6 +124,21 @@ def bench_image():
             )
 
 
+def bench_batch():
+    """The night of a small batch, as in adaptation: by a learned camera against a curve for each pixel, plainly."""
+    authors = load_darkener_or_starting_point(STARTING_POINT_NAME)
+    images, exposure = smooth_images(32, 64, 64), torch.full((32, 1, 1, 1), 0.1)
+    camera, generator = LearnedNight(Darkener(DarkenerSettings(view="camera"))), torch.Generator()
+    with torch.no_grad():
+        for threads in THREADS:
+            torch.set_num_threads(threads)
+            compare(
+                "night of 32x3x64x64, learned camera",
+                lambda: straightforward(authors, images, exposure).image.clamp(0, 1),
+                lambda: camera(images, exposure, generator),
+            )
+
+
 def bench_step():
     """A training step of a darkener from the starting point."""
     darkener, fast = (load_darkener_or_starting_point(STARTING_POINT_NAME) for _ in range(2))
@@ -212,4 +227,5 @@ if __name__ == "__main__":
     else:
         bench_photos()  # first: Linux counts the memory of who starts a process as the process's own
         bench_image()
+        bench_batch()
         bench_step()

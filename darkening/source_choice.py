@@ -3,10 +3,10 @@
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from darkening.heuristics import HEURISTICS
 from minmax.runtime.config import CommonFlags, ConfigT, replaced
 from minmax.runtime.errors import UsageError
 from minmax.runtime.report import last_validation, markdown_table
@@ -14,13 +14,24 @@ from minmax.runtime.run import check_run_folder, run_folder
 
 log = logging.getLogger(__name__)
 
+CANDIDATES = {
+    "learned": ("learned", 0.0),
+    "gamma": ("gamma", 0.0),
+    "brightness": ("brightness", 0.0),
+    "short-exposure": ("short-exposure", 0.0),
+    "gamma-camera": ("gamma", 1.0),
+    "dim-camera": ("dim", 1.0),
+    "day": ("day", 0.0),
+}
+"""Each with its --night.source and the share of it that passes through a camera."""
+
 
 def with_chosen_source(config: ConfigT, task: str, main: Callable[[ConfigT], Path]) -> ConfigT:
     """The flags of train.py with the best source in place of `auto`; others come back as they are.
 
-    Each source is trained on for one epoch from the same start, as a run NAME-try-SOURCE of its own, which goes on
-    where it was stopped when the command is given again. The highest number for choosing wins. The learned night takes
-    part with --darkener; a night of --night.mix does not.
+    Each of `CANDIDATES` is trained on for one epoch from the same start, as a run NAME-try-CANDIDATE of its own, which
+    goes on where it was stopped when the command is given again. The highest number for choosing wins. The learned
+    night takes part with --darkener; a night of --night.mix does not.
 
     Args:
         config: the flags of an adaptation.
@@ -37,25 +48,27 @@ def with_chosen_source(config: ConfigT, task: str, main: Callable[[ConfigT], Pat
         raise UsageError("--night.source auto: choose in one process, then start the others with the source it names")
     if not flags.resume:
         check_run_folder(task, flags)
-    sources = (*(["learned"] if flags.darkener else []), *HEURISTICS, "day")
 
-    def with_source(source: str, name: str, **others: Any) -> Any:
+    def with_candidate(candidate: str, name: str, **others: Any) -> Any:
+        source, share = CANDIDATES[candidate]
         darkener = flags.darkener if source == "learned" else None
-        chosen = replaced(flags, name=name, night={"source": source}, darkener=darkener, **others)
+        night = {"source": source, "camera": replace(flags.night.camera, share=share)}
+        chosen = replaced(flags, name=name, night=night, darkener=darkener, **others)
         return replaced(chosen, resume=(run_folder(task, chosen) / "config.yaml").exists())
 
     found = {}
-    for source in sources:
-        if source not in flags.night.mix:
-            trial: CommonFlags = with_source(source, f"{flags.name}-try-{source}", optim={"epochs": 1})
+    for candidate, (source, _) in CANDIDATES.items():
+        if source not in flags.night.mix and (source != "learned" or flags.darkener):
+            trial: CommonFlags = with_candidate(candidate, f"{flags.name}-try-{candidate}", optim={"epochs": 1})
             main(trial)  # type: ignore[arg-type]
-            found[source] = last_validation(run_folder(task, trial))
-    best = max(found, key=lambda source: found[source]["score"])
+            found[candidate] = last_validation(run_folder(task, trial))
+    best = max(found, key=lambda candidate: found[candidate]["score"])
     rows = [
-        [source, *(f"{100 * numbers[name]:.1f}" for name in ("day", "darkened", "score"))]
-        for source, numbers in found.items()
+        [candidate, *(f"{100 * numbers[name]:.1f}" for name in ("day", "darkened", "score"))]
+        for candidate, numbers in found.items()
     ]
     log.info("%s", markdown_table(["night, after one epoch", "day", "darkened day", "for choosing"], rows))
-    log.info("--night.source %s it is", best)
-    chosen: ConfigT = with_source(best, flags.name)
+    source, share = CANDIDATES[best]
+    log.info("chosen: --night.source %s --night.camera.share %g", source, share)
+    chosen: ConfigT = with_candidate(best, flags.name)
     return chosen

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from darkening.camera import CameraConfig
 from darkening.night_view import NightConfig
-from darkening.source_choice import with_chosen_source
+from darkening.source_choice import CANDIDATES, with_chosen_source
 from minmax.runtime.config import CommonFlags, write_yaml
 from minmax.runtime.errors import UsageError
 from minmax.runtime.run import run_folder
@@ -27,7 +28,19 @@ class Flags(CommonFlags):
     optim: Optim = field(default_factory=Optim)
 
 
-SCORES = {"learned": 0.6, "gamma": 0.5, "brightness": 0.7, "short-exposure": 0.4, "day": 0.65}
+SCORES = {
+    ("learned", 0): 0.6,
+    ("gamma", 0): 0.5,
+    ("brightness", 0): 0.4,
+    ("short-exposure", 0): 0.3,
+    ("gamma", 1): 0.2,
+    ("dim", 1): 0.7,
+    ("day", 0): 0.65,
+}
+
+
+def of(config):
+    return config.night.source, config.night.camera.share
 
 
 @pytest.fixture
@@ -40,7 +53,7 @@ def adaptation():
         folder = run_folder("task", config)
         folder.mkdir(parents=True, exist_ok=True)
         write_yaml(config, folder / "config.yaml")
-        scores = (0.99, SCORES[config.night.source])  # of two epochs; the last one counts
+        scores = (0.99, SCORES[of(config)])  # of two epochs; the last one counts
         lines = [{"kind": "validation", "day": 0.9, "darkened": 0.1, "score": score} for score in scores]
         (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
         return folder
@@ -50,13 +63,15 @@ def adaptation():
 
 def test_every_source_is_tried_for_an_epoch_and_the_best_is_taken(adaptation, tmp_path):
     main, calls = adaptation
-    config = Flags(runs=tmp_path, darkener=tmp_path / "darkener.pt", night=NightConfig(source="auto", cell=7))
+    night = NightConfig(source="auto", cell=7, camera=CameraConfig(share=0.5, blurred=0.1))
+    config = Flags(runs=tmp_path, darkener=tmp_path / "darkener.pt", night=night)
     chosen = with_chosen_source(config, "task", main)
-    assert [call.night.source for call in calls] == ["learned", "gamma", "brightness", "short-exposure", "day"]
-    assert [call.name for call in calls] == [f"adapt-try-{call.night.source}" for call in calls]
+    assert [of(call) for call in calls] == list(SCORES)
+    assert [call.name for call in calls] == [f"adapt-try-{name}" for name in CANDIDATES]
     assert {(call.optim.epochs, call.night.cell, call.resume) for call in calls} == {(1, 7, False)}
-    assert [call.darkener is not None for call in calls] == [True, False, False, False, False]
-    assert (chosen.night.source, chosen.name, chosen.optim.epochs) == ("brightness", "adapt", 9)
+    assert {call.night.camera.blurred for call in (*calls, chosen)} == {0.1}
+    assert [call.darkener is not None for call in calls] == [True] + [False] * 6
+    assert (of(chosen), chosen.name, chosen.optim.epochs) == (("dim", 1), "adapt", 9)
     assert (chosen.darkener, chosen.resume, chosen.night.cell) == (None, False, 7)
 
 
@@ -64,9 +79,10 @@ def test_the_learned_night_can_win_and_mixed_ones_are_not_tried(adaptation, tmp_
     main, calls = adaptation
     night = NightConfig(source="auto", mix=("brightness",))
     config = Flags(runs=tmp_path, darkener=tmp_path / "darkener.pt", night=night)
-    monkeypatch.setitem(SCORES, "day", 0.1)
+    monkeypatch.setitem(SCORES, ("day", 0), 0.1)
+    monkeypatch.setitem(SCORES, ("dim", 1), 0.1)
     chosen = with_chosen_source(config, "task", main)
-    assert [call.night.source for call in calls] == ["learned", "gamma", "short-exposure", "day"]
+    assert [of(call) for call in calls] == [one for one in SCORES if one[0] != "brightness"]
     assert (chosen.night.source, chosen.night.mix, chosen.darkener) == ("learned", ("brightness",), config.darkener)
 
 
@@ -75,7 +91,7 @@ def test_it_goes_on_where_it_was_stopped(adaptation, tmp_path):
     config = Flags(runs=tmp_path)
     first = with_chosen_source(config, "task", main)
     with_chosen_source(config, "task", main)
-    assert [call.resume for call in calls] == [False] * 4 + [True] * 4
+    assert [call.resume for call in calls] == [False] * 6 + [True] * 6
     main(first)
     with pytest.raises(UsageError, match="exists; choose another --name, or continue it with --resume"):
         with_chosen_source(config, "task", main)
