@@ -14,6 +14,7 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from darkening.curve_estimator import load_darkener
 from darkening.selection_nights import SELECTION_NIGHTS
+from darkening.source_choice import CANDIDATES
 from minmax.runtime.errors import UsageError
 
 
@@ -69,13 +70,15 @@ def test_train_chooses_its_night_itself(data, checkpoint, tmp_path):
     flags = [*common(data, tmp_path), "--checkpoint", checkpoint, "--night.source", "auto", "--optim.epochs", 2]
     adapted = start("train", *flags)
     scores = {}
-    for source in ("gamma", "brightness", "short-exposure", "day"):
-        run = adapted.parent.with_name(f"adapt-try-{source}")
+    for candidate, night in CANDIDATES.items():
+        if night[0] == "learned":
+            continue
+        run = adapted.parent.with_name(f"adapt-try-{candidate}")
         numbers = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert {line["epoch"] for line in numbers} == {1}
-        scores[source] = numbers[-1]["score"]
-    source = torch.load(adapted, weights_only=True)["config"]["night"]["source"]
-    assert scores[source] == max(scores.values())
+        scores[night] = numbers[-1]["score"]
+    night = torch.load(adapted, weights_only=True)["config"]["night"]
+    assert scores[night["source"], night["camera"]["share"]] == max(scores.values())
     assert start("train", *flags, "--resume") == adapted  # the choice is the same again
 
 

@@ -218,7 +218,7 @@ def test_a_continued_run_must_find_the_darkener_unchanged(streets, segmenter, da
 
 
 def test_cells_must_fit_into_the_crops(streets, segmenter, tmp_path):
-    flags = (*common(streets, tmp_path), "--checkpoint", segmenter, "--night.source", "gamma")
+    flags = (*common(streets, tmp_path), "--checkpoint", segmenter, "--night.source", "gamma", "--night.cell", 64)
     with pytest.raises(UsageError, match="--night.cell 64: expected at most 12, half the crop"):
         start("train", *flags)
 

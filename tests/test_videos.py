@@ -210,7 +210,7 @@ def test_a_learned_night_ends_at_every_number_of_frames_at_a_time(sound, tmp_pat
 
 def test_intensities_are_clamped_not_wrapped_around(tmp_path):
     file, target = save_video(tmp_path / "a.mp4"), tmp_path / "out.mp4"
-    view = NightView(lambda images, exposure, generator: images * 1.2 + 0.3, (0.1, 0.1))
+    view = NightView(lambda images, exposure, generator, draws: images * 1.2 + 0.3, (0.1, 0.1))
     start = lambda height, width: view.for_video(height, width, generator_for("test"))  # noqa: E731
     darken_video(file, target, start, RUNTIME, VideoOptions(crf=0))
     bright = read_frames(target, [11])[0, :, :16]
