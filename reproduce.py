@@ -62,9 +62,7 @@ ROWS: dict[RowName, Row] = {
     "gamma-camera": Row("gamma night, then a camera", ("--night.source", "gamma", *_CAMERA), None),
     "no-similarity": Row("learned night without similarity", (), "darkener-no-similarity"),
     "pixels": Row("a curve for each pixel, requests that follow the day", _FOLLOWING, "darkener-pixels"),
-    "even-exposure": Row(
-        "a curve for each pixel, even requests (paper)", ("--night.contrast", "0", "0"), "darkener-even"
-    ),
+    "even-exposure": Row("a curve for each pixel, even requests", ("--night.contrast", "0", "0"), "darkener-even"),
     "no-byol": Row("learned night, no BYOL", ("--byol.weight", "0")),
     "full": Row("full method", ()),
     "unnormalised": Row("similarity on un-normalised images (authors)", (), "darkener-unnormalised"),
@@ -101,22 +99,29 @@ class Recipe:
     test: tuple[str, ...] = ()
 
 
+_BRIEF_DARKENER = (
+    *("--optim.epochs", "3", "--optim.milestones", "2", "--optim.lr", "3e-4", "--optim.clip", "1"),
+    *("--loss.similarity", "1"),
+)
 _FINE_TUNING = ("--optim.method", "adamw", "--optim.lr", "3e-4", "--optim.weight-decay", "0.01")
 
-# The paper's: the defaults of the scripts; the daytime model's and the darkener's losses are ours. The small ones: for
-# small photos or scenes on a small machine, chosen on day validation images of seed 0. The strong one fine-tunes
-# ImageNet weights, which the user brings, on such photos.
+
+def _even(cell: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Requests even over the image, as the paper's: flags of the darkener and of the adaptation."""
+    return ("--request.contrast", "0", "0"), ("--night.contrast", "0", "0", "--night.cell", cell)
+
+
+# The paper's: a curve for each pixel, even requests; the daytime model's and the darkener's losses are ours. The small
+# ones: for small photos or scenes on a small machine, chosen on day validation images of seed 0. The strong one
+# fine-tunes ImageNet weights, which the user brings, on such photos.
 RECIPES: dict[Task, dict[RecipeName, Recipe]] = {
     "classification": {
-        "paper": Recipe(("--images.evaluation", "native"), ("224",), (), (), ()),
+        "paper": Recipe(("--images.evaluation", "native"), ("224",), (), ("--darkener.view", "pixels"), ()),
         "small": Recipe(
             (),
             ("64",),
             ("--optim.epochs", "20"),
-            (
-                *("--optim.epochs", "3", "--optim.milestones", "2", "--optim.lr", "3e-4", "--optim.clip", "1"),
-                *("--loss.similarity", "1"),
-            ),
+            _BRIEF_DARKENER,
             (
                 *("--optim.epochs", "6", "--optim.milestones", "4", "5", "--optim.lr", "5e-4"),
                 *("--night.exposure", "0.05", "0.4", "--byol.batch-norm", "joint"),
@@ -126,10 +131,7 @@ RECIPES: dict[Task, dict[RecipeName, Recipe]] = {
             (),
             ("64",),
             ("--model", "timm/tf_efficientnet_lite0", "--optim.epochs", "8", *_FINE_TUNING),
-            (
-                *("--optim.epochs", "3", "--optim.milestones", "2", "--optim.lr", "3e-4", "--optim.clip", "1"),
-                *("--loss.similarity", "1"),
-            ),
+            _BRIEF_DARKENER,
             (
                 *("--optim.epochs", "4", "--optim.milestones", "3", *_FINE_TUNING),
                 *("--night.exposure", "0.05", "0.4", "--byol.batch-norm", "joint"),
@@ -137,7 +139,7 @@ RECIPES: dict[Task, dict[RecipeName, Recipe]] = {
         ),
     },
     "segmentation": {
-        "paper": Recipe((), (), ("--pretrained",), (), ()),
+        "paper": Recipe((), (), ("--pretrained",), *_even("64")),
         "small": Recipe(
             (),
             ("120", "160"),
@@ -156,7 +158,7 @@ RECIPES: dict[Task, dict[RecipeName, Recipe]] = {
         ),
     },
     "visual-place-recognition": {
-        "paper": Recipe((), (), ("--pretrained",), (), (), ("--scales", "1", "0.7071", "0.5", "--whitening")),
+        "paper": Recipe((), (), ("--pretrained",), *_even("32"), ("--scales", "1", "0.7071", "0.5", "--whitening")),
         "small": Recipe(
             (),
             (),  # the darkener's has two numbers
@@ -278,7 +280,7 @@ class Config:
         mirror = () if self.flip else ("--augment.flip", "false")
         return replace(
             recipe,
-            day=(*recipe.day, *start, *mirror),
+            day=(*(flag for flag in recipe.day if not (start and flag == "--pretrained")), *start, *mirror),
             # Only the darkeners of clips are trained on mirrored images.
             darkener=(*recipe.darkener, *(mirror if self.task == "low-light-action-recognition" else ())),
             adaptation=(*recipe.adaptation, *mirror),

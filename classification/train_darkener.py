@@ -56,7 +56,7 @@ class Config(ForeignFlags, CommonFlags):
     images: ImageConfig = field(default_factory=ImageConfig)
     darkener: DarkenerSettings = field(default_factory=lambda: DarkenerSettings(view="camera"))
     loss: DarkeningLoss = OBEDIENT_LOSS
-    """Weights of the losses (docs/deviations.md has the paper's)."""
+    """Weights of the losses (docs/deviations.md has the paper's); of view camera only that of similarity counts."""
     optim: DarkenerOptim = field(default_factory=DarkenerOptim)
 
     def __post_init__(self) -> None:

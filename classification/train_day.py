@@ -70,7 +70,8 @@ class Config(CommonFlags):
     pretrained: bool = False
     """Start from the published ImageNet weights."""
     init: Path | None = None
-    """Start from the weights in this file: a state_dict under the model's own names, the last layer's excepted."""
+    """Start from the weights in this file: a state_dict under the model's own names; a last layer of another number of
+    classes is made anew."""
     normalization: NormalizationFlag = "auto"
     """Statistics by which the network's first layer normalises its input; auto: as its published weights expect."""
     jitter: float = 0.3

@@ -24,7 +24,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from darkening.night_view import NightConfig, NightView, build_night_view
+from darkening.night_view import NightConfig, NightView, build_night_view, refuse_untrained
 from darkening.pictures import (
     DECODING_ERRORS,
     PICTURE_SUFFIXES,
@@ -90,7 +90,8 @@ class Config:
             require(once, "--exposures", self.exposures, "numbers from 0 to 1, each once")
             drawn, source = self.night.exposure, self.night.source
             require(drawn == SHOWN_EXPOSURES, "--night.exposure", drawn, "no such flag beside --exposures")
-            require(source != "day", "--night.source", source, "a night beside --exposures; day darkens nothing")
+            by_request = source not in ("day", "augmix")
+            require(by_request, "--night.source", source, "a night beside --exposures; this one does not follow them")
 
     @property
     def nights(self) -> dict[str, NightConfig]:
@@ -127,6 +128,8 @@ def main(config: Config) -> None:
         # The default of --darkener is not a wish: hand-made nights do without.
         wanted = config.night.source == "learned" or config.darkener != NIGHT_TO_LOOK_AT_NAME
         darkener = load_darkener_or_starting_point(config.darkener) if wanted else None
+        if darkener is not None and config.exposures:
+            refuse_untrained("--exposures", config.exposures, darkener)
         views = {mark: build_night_view(night, darkener, runtime) for mark, night in config.nights.items()}
         _refuse_other_settings(config, files)
         work = {file: [(_marked(targets[file], mark), view) for mark, view in views.items()] for file in files}

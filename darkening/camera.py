@@ -25,7 +25,11 @@ TILTED = 8
 """So many of them a learned camera moves; the last three say whether there is blur, noise, and a camera at all."""
 _LARGEST_BLUR = 8.0  # pixels
 _SEEN = 32  # side of the copy that the learned camera looks at
-_BOLDNESS = 2.0  # the largest tilt: of an even draw in [0, 1] the mean moves to 0.85, or to 0.15
+_BOLDNESS = 2.0  # the largest tilt: the mean of an even draw moves to 0.8, or to 0.2
+
+
+def _flag(name: str) -> str:
+    return f"--night.camera.{name} or --darkener.camera.{name}"
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,13 @@ class CameraConfig:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         for name in ("share", "blurred", "noisy"):
-            require(0 <= getattr(self, name) <= 1, f"camera {name}", getattr(self, name), "a share in [0, 1]")
-        require_range("camera saturation", self.saturation, 0.0, 1.0)
-        require_range("camera contrast", self.contrast, 0.0, 1.0)
-        require_range("camera blur", self.blur, 0.0, _LARGEST_BLUR)
-        require_range("camera full-well", self.full_well, 1.0, 1e6)
-        require_range("camera read-noise", self.read_noise, 0.0, 1e3)
-        require(0 <= self.white_balance < 1, "camera white-balance", self.white_balance, "a share in [0, 1)")
+            require(0 <= getattr(self, name) <= 1, _flag(name), getattr(self, name), "a share in [0, 1]")
+        require_range(_flag("saturation"), self.saturation, 0.0, 1.0)
+        require_range(_flag("contrast"), self.contrast, 0.0, 1.0)
+        require_range(_flag("blur"), self.blur, 0.0, _LARGEST_BLUR)
+        require_range(_flag("full-well"), self.full_well, 1.0, 1e6)
+        require_range(_flag("read-noise"), self.read_noise, 0.0, 1e3)
+        require(0 <= self.white_balance < 1, _flag("white-balance"), self.white_balance, "a share in [0, 1)")
 
 
 class Cameras(NamedTuple):
@@ -109,8 +113,8 @@ def photograph(images: Tensor, config: CameraConfig, draws: Tensor, noise: Tenso
         quantised: round to 8 bits.
 
     Returns:
-        Images of the same shape in [0, 1]. Colour, contrast and blur leave the mean; noise raises that of black, since
-        a sensor counts no fewer than no electrons.
+        Images of the same shape in [0, 1]. Colour, contrast and blur leave the mean; a wrong white moves it a little,
+        and noise raises that of black, since a sensor counts no fewer than no electrons.
     """
     camera = Cameras(*(part.to(images) for part in choose_cameras(config, draws)))
     grey = images.mean(dim=1, keepdim=True)
@@ -153,7 +157,8 @@ def blur(images: Tensor, deviation: Tensor, most: float) -> Tensor:
 class CameraEstimator(nn.Module):
     """Looks at a small copy of each image, and tells which of the nights in range would hide most of it.
 
-    Its last layer starts at 0: all draws even, a night made by hand.
+    Frames of a clip share draws, but each moves them by what it shows. Its last layer starts at 0: all draws even, a
+    night made by hand.
     """
 
     def __init__(self, width: int = 32) -> None:

@@ -4,6 +4,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from darkening.camera import SHARED_DRAWS
 from darkening.curve_estimator import Darkener
 from darkening.night_view import LearnedNight, follow_day
 from minmax.runtime.devices import Runtime
@@ -35,8 +36,9 @@ def contact_sheet(
     darkener.eval()
     power = torch.full((len(images), 1, 1, 1), contrast)
     requests = [follow_day(images, torch.full_like(power, exposure).to(images), power, cell) for exposure in exposures]
-    night, unused = LearnedNight(darkener), torch.Generator()
-    rows = [images, *(night(images, request, unused) for request in requests)]
+    night, generator = LearnedNight(darkener), torch.Generator()
+    draws = torch.rand(len(images), SHARED_DRAWS, generator=generator)  # of each image one camera, at all exposures
+    rows = [images, *(night(images, request, generator, draws) for request in requests)]
     grid = picture_grid(rows)
     margin = 3 * _CAPTION
     sheet = Image.new("RGB", (grid.width + margin, grid.height), "white")

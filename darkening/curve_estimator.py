@@ -137,6 +137,10 @@ class Darkening(NamedTuple):
     scale_map: Tensor
 
 
+_ALWAYS = CameraConfig(share=1.0)
+_OF_CURVES = ("curve", "curve_rounds", "min_scale", "exposure_channels", "width")
+
+
 @dataclass(frozen=True)
 class DarkenerSettings:
     """Everything but the weights; the defaults are the paper's."""
@@ -154,7 +158,7 @@ class DarkenerSettings:
     view: View = "pixels"
     """pixels: curves from the 17 pixels around each pixel, as the paper; scene: from a small copy of the image, to be
     trained with --loss.exposure-patch 0; camera: no curves, a dim night behind a camera, whose settings are learned."""
-    camera: CameraConfig = field(default_factory=lambda: CameraConfig(share=1.0))
+    camera: CameraConfig = _ALWAYS
     trained_exposure: Annotated[tuple[float, float], tyro.conf.Suppress] = field(default=(0.0, 0.5), compare=False)
     """Mean intensities that training asked for, of the flag --request.exposure; the default is for released files."""
     trained_contrast: Annotated[tuple[float, float], tyro.conf.Suppress] = field(default=(0.0, 0.0), compare=False)
@@ -171,6 +175,12 @@ class DarkenerSettings:
             raise UsageError(f"{self}: expected curve rounds and width of 1 or more and a least scale in (0, 1]")
         if self.view not in get_args(View):
             raise UsageError(f"view {self.view!r}: expected one of {', '.join(get_args(View))}")
+        if self.view == "camera":
+            unused = [name for name in _OF_CURVES if getattr(self, name) != getattr(type(self), name)]
+            if unused:
+                raise UsageError(f"darkener {', '.join(unused)}: view camera has no curves; add --darkener.view pixels")
+        elif self.camera != _ALWAYS:
+            raise UsageError(f"darkener camera: view {self.view} has none; add --darkener.view camera")
         if self.view == "scene" and self.curve != "quadratic":
             raise UsageError(f"curve {self.curve!r}: view scene bends the quadratic curve only; leave one of them out")
 
@@ -233,7 +243,7 @@ class Darkener(nn.Module):
     def darken(self, images: Tensor, exposure: Tensor, memory: SceneMemory | None = None) -> Tensor:
         """The darkened images, clamped to [0, 1], no graph kept; large ones in parts, with the same result.
 
-        Of `view` camera what the camera in the middle of all would make of them, without noise.
+        Of `view` camera what the camera in the middle of all would make of them, without noise, in one part.
 
         With a `memory`, the images are frames of one video in a row; it keeps those darkened by `view` scene from
         flickering, and must be given with every next part of the video.
@@ -242,6 +252,7 @@ class Darkener(nn.Module):
             return self._darken_scene(images, exposure, memory)
         if self.settings.view == "camera":
             middle = torch.full((len(images), SHARED_DRAWS), 0.5)
+            middle[:, -1] = 0.0  # photographed, whatever the share
             middle_image: Tensor = self(images, exposure, middle, torch.zeros_like(images)).image
             return middle_image
         exposure = exposure.to(images).expand(images.shape[0], 1, *images.shape[2:])
@@ -249,14 +260,14 @@ class Darkener(nn.Module):
         most = _PIXELS_AT_ONCE["cpu" if images.device.type == "cpu" else "other"]
         together = max(1, most // (height * width))
         rows = height if height * width <= most else max(_LEAST_ROWS, most // width)
-        darkened = torch.empty_like(images)
+        result = torch.empty_like(images)
         for first, top in itertools.product(range(0, count, together), range(0, height, rows)):
             bottom = min(height, top + rows)
             above, below = max(0, top - _REACH), min(height, bottom + _REACH)
             part = (slice(first, first + together), slice(None), slice(above, below))
             strip: Tensor = self(images[part], exposure[part]).image
-            darkened[first : first + together, :, top:bottom] = strip[:, :, top - above : bottom - above]
-        return darkened.clamp_(0.0, 1.0)
+            result[first : first + together, :, top:bottom] = strip[:, :, top - above : bottom - above]
+        return result.clamp_(0.0, 1.0)
 
     def _darken_scene(self, images: Tensor, exposure: Tensor, memory: SceneMemory | None) -> Tensor:
         if not len(images):

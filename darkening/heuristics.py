@@ -1,6 +1,7 @@
 """Hand-made nights, the rivals of a learned one: each reaches min(request, the day's mean) as nearly as its curve can.
 
-No pixel becomes brighter than by day, but for the noise of the short exposure.
+No pixel becomes brighter than by day, but for the noise of the short exposure, and for black, which dim nights lift to
+0.001 at most.
 """
 
 from collections.abc import Callable

@@ -65,8 +65,10 @@ def total_variation_loss(curve_map: Tensor, midpoint: float | None = 0.02) -> Te
             return difference
         return (midpoint - (difference - midpoint).abs()).clamp(0.0, 1.0)
 
-    vertical = penalised(curve_map[:, :, 1:] - curve_map[:, :, :-1]).square().sum() / ((height - 1) * width)
-    horizontal = penalised(curve_map[:, :, :, 1:] - curve_map[:, :, :, :-1]).square().sum() / (height * (width - 1))
+    vertical = penalised(curve_map[:, :, 1:] - curve_map[:, :, :-1]).square().sum() / max(1, (height - 1) * width)
+    horizontal = penalised(curve_map[:, :, :, 1:] - curve_map[:, :, :, :-1]).square().sum() / max(
+        1, height * (width - 1)
+    )
     return 2.0 * (vertical + horizontal) / count
 
 

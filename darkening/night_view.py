@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from darkening.camera import SHARED_DRAWS, CameraConfig, photograph
+from darkening.camera import SHARED_DRAWS, TONE_DRAW, CameraConfig, photograph
 from darkening.curve_estimator import Darkener
 from darkening.heuristics import HEURISTICS, HeuristicName, Night
 from darkening.scene_view import SceneMemory
@@ -32,8 +32,8 @@ class NightConfig:
 
     source: NightSource = "learned"
     """learned: the darkener; gamma, brightness, dim (between these two), short-exposure: hand-made nights; augmix:
-    AugMix in place of a night; day: no darkening, a control; auto, in train.py: an epoch of each, then the one that
-    day validation images prefer."""
+    AugMix in place of a night; day: no darkening, a control; auto, in train.py: an epoch of several, then the one
+    that day validation images prefer."""
     mix: tuple[HeuristicName, ...] = ()
     """Hand-made nights that take turns with the source: each image (or clip) gets one of them all at random."""
     exposure: tuple[float, float] = (0.0, 0.2)
@@ -54,6 +54,8 @@ class NightConfig:
         require_range("--night.contrast", self.contrast, 0.0, 4.0)
         require(self.noise >= 0, "--night.noise", self.noise, "0 or more")
         require(self.cell >= 1, "--night.cell", self.cell, "1 or more")
+        idle = self.camera.share == 0 and self.camera != CameraConfig() and self.source != "auto"
+        require(not idle, "--night.camera.share", self.camera.share, "more than 0 beside other flags of the camera")
 
 
 def uniform(bounds: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:
@@ -132,10 +134,13 @@ def augmix_view(images: Tensor, exposure: Tensor, generator: torch.Generator, dr
     """
     mix = v2.AugMix()
     codes = (images.cpu() * 255.0).round().to(torch.uint8)
+    shares = torch.rand(len(images), generator=generator) if draws is None else draws[:, TONE_DRAW]
+    mixed = []
     with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        mixed = torch.stack([mix(image) for image in codes])
-    return mixed.to(images) / 255.0
+        for image, share in zip(codes, shares.tolist(), strict=True):
+            torch.manual_seed(int(share * 2**24))  # the same for all frames of a clip
+            mixed.append(mix(image))
+    return torch.stack(mixed).to(images) / 255.0
 
 
 class LearnedNight:
@@ -147,6 +152,7 @@ class LearnedNight:
     def __init__(self, darkener: Darkener, memory: SceneMemory | None = None) -> None:
         self.darkener, self.memory = darkener, memory
 
+    @torch.no_grad()
     def __call__(
         self, images: Tensor, exposure: Tensor, generator: torch.Generator, draws: Tensor | None = None
     ) -> Tensor:
@@ -231,7 +237,8 @@ class NightView:
     def for_video(self, height: int, width: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
         """Draw what all frames of a video share; gives a function that darkens its frames `(T, 3, H, W)`, part by part.
 
-        Part by part or at once, a learned night makes the same of the frames, which must come in their order.
+        Part by part or at once, a learned night makes the same of the frames, which must come in their order; but for
+        the noise of a camera.
         """
         nights = [night.for_video() if isinstance(night, LearnedNight) else night for night in self.nights]
         drawn = self._draw(1, height, width, generator)

@@ -1,4 +1,4 @@
-"""`--night.source auto`: try every source of night for an epoch, and take the one that day validation images prefer."""
+"""`--night.source auto`: try several nights for an epoch each, and take the one that day validation images prefer."""
 
 import logging
 import os
@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from darkening.camera import CameraConfig
 from minmax.runtime.config import CommonFlags, ConfigT, replaced
 from minmax.runtime.errors import UsageError
 from minmax.runtime.report import last_validation, markdown_table
@@ -46,13 +47,17 @@ def with_chosen_source(config: ConfigT, task: str, main: Callable[[ConfigT], Pat
         return config
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("--night.source auto: choose in one process, then start the others with the source it names")
-    if not flags.resume:
+    if flags.night.camera.share != 0:
+        raise UsageError(f"--night.camera.share {flags.night.camera.share}: expected none; auto tries cameras itself")
+    begun = run_folder(task, flags).parent.glob(f"{flags.name}*/config.yaml")
+    if not flags.resume or not any(begun):
         check_run_folder(task, flags)
 
     def with_candidate(candidate: str, name: str, **others: Any) -> Any:
         source, share = CANDIDATES[candidate]
         darkener = flags.darkener if source == "learned" else None
-        night = {"source": source, "camera": replace(flags.night.camera, share=share)}
+        camera = replace(flags.night.camera, share=share) if share else CameraConfig()
+        night = {"source": source, "camera": camera}
         chosen = replaced(flags, name=name, night=night, darkener=darkener, **others)
         return replaced(chosen, resume=(run_folder(task, chosen) / "config.yaml").exists())
 
@@ -67,7 +72,7 @@ def with_chosen_source(config: ConfigT, task: str, main: Callable[[ConfigT], Pat
         [candidate, *(f"{100 * numbers[name]:.1f}" for name in ("day", "darkened", "score"))]
         for candidate, numbers in found.items()
     ]
-    log.info("%s", markdown_table(["night, after one epoch", "day", "darkened day", "for choosing"], rows))
+    log.info("%s", markdown_table(["night, briefly", "day", "darkened day", "for choosing"], rows))
     source, share = CANDIDATES[best]
     log.info("chosen: --night.source %s --night.camera.share %g", source, share)
     chosen: ConfigT = with_candidate(best, flags.name)

@@ -90,6 +90,8 @@ def initial_darkener(init: str, settings: DarkenerSettings) -> Darkener:
     if init == "scratch":
         return Darkener(settings)
     darkener = load_darkener_or_starting_point(init)
+    if settings.view != darkener.settings.view:
+        raise UsageError(f"--init {init}: it is of view {darkener.settings.view}; add --darkener.view to say so")
     if settings not in (DarkenerSettings(view=settings.view), darkener.settings):
         raise UsageError(
             f"--init {init}: it was made with {asdict(darkener.settings)}; other --darkener flags need --init scratch"
@@ -192,6 +194,8 @@ class Config(CommonFlags):
 
 def main(config: Config) -> Path:
     """Train, and return the safetensors file."""
+    if config.darkener.view == "camera":
+        raise UsageError("--darkener.view camera: expected pixels or scene; a camera starts as a night made by hand")
     if config.data != "scenes" or config.precision != "fp32":
         raise UsageError("the starting point is trained on --data scenes in --precision fp32 only")
     if config.quick:

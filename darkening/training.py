@@ -131,6 +131,9 @@ def train_darkener(
         runtime: its devices.
     """
     optim, camera = config.optim, darkener.settings.view == "camera"
+    if darkener.settings.view == "scene" and encoder is not None:
+        patch = config.loss.exposure_patch
+        require(patch == 0, "--loss.exposure-patch", patch, "0 for --darkener.view scene: one mean for the whole image")
     if camera and encoder is None:
         raise ValueError("a darkener of view camera learns from an encoder's similarity alone, and none is given")
     darkener.settings = replace(

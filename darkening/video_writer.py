@@ -35,7 +35,7 @@ class VideoOptions:
     crf: int = 18
     """Constant rate factor of H.264 (of VP9 in .webm): less is better and larger, 0 is lossless."""
     batch: int = 0
-    """Frames that are darkened at a time; 0 chooses by their size. Only the short exposure's noise depends on it."""
+    """Frames that are darkened at a time; 0 chooses by their size. Only the noise of cameras depends on it."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

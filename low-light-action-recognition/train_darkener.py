@@ -62,7 +62,7 @@ class Config(CommonFlags):
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     darkener: DarkenerSettings = field(default_factory=DarkenerSettings)
     loss: DarkeningLoss = OBEDIENT_LOSS
-    """Weights of the losses (docs/deviations.md has the paper's)."""
+    """Weights of the losses (docs/deviations.md has the paper's); of view camera only that of similarity counts."""
     optim: DarkenerOptim = field(default_factory=lambda: DarkenerOptim(epochs=6, batch_size=3, milestones=(1, 3)))
 
     def __post_init__(self) -> None:

@@ -57,7 +57,7 @@ class Config(CommonFlags):
     """Whole images are shown; crop and scale do not matter here."""
     darkener: DarkenerSettings = field(default_factory=DarkenerSettings)
     loss: DarkeningLoss = OBEDIENT_LOSS
-    """Weights of the losses (docs/deviations.md has the paper's)."""
+    """Weights of the losses (docs/deviations.md has the paper's); of view camera only that of similarity counts."""
     optim: DarkenerOptim = field(default_factory=lambda: DarkenerOptim(batch_size=4))
 
     def __post_init__(self) -> None:

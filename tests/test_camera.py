@@ -12,6 +12,7 @@ from darkening.curve_estimator import Darkener, DarkenerSettings, load_darkener,
 from darkening.heuristics import HEURISTICS, dimmed
 from darkening.losses import DarkeningLoss
 from darkening.night_view import LearnedNight, NightConfig, NightView, build_night_view, day_view
+from darkening.starting_point import initial_darkener
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 
@@ -121,18 +122,35 @@ def test_gradients_reach_scene_and_draws_also_in_black_and_white():
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "name", "message"),
     [
-        ({"share": 1.5}, "camera share 1.5: expected a share in [0, 1]"),
-        ({"saturation": (0.5, 0.2)}, "camera saturation 0.5 0.2: expected two numbers, 0.0 <= LOW <= HIGH <= 1.0"),
-        ({"full_well": (0.0, 5.0)}, "camera full-well 0.0 5.0: expected two numbers, 1.0 <= LOW <= HIGH <= 1000000.0"),
-        ({"white_balance": 1.0}, "camera white-balance 1.0: expected a share in [0, 1)"),
+        ({"share": 1.5}, "share", "1.5: expected a share in [0, 1]"),
+        ({"saturation": (0.5, 0.2)}, "saturation", "0.5 0.2: expected two numbers, 0.0 <= LOW <= HIGH <= 1.0"),
+        ({"full_well": (0.0, 5.0)}, "full-well", "0.0 5.0: expected two numbers, 1.0 <= LOW <= HIGH <= 1000000.0"),
+        ({"white_balance": 1.0}, "white-balance", "1.0: expected a share in [0, 1)"),
     ],
 )
-def test_ranges_that_no_camera_has_are_refused(flags, message):
+def test_ranges_that_no_camera_has_are_refused(flags, name, message):
     with pytest.raises(UsageError) as refused:
         CameraConfig(**flags)
-    assert str(refused.value) == message
+    assert str(refused.value) == f"--night.camera.{name} or --darkener.camera.{name} {message}"
+
+
+def test_flags_that_would_do_nothing_are_refused():
+    with pytest.raises(UsageError, match="--night.camera.share 0.0: expected more than 0 beside other flags"):
+        NightConfig(camera=CameraConfig(blurred=0.1))
+    with pytest.raises(UsageError, match="darkener curve, width: view camera has no curves"):
+        DarkenerSettings(view="camera", curve="gamma", width=3)
+    with pytest.raises(UsageError, match="darkener camera: view pixels has none"):
+        DarkenerSettings(camera=CameraConfig(share=0.5))
+    with pytest.raises(UsageError, match="--init starting-point: it is of view pixels"):
+        initial_darkener("starting-point", DarkenerSettings(view="camera"))
+
+
+def test_augmix_is_the_same_for_all_frames_of_a_clip():
+    still = torch.rand(2, 3, 1, 16, 16, generator=generator_of()).expand(2, 3, 4, 16, 16)
+    clips = build_night_view(NightConfig("augmix"), None, CPU)(still, generator_of())
+    assert torch.equal(clips, clips[:, :, :1].expand_as(clips)) and not torch.equal(clips, still)
 
 
 def test_dim_nights_lie_between_brightness_and_gamma_and_reach_the_request(images):

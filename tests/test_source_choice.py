@@ -63,13 +63,13 @@ def adaptation():
 
 def test_every_source_is_tried_for_an_epoch_and_the_best_is_taken(adaptation, tmp_path):
     main, calls = adaptation
-    night = NightConfig(source="auto", cell=7, camera=CameraConfig(share=0.5, blurred=0.1))
+    night = NightConfig(source="auto", cell=7, camera=CameraConfig(blurred=0.1))
     config = Flags(runs=tmp_path, darkener=tmp_path / "darkener.pt", night=night)
     chosen = with_chosen_source(config, "task", main)
     assert [of(call) for call in calls] == list(SCORES)
     assert [call.name for call in calls] == [f"adapt-try-{name}" for name in CANDIDATES]
     assert {(call.optim.epochs, call.night.cell, call.resume) for call in calls} == {(1, 7, False)}
-    assert {call.night.camera.blurred for call in (*calls, chosen)} == {0.1}
+    assert {call.night.camera.blurred for call in (*calls, chosen) if call.night.camera.share} == {0.1}
     assert [call.darkener is not None for call in calls] == [True] + [False] * 6
     assert (of(chosen), chosen.name, chosen.optim.epochs) == (("dim", 1), "adapt", 9)
     assert (chosen.darkener, chosen.resume, chosen.night.cell) == (None, False, 7)
@@ -103,6 +103,11 @@ def test_other_sources_are_left_alone_and_several_processes_refused(adaptation, 
     main, calls = adaptation
     config = Flags(runs=tmp_path, night=NightConfig(source="gamma"))
     assert with_chosen_source(config, "task", main) is config and calls == []
+    with pytest.raises(UsageError, match="--night.camera.share 0.5: expected none; auto tries cameras itself"):
+        night = NightConfig(source="auto", camera=CameraConfig(share=0.5))
+        with_chosen_source(Flags(runs=tmp_path, night=night), "task", main)
+    with pytest.raises(UsageError, match="no run to continue|nothing to resume|does not exist|--resume"):
+        with_chosen_source(Flags(runs=tmp_path, name="never", resume=True), "task", main)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="--night.source auto: choose in one process"):
         with_chosen_source(Flags(runs=tmp_path), "task", main)

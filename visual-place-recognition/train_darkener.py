@@ -61,7 +61,7 @@ class Config(CommonFlags):
     images: CropConfig = field(default_factory=CropConfig)
     darkener: DarkenerSettings = field(default_factory=DarkenerSettings)
     loss: DarkeningLoss = OBEDIENT_LOSS
-    """Weights of the losses (docs/deviations.md has the paper's)."""
+    """Weights of the losses (docs/deviations.md has the paper's); of view camera only that of similarity counts."""
     optim: DarkenerOptim = field(default_factory=lambda: DarkenerOptim(epochs=5, batch_size=8, milestones=(1, 3)))
 
     def __post_init__(self) -> None:
