@@ -91,7 +91,7 @@ def initial_darkener(init: str, settings: DarkenerSettings) -> Darkener:
         return Darkener(settings)
     darkener = load_darkener_or_starting_point(init)
     if settings.view != darkener.settings.view:
-        raise UsageError(f"--init {init}: it is of view {darkener.settings.view}; add --darkener.view to say so")
+        raise UsageError(f"--init {init}: it is of another view; add --darkener.view {darkener.settings.view}")
     if settings not in (DarkenerSettings(view=settings.view), darkener.settings):
         raise UsageError(
             f"--init {init}: it was made with {asdict(darkener.settings)}; other --darkener flags need --init scratch"

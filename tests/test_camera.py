@@ -143,7 +143,7 @@ def test_flags_that_would_do_nothing_are_refused():
         DarkenerSettings(view="camera", curve="gamma", width=3)
     with pytest.raises(UsageError, match="darkener camera: view pixels has none"):
         DarkenerSettings(camera=CameraConfig(share=0.5))
-    with pytest.raises(UsageError, match="--init starting-point: it is of view pixels"):
+    with pytest.raises(UsageError, match="--init starting-point: it is of another view; add --darkener.view pixels"):
         initial_darkener("starting-point", DarkenerSettings(view="camera"))
 
 
