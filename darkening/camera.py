@@ -124,13 +124,17 @@ def photograph(images: Tensor, config: CameraConfig, draws: Tensor, noise: Tenso
     seen = blur(seen, camera.blur, config.blur[1])
     # The slope of a power is infinite at 0.
     light = (seen.clamp(1e-4, 1.0) ** DISPLAY_GAMMA * camera.balance).clamp(max=1.0)
-    # Shot noise is Poisson, here by its normal approximation; its variance is the number of electrons.
-    deviation = (light * camera.full_well + camera.read_noise**2).sqrt() / camera.full_well
-    light = light + camera.noisy * deviation * noise
+    light = with_sensor_noise(light, camera.full_well, camera.read_noise, camera.noisy * noise)
     developed = light.clamp(1e-6, 1.0) ** (1.0 / DISPLAY_GAMMA)
     if quantised:
         developed = (developed * 255.0).round() / 255.0
     return torch.where(camera.used > 0, developed, images)
+
+
+def with_sensor_noise(light: Tensor, full_well: Tensor | float, read_noise: Tensor | float, noise: Tensor) -> Tensor:
+    """Linear light with shot and read noise, not clamped; white is `full_well` electrons, `noise` standard normal."""
+    # Shot noise is Poisson, here by its normal approximation; its variance is the number of electrons.
+    return light + (light * full_well + read_noise**2).sqrt() / full_well * noise
 
 
 def blur(images: Tensor, deviation: Tensor, most: float) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from darkening.camera import DISPLAY_GAMMA, TONE_DRAW
+from darkening.camera import DISPLAY_GAMMA, TONE_DRAW, with_sensor_noise
 
 HeuristicName = Literal["gamma", "brightness", "dim", "short-exposure"]
 
@@ -85,15 +85,9 @@ def short_exposure_night(
     """
     # A factor of linear light is a factor behind the display's power as well.
     light = brightness_night(images, exposure, generator) ** DISPLAY_GAMMA
-    light = with_sensor_noise(light, _FULL_WELL, _READ_NOISE, generator)
-    return (light.clamp(0.0, 1.0) ** (1.0 / DISPLAY_GAMMA) * 255.0).round() / 255.0
-
-
-def with_sensor_noise(light: Tensor, full_well: float, read_noise: float, generator: torch.Generator) -> Tensor:
-    """Linear light with shot and read noise, not clamped; white is `full_well` electrons."""
     noise = torch.randn(light.shape, generator=generator).to(light)
-    # Shot noise is Poisson, here by its normal approximation; its variance is the number of electrons.
-    return light + (light * full_well + read_noise**2).sqrt() / full_well * noise
+    light = with_sensor_noise(light, _FULL_WELL, _READ_NOISE, noise)
+    return (light.clamp(0.0, 1.0) ** (1.0 / DISPLAY_GAMMA) * 255.0).round() / 255.0
 
 
 Night = Callable[..., Tensor]

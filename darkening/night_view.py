@@ -110,6 +110,12 @@ def within_training(
     return request * most.clamp(max=1.0)
 
 
+def trained_request(darkener: Darkener, images: Tensor, exposure: Tensor) -> Tensor:
+    """What a darkener is asked for in use: `exposure`, as far as `within_training` lets it."""
+    settings = darkener.settings
+    return within_training(images, exposure, settings.trained_exposure, settings.trained_contrast)
+
+
 def as_images(batch: Tensor) -> tuple[Tensor, int]:
     """Images `(N, 3, H, W)` as they are, or clips `(N, 3, T, H, W)` as `(N T, 3, H, W)`; and how many make a clip."""
     if batch.dim() == 4:
@@ -157,9 +163,8 @@ class LearnedNight:
         self, images: Tensor, exposure: Tensor, generator: torch.Generator, draws: Tensor | None = None
     ) -> Tensor:
         """Darken `(N, 3, H, W)` images; arguments as `heuristics.gamma_night`."""
-        settings = self.darkener.settings
-        request = within_training(images, exposure, settings.trained_exposure, settings.trained_contrast)
-        if settings.view != "camera":
+        request = trained_request(self.darkener, images, exposure)
+        if self.darkener.settings.view != "camera":
             return self.darkener.darken(images, request, self.memory)
         if draws is None:
             draws = torch.rand(len(images), SHARED_DRAWS, generator=generator)

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from darkening.camera import DISPLAY_GAMMA
-from darkening.heuristics import brightness_night, with_sensor_noise
+from darkening.camera import DISPLAY_GAMMA, with_sensor_noise
+from darkening.heuristics import brightness_night
 
 _MEAN = (0.05, 0.25)
 SelectionNight = Callable[[Tensor, torch.Generator], Tensor]
@@ -61,7 +61,9 @@ def under_lamps(frames: Tensor, generator: torch.Generator) -> Tensor:
     dark = _darkened(frames * pools ** (1 / DISPLAY_GAMMA), generator)
     balance = torch.empty(3, 1, 1).uniform_(0.85, 1.15, generator=generator).to(frames)
     full_well = math.exp(_draw(math.log(300.0), math.log(3000.0), generator))
-    light = with_sensor_noise(dark**DISPLAY_GAMMA * balance, full_well, _draw(1.0, 5.0, generator), generator)
+    read_noise = _draw(1.0, 5.0, generator)
+    noise = torch.randn(dark.shape, generator=generator).to(dark)
+    light = with_sensor_noise(dark**DISPLAY_GAMMA * balance, full_well, read_noise, noise)
     return (light.clamp(0.0, 1.0) ** (1 / DISPLAY_GAMMA) * 255.0).round() / 255.0
 
 

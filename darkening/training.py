@@ -17,7 +17,7 @@ from darkening.camera import SHARED_DRAWS
 from darkening.contact_sheet import contact_sheet
 from darkening.curve_estimator import Darkener, save_darkener
 from darkening.losses import DarkeningLoss
-from darkening.night_view import as_clips, as_images, follow_day, uniform, within_training
+from darkening.night_view import as_clips, as_images, follow_day, trained_request, uniform, within_training
 from darkening.scene_view import planned_night
 from minmax.runtime.config import require, require_range
 from minmax.runtime.devices import Runtime
@@ -235,13 +235,11 @@ def obedience(darkener: Darkener, images: Tensor, runtime: Runtime) -> dict[floa
     before its noise.
     """
     darkener.eval()
-    request, contrast = darkener.settings.trained_exposure, darkener.settings.trained_contrast
     totals = {asked: torch.zeros(2) for asked in REPORTED_EXPOSURES}
     for chunk in images.split(max(1, VALIDATION_PIXELS // (images.shape[-2] * images.shape[-1]))):
         day = runtime.to_device(chunk)
         for asked, total in totals.items():
-            asked_for = within_training(day, torch.full((len(day), 1, 1, 1), asked), request, contrast)
-            darkened = darkener.darken(day, asked_for)
+            darkened = darkener.darken(day, trained_request(darkener, day, torch.full((len(day), 1, 1, 1), asked)))
             wanted = day.mean(dim=(1, 2, 3)).clamp(max=asked).sum()
             total += torch.stack([wanted, darkened.mean(dim=(1, 2, 3)).sum()]).cpu() / len(images)
     return {asked: (float(wanted), float(mean)) for asked, (wanted, mean) in totals.items()}
