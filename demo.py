@@ -24,8 +24,8 @@ from minmax.runtime.config import REPOSITORY, run_script
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.report import markdown_table
 from minmax.runtime.seeding import generator_for
-from minmax.scenes import CLASSES, HELD_OUT_NIGHT, render_labelled
 from minmax.task_network import freeze
+from scenes import CLASSES, HELD_OUT_NIGHT, render_labelled
 
 # Chosen on day validation images, as they are and darkened by hand; no night image was looked at.
 DARKENER_RECIPE = (

@@ -26,8 +26,8 @@ import torchvision
 from darkening.curve_estimator import Darkener, DarkenerSettings, Darkening
 from darkening.losses import DarkeningLoss
 from darkening.night_view import LearnedNight, NightConfig, build_night_view
-from darkening.pictures import as_intensities, decode_picture, write_picture
 from darkening.starting_point import NIGHT_TO_LOOK_AT_NAME, STARTING_POINT_NAME, load_darkener_or_starting_point
+from media.pictures import as_intensities, decode_picture, write_picture
 from minmax.runtime.devices import Runtime, keep_large_buffers
 from minmax.runtime.seeding import generator_for
 from minmax.task_network import InputNormalization, LayeredEncoder, freeze

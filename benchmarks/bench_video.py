@@ -21,9 +21,9 @@ from bench_darkening import DARKENERS, RUNTIME, THREADS, default_allocator, stra
 
 from darkening.night_view import NightConfig, build_night_view
 from darkening.starting_point import STARTING_POINT_NAME, load_darkener_or_starting_point
-from darkening.video_frames import read_frames
-from darkening.video_writer import VideoOptions
-from darkening.videos import darken_video
+from media.video_frames import read_frames
+from media.video_writer import VideoOptions
+from media.videos import darken_video
 from minmax.runtime.devices import keep_large_buffers
 from minmax.runtime.seeding import generator_for
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from darkening.pictures import (
+from media.pictures import (
     DECODING_ERRORS,
     PICTURE_SUFFIXES,
     decode_picture,
@@ -25,7 +25,7 @@ from darkening.pictures import (
 from minmax.runtime.checked import find_problems
 from minmax.runtime.config import REPOSITORY, require
 from minmax.runtime.errors import RunError, UsageError
-from minmax.scenes import CLASSES, HELD_OUT_NIGHT, render_labelled
+from scenes import CLASSES, HELD_OUT_NIGHT, render_labelled
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from typing import Any, get_args
 from class_folders import DEFAULT_DATA, Split, unpacking_folder
 from tqdm import tqdm
 
-from darkening.pictures import PICTURE_SUFFIXES
+from media.pictures import PICTURE_SUFFIXES
 from minmax.runtime.config import run_script
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.report import write_json

@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from darkening.night_view import NightConfig, NightView, build_night_view, refuse_untrained
-from darkening.pictures import (
+from darkening.starting_point import NIGHT_TO_LOOK_AT_NAME, load_darkener_or_starting_point
+from media.pictures import (
     DECODING_ERRORS,
     PICTURE_SUFFIXES,
     as_intensities,
@@ -34,10 +35,9 @@ from darkening.pictures import (
     listed_below,
     write_picture,
 )
-from darkening.starting_point import NIGHT_TO_LOOK_AT_NAME, load_darkener_or_starting_point
-from darkening.video_frames import VIDEO_SUFFIXES, BrokenVideo, expected_frames
-from darkening.video_writer import VideoOptions
-from darkening.videos import darken_video
+from media.video_frames import VIDEO_SUFFIXES, BrokenVideo, expected_frames
+from media.video_writer import VideoOptions
+from media.videos import darken_video
 from minmax.runtime.checkpoints import file_digest, remove_leftovers
 from minmax.runtime.config import replaced, require, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime

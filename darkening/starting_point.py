@@ -37,7 +37,7 @@ from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.run import Run, check_run_folder
 from minmax.runtime.seeding import derive_seed, seed_globally
-from minmax.scenes import render_labelled, render_segmented
+from scenes import render_labelled, render_segmented
 
 log = logging.getLogger(__name__)
 

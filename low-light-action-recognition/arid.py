@@ -9,8 +9,8 @@ from typing import NamedTuple
 from clips import SCENES, ClipConfig, Split
 from recogniser import RELEASED_CLASSES
 
-from darkening.pictures import files_below
-from darkening.video_frames import VIDEO_SUFFIXES
+from media.pictures import files_below
+from media.video_frames import VIDEO_SUFFIXES
 from minmax.runtime.errors import UsageError
 from minmax.runtime.seeding import derive_seed
 

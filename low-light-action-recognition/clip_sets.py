@@ -8,7 +8,7 @@ from video_clips import VideoClips, checked_clips
 
 from minmax.runtime.config import REPOSITORY
 from minmax.runtime.errors import UsageError
-from minmax.scenes import MOTIONS
+from scenes import MOTIONS
 
 
 def open_clips(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minmax.runtime.config import require
-from minmax.scenes import HELD_OUT_NIGHT, MOTIONS, render_clips
+from scenes import HELD_OUT_NIGHT, MOTIONS, render_clips
 
 Split = Literal["train", "val", "test_day", "test_night"]
 NIGHT_SPLITS: tuple[Split, ...] = ("test_night",)

@@ -12,8 +12,8 @@ from clips import ClipConfig, LabelledClips, Split
 from torch import Tensor
 from tqdm import tqdm
 
-from darkening.pictures import files_below, listed_below
-from darkening.video_frames import VIDEO_SUFFIXES, BrokenVideo, probe, read_frames
+from media.pictures import files_below, listed_below
+from media.video_frames import VIDEO_SUFFIXES, BrokenVideo, probe, read_frames
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.report import write_json
 

@@ -18,7 +18,7 @@ from street_images import (
     check_files,
 )
 
-from darkening.pictures import PICTURE_SUFFIXES, files_below
+from media.pictures import PICTURE_SUFFIXES, files_below
 from minmax.runtime.config import REPOSITORY, require
 from minmax.runtime.errors import UsageError
 

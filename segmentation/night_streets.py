@@ -7,7 +7,7 @@ from pathlib import Path
 from cityscapes import find_cityscapes, pair_up
 from street_images import QUICK_IMAGES, StreetFile, StreetFiles, check_files
 
-from darkening.pictures import files_below
+from media.pictures import files_below
 from minmax.runtime.config import REPOSITORY
 from minmax.runtime.errors import UsageError
 

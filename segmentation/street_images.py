@@ -12,10 +12,10 @@ from PIL import Image
 from street_labels import to_train_ids
 from torch import Tensor
 
-from darkening.pictures import DECODING_ERRORS, decode_picture, listed_below
+from media.pictures import DECODING_ERRORS, decode_picture, listed_below
 from minmax.runtime.checked import find_problems
 from minmax.runtime.errors import RunError, UsageError
-from minmax.scenes import HELD_OUT_NIGHT, render_segmented
+from scenes import HELD_OUT_NIGHT, render_segmented
 
 Split = Literal["train", "val", "test_day", "test_night"]
 Size = tuple[int, int]

@@ -23,7 +23,7 @@ from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import Image as ImageTensor
 from torchvision.tv_tensors import Mask
 
-from darkening.pictures import DECODING_ERRORS, PICTURE_SUFFIXES, decode_picture, files_below, orientation
+from media.pictures import DECODING_ERRORS, PICTURE_SUFFIXES, decode_picture, files_below, orientation
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.seeding import derive_seed
 

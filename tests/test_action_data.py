@@ -12,11 +12,11 @@ from clips import ClipConfig, SceneClips, frames_of_clip
 from hls_shift import AUTHORS_SHIFT, hls_to_rgb, rgb_to_hls, shift_hls
 from video_files import frame_pixels, save_truncated, save_video
 
-from darkening.video_frames import probe
+from media.video_frames import probe
 from minmax.runtime.errors import RunError, UsageError
-from minmax.scenes import MOTIONS, render_clips
-from minmax.scenes.motion import draw_motion, render_clip
-from minmax.scenes.sprites import Placed, Sprite
+from scenes import MOTIONS, render_clips
+from scenes.motion import draw_motion, render_clip
+from scenes.sprites import Placed, Sprite
 
 CONFIG = ClipConfig(length=3, interval=2, size=16, rounds=2, validation=0.3)
 ACTIONS = ("Drink", "Jump")

@@ -14,8 +14,8 @@ from video_files import save_video
 from darkening import apply, preview
 from darkening.curve_estimator import Darkener, DarkenerSettings, save_darkener
 from darkening.night_view import NightConfig
-from darkening.pictures import PICTURE_SUFFIXES, as_codes, as_intensities, find_pictures, read_picture, write_picture
 from darkening.starting_point import load_starting_point
+from media.pictures import PICTURE_SUFFIXES, as_codes, as_intensities, find_pictures, read_picture, write_picture
 from minmax.runtime.config import replaced, run_script
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError, UsageError

@@ -24,7 +24,7 @@ from darkening.night_view import LearnedNight, within_training
 from darkening.starting_point import STARTING_POINT, export, load_starting_point, open_exposure_path
 from darkening.training import DarkenerOptim, RequestConfig
 from minmax.runtime.errors import UsageError
-from minmax.scenes import render_labelled
+from scenes import render_labelled
 
 
 class RunsCode:

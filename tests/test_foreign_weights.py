@@ -30,9 +30,9 @@ from minmax.pretrained import find_weights, load_whole
 from minmax.runtime.checkpoints import load_checkpoint
 from minmax.runtime.config import parse_flags
 from minmax.runtime.errors import UsageError
-from minmax.scenes import CLASSES as SCENE_CLASSES
 from minmax.split_network import split_network
 from minmax.task_network import InputNormalization
+from scenes import CLASSES as SCENE_CLASSES
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5,) * 3, (0.5,) * 3)

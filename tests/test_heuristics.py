@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from darkening import heuristics
 from darkening.camera import SHARED_DRAWS
 from darkening.heuristics import HEURISTICS
-from minmax.scenes import render_labelled
+from scenes import render_labelled
 
 NAMES = sorted(HEURISTICS)
 

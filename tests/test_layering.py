@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PACKAGES = ("minmax", "darkening")
+PACKAGES = ("scenes", "minmax", "media", "darkening")
 TASKS = ("classification", "segmentation", "visual-place-recognition", "low-light-action-recognition")
 SCRIPTS = {"train_day", "train_darkener", "train", "test"}
 
@@ -40,7 +40,8 @@ def allowed_for(name):
     folder = name.split("/")[0]
     if folder in TASKS:
         return {*PACKAGES, *MODULES_OF[folder]}
-    return {"minmax"} if folder == "minmax" else set(PACKAGES)
+    below = {"scenes": {"scenes"}, "minmax": {"minmax"}, "media": {"media", "minmax"}}
+    return below.get(folder, set(PACKAGES))
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -59,7 +60,7 @@ def test_every_program_at_the_top_is_checked():
     found = {file.stem for file in REPOSITORY.glob("*.py")}
     assert found == set(PROGRAMS)
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
-    (checked,) = re.findall(r"mypy (darkening minmax .*)", makefile)
+    (checked,) = re.findall(r"mypy (darkening media minmax scenes .*)", makefile)
     assert {f"{name}.py" for name in found} <= set(checked.split())
 
 

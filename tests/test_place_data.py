@@ -18,10 +18,10 @@ from plain_pickle import read_plain_pickle
 from torchvision.transforms.v2 import functional
 from tuple_mining import EpochTuples, TrainingTuples, TupleConfig
 
-from darkening.pictures import decode_picture
+from media.pictures import decode_picture
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError, UsageError
-from minmax.scenes import render_places
+from scenes import render_places
 
 RUNTIME = Runtime(torch.device("cpu"))
 CONFIG = PlaceConfig(48)

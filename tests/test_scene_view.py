@@ -25,7 +25,7 @@ from darkening.scene_view import (
 from darkening.starting_point import NIGHT_TO_LOOK_AT_NAME, load_darkener_or_starting_point
 from minmax.runtime.errors import UsageError
 from minmax.runtime.seeding import generator_for
-from minmax.scenes import render_segmented
+from scenes import render_segmented
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import torch
 
 from darkening.night_view import NightSource
 from darkening.selection_nights import SELECTION_NIGHTS, selection_numbers
-from minmax.scenes import render_labelled
+from scenes import render_labelled
 
 NAMES = sorted(SELECTION_NIGHTS)
 

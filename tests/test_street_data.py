@@ -18,7 +18,7 @@ from street_pictures import draw_side_by_side
 from street_views import DayStreets, TrainingStreets, WholeStreets
 
 from minmax.runtime.errors import UsageError
-from minmax.scenes import render_labelled, render_segmented
+from scenes import render_labelled, render_segmented
 
 CONFIG = StreetConfig(size=(32, 48), crop=(32, 32))
 

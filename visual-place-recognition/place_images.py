@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from darkening.pictures import DECODING_ERRORS, as_rgb, listed_below
+from media.pictures import DECODING_ERRORS, as_rgb, listed_below
 from minmax.runtime.checked import find_problems
 from minmax.runtime.config import require
 from minmax.runtime.errors import RunError, UsageError

@@ -26,10 +26,10 @@ from plain_pickle import read_plain_pickle
 from ranking import Relevance
 from torch import Tensor
 
-from darkening.pictures import PICTURE_SUFFIXES, files_below
+from media.pictures import PICTURE_SUFFIXES, files_below
 from minmax.runtime.config import REPOSITORY
 from minmax.runtime.errors import UsageError
-from minmax.scenes import render_places
+from scenes import render_places
 
 log = logging.getLogger(__name__)
 PairSplit = Literal["train", "val"]

@@ -11,10 +11,10 @@ from place_pairs import SCENE_PLACES, SCENE_SEEDS
 from plain_pickle import read_plain_pickle
 from ranking import Relevance
 
-from darkening.pictures import PICTURE_SUFFIXES, files_below
+from media.pictures import PICTURE_SUFFIXES, files_below
 from minmax.runtime.config import REPOSITORY
 from minmax.runtime.errors import UsageError
-from minmax.scenes import HELD_OUT_NIGHT, render_places
+from scenes import HELD_OUT_NIGHT, render_places
 
 log = logging.getLogger(__name__)
 DATABASE_VIEWS, QUERY_VIEWS = 3, 2

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from minmax.scenes.night import NightSettings
-from minmax.scenes.world import GENERATOR_VERSION
+from scenes.night import NightSettings
+from scenes.world import GENERATOR_VERSION
 
 Domain = Literal["day", "night"]
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from minmax.scenes.cache import Domain, cache_file, kept
-from minmax.scenes.motion import MOTIONS, render_clips
-from minmax.scenes.night import HELD_OUT_NIGHT, NightSettings, render_night
-from minmax.scenes.objects import CLASSES
-from minmax.scenes.places import render_places
-from minmax.scenes.sprites import Camera
-from minmax.scenes.world import GENERATOR_VERSION, Scene, build_scene, render_day
+from scenes.cache import Domain, cache_file, kept
+from scenes.motion import MOTIONS, render_clips
+from scenes.night import HELD_OUT_NIGHT, NightSettings, render_night
+from scenes.objects import CLASSES
+from scenes.places import render_places
+from scenes.sprites import Camera
+from scenes.world import GENERATOR_VERSION, Scene, build_scene, render_day
 
 __all__ = [
     "CLASSES",

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from minmax.scenes.sprites import SKY, STREET_LAMPS, Colour, Floats, Lamp
-from minmax.scenes.world import Scene, encode
+from scenes.sprites import SKY, STREET_LAMPS, Colour, Floats, Lamp
+from scenes.world import Scene, encode
 
 Range = tuple[float, float]
 

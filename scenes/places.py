@@ -8,11 +8,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from minmax.scenes.cache import Domain, cache_file, kept
-from minmax.scenes.night import NightSettings, render_night
-from minmax.scenes.objects import CLASSES
-from minmax.scenes.sprites import Camera
-from minmax.scenes.world import build_scene, render_day
+from scenes.cache import Domain, cache_file, kept
+from scenes.night import NightSettings, render_night
+from scenes.objects import CLASSES
+from scenes.sprites import Camera
+from scenes.world import build_scene, render_day
 
 # What stands there for good; a parked car would leave.
 LANDMARKS: Final = tuple(CLASSES.index(name) for name in ("tree", "traffic light", "road sign", "kiosk"))

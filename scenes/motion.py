@@ -13,11 +13,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from minmax.scenes.cache import Domain, cache_file, kept
-from minmax.scenes.night import NightSettings, render_night
-from minmax.scenes.objects import CLASSES
-from minmax.scenes.sprites import Camera, Placed, Rng, Sprite
-from minmax.scenes.world import build_scene, render_day
+from scenes.cache import Domain, cache_file, kept
+from scenes.night import NightSettings, render_night
+from scenes.objects import CLASSES
+from scenes.sprites import Camera, Placed, Rng, Sprite
+from scenes.world import build_scene, render_day
 
 MOTION_VERSION: Final = 1
 

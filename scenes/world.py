@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from minmax.scenes.objects import DISTANT, OBJECTS, low_clutter, post
-from minmax.scenes.sprites import (
+from scenes.objects import DISTANT, OBJECTS, low_clutter, post
+from scenes.sprites import (
     BACKGROUND,
     BUILDING,
     FAR,

@@ -17,9 +17,9 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from torch import Tensor
 
-from darkening.pictures import as_codes, as_intensities
-from darkening.video_frames import FrameWatch, frames_of, open_video, upright_pixels
-from darkening.video_writer import Shown, VideoOptions, VideoWriter
+from media.pictures import as_codes, as_intensities
+from media.video_frames import FrameWatch, frames_of, open_video, upright_pixels
+from media.video_writer import Shown, VideoOptions, VideoWriter
 from minmax.runtime.checkpoints import write_atomically
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from minmax.scenes.sprites import (
+from scenes.sprites import (
     BICYCLE,
     BLACK,
     BUILDING,

@@ -1,0 +1,1 @@
+"""Pictures and videos: finding, reading and writing of files."""
