@@ -14,9 +14,9 @@ from PIL import Image
 from video_files import frame_pixels, save_truncated, save_video
 
 from darkening import apply
-from media import video_frames, video_writer
 from darkening.night_view import NightConfig, NightView, build_night_view
 from darkening.starting_point import load_starting_point
+from media import video_frames, video_writer
 from media.video_frames import BrokenVideo, expected_frames, probe, read_frames
 from media.video_writer import VideoOptions
 from media.videos import darken_video
