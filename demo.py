@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from darkening.curve_estimator import load_darkener
 from darkening.night_view import LearnedNight
+from minmax.features import freeze
 from minmax.runtime.checkpoints import write_atomically
 from minmax.runtime.commands import Commands
 from minmax.runtime.config import REPOSITORY, run_script
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.report import markdown_table
 from minmax.runtime.seeding import generator_for
-from minmax.task_network import freeze
 from scenes import CLASSES, HELD_OUT_NIGHT, render_labelled
 
 # Chosen on day validation images, as they are and darkened by hand; no night image was looked at.

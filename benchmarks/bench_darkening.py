@@ -28,9 +28,9 @@ from darkening.losses import DarkeningLoss
 from darkening.night_view import LearnedNight, NightConfig, build_night_view
 from darkening.starting_point import NIGHT_TO_LOOK_AT_NAME, STARTING_POINT_NAME, load_darkener_or_starting_point
 from media.pictures import as_intensities, decode_picture, write_picture
+from minmax.features import InputNormalization, LayeredEncoder, freeze
 from minmax.runtime.devices import Runtime, keep_large_buffers
 from minmax.runtime.seeding import generator_for
-from minmax.task_network import InputNormalization, LayeredEncoder, freeze
 
 DARKENERS = (("nights to learn from", STARTING_POINT_NAME), ("nights to look at", NIGHT_TO_LOOK_AT_NAME))
 """What they are for, and their names or paths."""

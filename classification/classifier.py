@@ -1,4 +1,4 @@
-"""Classifiers of torchvision and timm as task networks, and the checkpoints that rebuild them."""
+"""Classifiers of torchvision and timm, and the checkpoints that rebuild them."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -9,22 +9,24 @@ from typing import Any, Literal, get_args
 import timm
 import torch
 import torchvision
-from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, nn
-from torchvision.models.convnext import LayerNorm2d
 
+from minmax.features import (
+    IDENTITY_STATISTICS,
+    IMAGENET_STATISTICS,
+    FeatureModel,
+    InputNormalization,
+    last_feature_layer,
+)
 from minmax.pretrained import (
     find_weights,
     load_start,
-    load_whole,
     read_start,
     rebuild_network,
     save_network,
 )
-from minmax.runtime.checkpoints import load_checkpoint
+from minmax.runtime.checkpoints import load_checkpoint, load_strictly
 from minmax.runtime.errors import UsageError
-from minmax.split_network import split_network
-from minmax.task_network import IDENTITY_STATISTICS, IMAGENET_STATISTICS, InputNormalization, TaskNetwork
 
 CHECKPOINT_FORMAT = "similarity-minmax/classifier"
 TIMM = "timm/"
@@ -40,8 +42,8 @@ STATISTICS: dict[Normalization, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 """Mean and standard deviation per channel that published weights were trained with."""
 
-# A network that takes any size is traced at this one: large enough for several positions after 32-fold striding.
-_TRACED_SIZE = 128
+# A network that takes any size is tried at this one: large enough for several positions after 32-fold striding.
+_TRIED_SIZE = 128
 
 _INCEPTION_NETWORKS = ("googlenet", "inception_v3")
 
@@ -66,6 +68,8 @@ class ClassifierSettings:
     """Statistics by which the first layer normalises the input."""
     image_size: int | None = None
     """The side in pixels of the only images that the model takes; None for one that takes any."""
+    layers: tuple[str, ...] = ()
+    """Whose outputs day and night are compared by; by default the last map of features, or tokens."""
 
 
 def classifier_settings(
@@ -88,8 +92,8 @@ def classifier_settings(
     return ClassifierSettings(model, classes, normalization, image_size if fixed else None)
 
 
-def build_classifier(settings: ClassifierSettings, pretrained: bool = False, init: Path | None = None) -> TaskNetwork:
-    """A classifier whose encoder gives its last map of features (and its class token, if it has one).
+def build_classifier(settings: ClassifierSettings, pretrained: bool = False, init: Path | None = None) -> FeatureModel:
+    """A classifier whose feature is its last map, or its tokens.
 
     Args:
         settings: model, classes, input normalisation and size.
@@ -97,9 +101,9 @@ def build_classifier(settings: ClassifierSettings, pretrained: bool = False, ini
         init: start from the weights in a file, as `load_start` reads them.
 
     Raises:
-        UsageError: when there is no such model, its weights cannot be downloaded or do not fit, or it cannot be split.
+        UsageError: when there is no such model or layer, or its weights cannot be downloaded or do not fit.
     """
-    size = _size_argument(settings.model, settings.image_size or _TRACED_SIZE)
+    size = _size_argument(settings.model, settings.image_size or _TRIED_SIZE)
     try:
         network = _new_network(settings.model, len(settings.classes), size)
         if pretrained:
@@ -112,26 +116,18 @@ def build_classifier(settings: ClassifierSettings, pretrained: bool = False, ini
         raise UsageError(f"--model {settings.model} cannot be built: {' '.join(str(error).split())}") from error
     if init is not None:
         load_start(network, read_start(init), init)
-    mean, std = STATISTICS[settings.normalization]
-    side = settings.image_size or _TRACED_SIZE
-    generator = torch.Generator().manual_seed(0)  # the global one is the weights' and must not depend on this check
+    side = settings.image_size or _TRIED_SIZE
+    generator = torch.Generator().manual_seed(0)  # the global one is the weights' and must not depend on this trial
     example = torch.rand(2, 3, side, side, generator=generator)
     try:
-        return split_network(
-            network,
-            example,
-            InputNormalization(mean, std),
-            leaves=(*get_notrace_modules(), LayerNorm2d, torchvision.ops.StochasticDepth),  # type: ignore[no-untyped-call]
-            leaf_functions=get_notrace_functions(),  # type: ignore[no-untyped-call]
-        )
+        layers = settings.layers or [last_feature_layer(network, example)]
+        return FeatureModel(network, layers, InputNormalization(*STATISTICS[settings.normalization]), example)
     except ValueError as error:
-        raise UsageError(
-            f"--model {settings.model} cannot be split into features and prediction: {error}; choose another model"
-        ) from error
+        raise UsageError(f"--model {settings.model}: {error}") from error
 
 
 def save_classifier(
-    network: TaskNetwork, settings: ClassifierSettings, path: Path, config: Mapping[str, Any] | None = None
+    network: FeatureModel, settings: ClassifierSettings, path: Path, config: Mapping[str, Any] | None = None
 ) -> None:
     """Save a classifier's weights with what rebuilds it and the config that trained it."""
     save_network(network, settings, CHECKPOINT_FORMAT, path, config)
@@ -139,13 +135,13 @@ def save_classifier(
 
 def load_classifier(
     path: Path, image_size: int | None = None, foreign: Callable[[], ClassifierSettings] | None = None
-) -> tuple[TaskNetwork, ClassifierSettings]:
+) -> tuple[FeatureModel, ClassifierSettings]:
     """Rebuild a classifier from a checkpoint of this project, of the authors, or of any other program.
 
     - Ours (`save_classifier`) carries what rebuilds it.
     - The authors' adapted ResNet_BYOL: `resnet.*` is the network, `encoder_k`, `head_q`, `head_k` and `pred` are left
       out; a ResNet-18 with CODaN's classes in the authors' order.
-    - Any other holds the tensors of an unsplit network under its own names (the authors' daytime ResNet-18 among them).
+    - Any other holds the tensors of the network under its own names (the authors' daytime ResNet-18 among them).
 
     Args:
         path: the file.
@@ -176,7 +172,7 @@ def load_classifier(
                 "with the architecture and --classes with the order of its outputs"
             )
         network = build_classifier(settings)
-        load_whole(network, weights, path)
+        load_strictly(network.model, weights, path)
     if image_size is not None and settings.image_size not in (None, image_size):
         raise UsageError(
             f"--images.size {image_size}: the {settings.model} in {path} takes images of {settings.image_size} only"

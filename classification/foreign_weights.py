@@ -7,9 +7,9 @@ from pathlib import Path
 from class_folders import Split, class_names
 from classifier import RELEASED_CLASSES, ClassifierSettings, NormalizationFlag, classifier_settings, load_classifier
 
+from minmax.features import FeatureModel
 from minmax.runtime.config import require
 from minmax.runtime.errors import UsageError
-from minmax.task_network import TaskNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class ForeignFlags:
 
 def load_classifiers(
     paths: Sequence[Path], flags: ForeignFlags, data: str, split: Split, image_size: int
-) -> list[tuple[TaskNetwork, ClassifierSettings]]:
+) -> list[tuple[FeatureModel, ClassifierSettings]]:
     """Load checkpoints of which some may need the flags.
 
     Args:

@@ -26,13 +26,13 @@ from darkening.training import (
     save_and_show,
     train_darkener,
 )
+from minmax.features import InputNormalization
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.checkpoints import file_digest, joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.run import Run, check_run_folder
 from minmax.runtime.seeding import seed_globally
-from minmax.task_network import InputNormalization
 
 VALIDATION_IMAGES = 256
 
@@ -79,7 +79,7 @@ def main(config: Config) -> Path:
         [(network, _)] = load_classifiers([config.checkpoint], config, config.data, "train", config.images.size)
         training = open_split(config.data, "train", config.images, quick=config.quick, cache=config.runs)
         validation = open_split(config.data, "val", config.images, training.classes, config.quick, config.runs)
-        encoder = runtime.place(network.encoder)
+        encoder = runtime.place(network)
         if config.features == "unnormalised":
             encoder.normalization = runtime.place(InputNormalization.identity())
         held_out = WholeImages(validation, config.images)

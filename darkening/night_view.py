@@ -16,10 +16,10 @@ from darkening.camera import SHARED_DRAWS, TONE_DRAW, CameraConfig, photograph
 from darkening.curve_estimator import Darkener
 from darkening.heuristics import HEURISTICS, HeuristicName, Night
 from darkening.scene_view import SceneMemory
+from minmax.features import freeze
 from minmax.runtime.config import require, require_range
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
-from minmax.task_network import freeze
 
 _NEARLY_BLACK = 0.01  # so that a black cell is not infinitely darker than its neighbours
 

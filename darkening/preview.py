@@ -14,10 +14,10 @@ from darkening.contact_sheet import SHOWN_EXPOSURES, contact_sheet
 from darkening.night_view import refuse_untrained
 from darkening.starting_point import NIGHT_TO_LOOK_AT_NAME, load_darkener_or_starting_point
 from media.pictures import find_pictures, read_picture
+from minmax.features import freeze
 from minmax.runtime.config import require, run_script
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.report import save_picture
-from minmax.task_network import freeze
 
 log = logging.getLogger(__name__)
 

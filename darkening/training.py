@@ -19,11 +19,11 @@ from darkening.curve_estimator import Darkener, save_darkener
 from darkening.losses import DarkeningLoss
 from darkening.night_view import as_clips, as_images, follow_day, trained_request, uniform, within_training
 from darkening.scene_view import planned_night
+from minmax.features import FeatureModel, freeze
 from minmax.runtime.config import require, require_range
 from minmax.runtime.devices import Runtime
 from minmax.runtime.report import draw_curves, markdown_table, save_picture
 from minmax.runtime.run import Run
-from minmax.task_network import freeze
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class DarkenerTraining:
 
 def train_darkener(
     darkener: Darkener,
-    encoder: nn.Module | None,
+    encoder: FeatureModel | None,
     loader: DataLoader[Tensor],
     validation: Tensor,
     config: DarkenerTraining,
@@ -121,7 +121,7 @@ def train_darkener(
 
     Args:
         darkener: placed on the device.
-        encoder: the frozen daytime model's, images to features; None trains for exposure and realism only.
+        encoder: the daytime model, frozen here; None trains for exposure and realism only.
         loader: batches of `(N, 3, H, W)` day images or `(N, 3, T, H, W)` day clips in [0, 1], drawn by `EpochBatches`;
             the frames of a clip share one request, and the encoder sees the clip. A fourth channel may tell where
             the sky is; images are then held to `planned_night`, whatever the encoder.
@@ -165,8 +165,10 @@ def train_darkener(
                 # The tone curve stays in fp32: eight rounds of squaring leave nothing of a bf16 value.
                 with runtime.autocast():
                     with torch.no_grad():
-                        day_features = encoder(day)
-                    dark_features = encoder(darkening.image if day.dim() == 4 else as_clips(darkening.image, frames))
+                        day_features = encoder.features(day)
+                    dark_features = encoder.features(
+                        darkening.image if day.dim() == 4 else as_clips(darkening.image, frames)
+                    )
                 losses = config.loss(images, darkening, exposure, dark_features, day_features)
             numbers = run.read_losses(losses)
             optimizer.zero_grad(set_to_none=True)

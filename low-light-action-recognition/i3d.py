@@ -5,14 +5,13 @@ bottlenecks whose first convolution spans three frames in every block of stage 1
 and the middle block of stage 4. Layer names are torchvision's, and those of the released checkpoints.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from minmax.task_network import InputNormalization, LayeredEncoder, TaskNetwork
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
@@ -99,34 +98,18 @@ class GlobalAverage(nn.Module):
         return value.flatten(2).mean(dim=2)
 
 
-class ClipHead(nn.Module):
-    """Dropout and one linear layer, as the head of a TaskNetwork."""
-
-    def __init__(self, inputs: int, classes: int, dropout: float = 0.5) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(inputs, classes)
-
-    def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """Logits `(N, classes)` from one vector `(N, inputs)`; the size of the frames does not matter."""
-        logits: Tensor = self.classifier(self.dropout(features[-1]))
-        return logits
-
-
 def build_i3d(
     backbone: str,
     classes: int,
-    normalization: InputNormalization,
     width: int = 64,
     time_stride: int = 2,
     dropout: float = 0.5,
-) -> TaskNetwork:
-    """An I3D whose encoder gives one vector per clip: 2048 numbers for the paper's ResNet-50 of width 64.
+) -> nn.Sequential:
+    """An I3D; its layer `average` gives one vector per clip, 2048 numbers for the paper's ResNet-50 of width 64.
 
     Args:
         backbone: one of `DEPTHS`; those with fewer than 50 layers have basic blocks.
         classes: outputs.
-        normalization: the first layer.
         width: channels of the stem; the stages have 1, 2, 4 and 8 times as many inside their blocks.
         time_stride: of the stem's convolution and of its pooling. With the paper's 2, clips of 16 frames come to stage
             1 as 4; with 1, short clips keep their frames.
@@ -151,15 +134,11 @@ def build_i3d(
         if stage == 0:
             layers["pool2"] = HalveFrames()
     layers["average"] = GlobalAverage()
-    encoder = LayeredEncoder(normalization, layers, ["average"])
-    _initialise(encoder)
-    return TaskNetwork(encoder, ClipHead(channels, classes, dropout), [channels])
-
-
-def _initialise(encoder: nn.Module) -> None:
-    for layer in encoder.modules():
+    for layer in nn.ModuleDict(layers).modules():
         if isinstance(layer, nn.Conv3d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    layers |= {"dropout": nn.Dropout(dropout), "classifier": nn.Linear(channels, classes)}
+    return nn.Sequential(OrderedDict(layers))
 
 
 def inflated(images_weights: Mapping[str, Tensor], clips_network: nn.Module) -> dict[str, Tensor]:
@@ -170,7 +149,7 @@ def inflated(images_weights: Mapping[str, Tensor], clips_network: nn.Module) -> 
 
     Args:
         images_weights: by name; those that the other network lacks are left out.
-        clips_network: tells the names and shapes.
+        clips_network: tells the names and shapes; its `classifier` is left out.
 
     Raises:
         KeyError: when a tensor of the network for clips has no counterpart.
@@ -178,6 +157,8 @@ def inflated(images_weights: Mapping[str, Tensor], clips_network: nn.Module) -> 
     """
     found: dict[str, Any] = {}
     for name, own in clips_network.state_dict().items():
+        if name.startswith("classifier."):
+            continue
         weight = images_weights[name]
         if own.dim() == weight.dim() + 1:
             weight = weight.unsqueeze(2).expand(*weight.shape[:2], own.shape[2], *weight.shape[2:]) / own.shape[2]

@@ -1,20 +1,20 @@
-"""Networks for clips as task networks: I3D, torchvision's 3D ResNets, and the files that hold them."""
+"""Networks for clips: I3D, torchvision's 3D ResNets, and the files that hold them."""
 
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import torchvision
-from i3d import DEPTHS, ClipHead, GlobalAverage, build_i3d, inflated
-from torch import Tensor
+from i3d import DEPTHS, build_i3d, inflated
+from torch import Tensor, nn
 
-from minmax.pretrained import find_weights, load_start, load_whole, read_start, rebuild_network, save_network
+from minmax.features import IMAGENET_STATISTICS, FeatureModel, InputNormalization
+from minmax.pretrained import find_weights, load_start, read_start, rebuild_network, save_network
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly
 from minmax.runtime.errors import UsageError
-from minmax.task_network import IMAGENET_STATISTICS, InputNormalization, LayeredEncoder, TaskNetwork
 
 log = logging.getLogger(__name__)
 CHECKPOINT_FORMAT = "similarity-minmax/recogniser"
@@ -66,8 +66,8 @@ class RecogniserSettings:
             raise UsageError(f"--width and --time-stride are for an I3D, not for {self.model}; drop them")
 
 
-def build_recogniser(settings: RecogniserSettings, pretrained: bool = False, init: Path | None = None) -> TaskNetwork:
-    """A network from clips `(N, 3, T, H, W)` in [0, 1] to logits, whose encoder gives one vector per clip.
+def build_recogniser(settings: RecogniserSettings, pretrained: bool = False, init: Path | None = None) -> FeatureModel:
+    """A network from clips `(N, 3, T, H, W)` in [0, 1] to logits, whose feature is one vector per clip.
 
     Args:
         settings: model, classes, normalisation and width.
@@ -81,24 +81,38 @@ def build_recogniser(settings: RecogniserSettings, pretrained: bool = False, ini
     """
     normalization = InputNormalization(*STATISTICS[settings.normalization])
     try:
-        if not settings.model.startswith(I3D):
-            return _torchvision_network(settings.model, len(settings.classes), normalization, pretrained, init)
-        backbone = settings.model.removeprefix(I3D)
-        network = build_i3d(backbone, len(settings.classes), normalization, settings.width, settings.time_stride)
-        if init is not None and not for_images(init):
-            trunk = {name: t for name, t in read_start(init).items() if not name.startswith(_CLASSIFIERS)}
-            load_strictly(network.encoder, trunk, init)
-        elif pretrained or init is not None:
-            images = torchvision.models.get_model(backbone, weights="DEFAULT" if pretrained else None)
-            if init is not None:
-                load_start(images, read_start(init), init)
-            network.encoder.load_state_dict(inflated(images.state_dict(), network.encoder))
+        network = _network(settings, pretrained, init)
     except OSError as error:
         raise UsageError(
             f"cannot download the weights of {settings.model} ({error}); connect once, or drop --pretrained"
         ) from error
     except ValueError as error:
         raise UsageError(f"{init or '--pretrained'}: these weights are for --width 64 ({error})") from error
+    layer = "average" if settings.model.startswith(I3D) else "avgpool"
+    return FeatureModel(network, [layer], normalization, example=torch.zeros(1, 3, 4, 32, 32))
+
+
+def _network(settings: RecogniserSettings, pretrained: bool, init: Path | None) -> nn.Module:
+    classes = len(settings.classes)
+    if not settings.model.startswith(I3D):
+        network: nn.Module = torchvision.models.get_model(settings.model, num_classes=classes)
+        if pretrained:
+            published = torchvision.models.get_model(settings.model, weights="DEFAULT").state_dict()
+            load_start(network, published, f"the published {settings.model}")
+        elif init is not None:
+            load_start(network, read_start(init), init)
+        return network
+    backbone = settings.model.removeprefix(I3D)
+    network = build_i3d(backbone, classes, settings.width, settings.time_stride)
+    own = {name: tensor for name, tensor in network.state_dict().items() if name.startswith("classifier.")}
+    if init is not None and not for_images(init):
+        trunk = {name: t for name, t in read_start(init).items() if not name.startswith(_CLASSIFIERS)}
+        load_strictly(network, trunk | own, init)
+    elif pretrained or init is not None:
+        images = torchvision.models.get_model(backbone, weights="DEFAULT" if pretrained else None)
+        if init is not None:
+            load_start(images, read_start(init), init)
+        network.load_state_dict(inflated(images.state_dict(), network) | own)
     return network
 
 
@@ -121,33 +135,21 @@ def recogniser_settings(
     return RecogniserSettings(model, classes, normalization, width, time_stride)
 
 
-def _torchvision_network(
-    name: str, classes: int, normalization: InputNormalization, pretrained: bool, init: Path | None
-) -> TaskNetwork:
-    network = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
-    if init is not None:
-        load_start(network, read_start(init), init)
-    layers = {part: getattr(network, part) for part in ("stem", "layer1", "layer2", "layer3", "layer4")}
-    encoder = LayeredEncoder(normalization, {**layers, "average": GlobalAverage()}, ["average"])
-    width = network.fc.in_features
-    return TaskNetwork(encoder, ClipHead(width, classes, dropout=0.0), [width])
-
-
 def save_recogniser(
-    network: TaskNetwork, settings: RecogniserSettings, path: Path, config: Mapping[str, Any] | None = None
+    network: FeatureModel, settings: RecogniserSettings, path: Path, config: Mapping[str, Any] | None = None
 ) -> None:
     """Save a network's weights with what rebuilds it and the config that trained it."""
     save_network(network, settings, CHECKPOINT_FORMAT, path, config)
 
 
-def load_recogniser(path: Path, clips: Mapping[str, Any] | None = None) -> tuple[TaskNetwork, RecogniserSettings]:
+def load_recogniser(path: Path, clips: Mapping[str, Any] | None = None) -> tuple[FeatureModel, RecogniserSettings]:
     """Rebuild a network from a checkpoint of this project, of the authors, or of torchvision's 3D ResNets.
 
     - Ours (`save_recogniser`) carries what rebuilds it.
     - The authors' Res_I3D, daytime or adapted (Res_I3D_BYOL: `encoder_q.*` is the network; `encoder_k`, `head_q`,
       `head_k` and `pred` are left out), with or without `module.`: `cls_head.fc_cls.*` becomes `classifier.*`, all
       other names stay. With 11 outputs these are ARID's actions in alphabetical order, otherwise numbers.
-    - torchvision's r3d_18, r2plus1d_18 and mc3_18: `fc.*` becomes `classifier.*`; the outputs are numbered.
+    - torchvision's r3d_18, r2plus1d_18 and mc3_18: the outputs are numbered.
 
     Args:
         path: the checkpoint.
@@ -173,7 +175,7 @@ def load_recogniser(path: Path, clips: Mapping[str, Any] | None = None) -> tuple
         renamed = {name.replace(_RELEASED_CLASSIFIER, "classifier."): tensor for name, tensor in weights.items()}
     elif "stem.0.weight" in weights and "fc.weight" in weights:
         model, last = _torchvision_model(weights), weights["fc.weight"]
-        renamed = {re.sub(r"^fc\.", "classifier.", name): tensor for name, tensor in weights.items()}
+        renamed = weights
     else:
         raise UsageError(
             f"{path} holds none of the networks known here: one of ours, the authors' Res_I3D (conv1.*, cls_head.*) or "
@@ -183,7 +185,7 @@ def load_recogniser(path: Path, clips: Mapping[str, Any] | None = None) -> tuple
     classes = RELEASED_CLASSES if count == len(RELEASED_CLASSES) else tuple(str(number) for number in range(count))
     settings = RecogniserSettings(model, classes)
     network = build_recogniser(settings)
-    load_whole(network, renamed, path)
+    load_strictly(network.model, renamed, path)
     return network, settings
 
 

@@ -31,13 +31,13 @@ from darkening.training import (
     train_darkener,
 )
 from minmax.augmentation import AugmentConfig
+from minmax.features import InputNormalization
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.checkpoints import file_digest, joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.run import Run, check_run_folder
 from minmax.runtime.seeding import seed_globally
-from minmax.task_network import InputNormalization
 
 VALIDATION_VIDEOS = 64
 
@@ -90,7 +90,7 @@ def main(config: Config) -> Path:
         darkener = runtime.place(initial_darkener(config.init, config.darkener))
         training = open_clips(config.data, "train", config.clips, None, config.quick, config.runs)
         validation = open_clips(config.data, "val", config.clips, training.classes, config.quick, config.runs)
-        encoder = runtime.place(network.encoder)
+        encoder = runtime.place(network)
         if config.features == "unnormalised":
             encoder.normalization = runtime.place(InputNormalization.identity())
         held_out = WholeClips(validation, config.clips, rounds=1)

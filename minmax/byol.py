@@ -6,17 +6,17 @@ latent", https://arxiv.org/abs/2006.07733.
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minmax.features import FeatureModel
 from minmax.runtime.config import require
 from minmax.similarity import feature_similarity
-from minmax.task_network import TaskNetwork
 
 BatchNormDomains = Literal["separate", "joint", "frozen"]
 HeadNorm = Literal["batch", "layer"]
@@ -104,14 +104,14 @@ class Projector(nn.Module):
 
 
 class Pair(NamedTuple):
-    """What a `ViewPair` returns; tensors only, so that DataParallel can gather it.
+    """What a `ViewPair` returns; DataParallel can gather it.
 
     `q_*` come from the online branch, `k_*` from what it is pulled towards; `(N, F, D)` for F features, each of unit
     length.
     """
 
-    day_prediction: Tensor
-    night_prediction: Tensor
+    day_prediction: Any
+    night_prediction: Any
     q_day: Tensor
     k_night: Tensor
     q_night: Tensor
@@ -119,19 +119,24 @@ class Pair(NamedTuple):
 
 
 class ViewPair(nn.Module):
-    """A network that sees day and night views of the same images and compares their pooled features as they are.
+    """A model that sees day and night views of the same images and compares their pooled features as they are.
 
     The plain cosine that BYOL is an alternative to: no projector, no predictor, no target, gradients to both sides.
 
     Args:
-        network: the network to adapt.
+        network: the model to adapt, trained in place as `online`.
         batch_norm: `separate` normalises the day and the night half of a batch each by its own statistics (as the
             authors, two passes), `joint` both together in one pass, `frozen` both by the daytime model's running
             statistics, which then never change.
+
+    Raises:
+        ValueError: when the model has no parameter to train, because it was frozen.
     """
 
-    def __init__(self, network: TaskNetwork, batch_norm: BatchNormDomains = "separate") -> None:
+    def __init__(self, network: FeatureModel, batch_norm: BatchNormDomains = "separate") -> None:
         super().__init__()
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            raise ValueError("network: all its parameters are frozen, so that nothing would be trained")
         self.online = network
         self.batch_norm = batch_norm
         self._hold_statistics(network)
@@ -143,10 +148,14 @@ class ViewPair(nn.Module):
             self._hold_statistics(part)
         return self
 
-    def forward(self, day: Tensor, night: Tensor) -> Pair:
-        """Predictions and unit-length features of day and night views, each `(N, 3, H, W)` in [0, 1]."""
-        day_features, night_features = self._encode(self.online.encoder, day, night)
-        day_prediction, night_prediction = self._predict_both(day_features, night_features, day.shape[-2:])
+    def forward(self, day: Tensor, night: Tensor, *inputs: Any) -> Pair:
+        """Predictions and unit-length features of day and night views, each `(N, 3, H, W)` in [0, 1].
+
+        Further inputs of the model (targets, for a detector in training) go with each view; `joint` takes none.
+        """
+        (day_prediction, day_features), (night_prediction, night_features) = self._both(
+            self.online.with_features, day, night, inputs
+        )
         day_vector, night_vector = self._pool(day_features), self._pool(night_features)
         return Pair(
             day_prediction=day_prediction,
@@ -169,19 +178,15 @@ class ViewPair(nn.Module):
                 if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                     layer.eval()
 
-    def _encode(self, encoder: nn.Module, first: Tensor, second: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        if self.batch_norm == "separate":
-            return encoder(first), encoder(second)
-        both = [feature.chunk(2) for feature in encoder(torch.cat([first, second]))]
-        return [a for a, _ in both], [b for _, b in both]
-
-    def _predict_both(self, day: list[Tensor], night: list[Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Predictions from the features of both views; a head with BatchNorm treats the views as the encoder does."""
-        if self.batch_norm == "separate":
-            return self.online.head(day, size), self.online.head(night, size)
-        both = [torch.cat([a, b]) for a, b in zip(day, night, strict=True)]
-        first, second = self.online.head(both, size).chunk(2)
-        return first, second
+    def _both(
+        self, call: Callable[..., Any], first: Tensor, second: Tensor, inputs: Sequence[Any] = ()
+    ) -> tuple[Any, Any]:
+        """What a forward pass gives for both views, in two passes or in one of twice the batch."""
+        if self.batch_norm == "separate" or inputs:
+            if self.batch_norm == "joint":
+                raise ValueError("batch_norm joint: the model's further inputs belong to one view each; use another")
+            return call(first, *inputs), call(second, *inputs)
+        return _halves(call(torch.cat([first, second])))
 
     @staticmethod
     def _pool(features: Sequence[Tensor]) -> Tensor:
@@ -190,15 +195,30 @@ class ViewPair(nn.Module):
         return torch.cat(vectors, dim=1).unsqueeze(1) / math.sqrt(len(vectors))
 
 
-class MomentumPair(ViewPair):
-    """An online network and its momentum target, seeing day and night views of the same images.
+def _halves(value: Any) -> tuple[Any, Any]:
+    """The two halves of a batch, in whatever holds its tensors."""
+    if isinstance(value, Tensor):
+        first, second = value.chunk(2)
+        return first, second
+    if isinstance(value, Mapping):
+        halves = {name: _halves(part) for name, part in value.items()}
+        return {name: half[0] for name, half in halves.items()}, {name: half[1] for name, half in halves.items()}
+    if isinstance(value, list | tuple):
+        parts = [_halves(part) for part in value]
+        return type(value)(part[0] for part in parts), type(value)(part[1] for part in parts)
+    raise ValueError(f"batch_norm: a prediction that holds {type(value).__name__} has no halves; use `separate`")
 
-    The target is a copy of encoder and projectors: equal at the start, then an exponential moving average of the
-    *parameters*, moved by `update_target` after each optimiser step. Its BatchNorm layers use the statistics of the
-    batch and keep running buffers of their own, which are never copied (as in the authors' code).
+
+class MomentumPair(ViewPair):
+    """An online model and its momentum target, seeing day and night views of the same images.
+
+    The target is a copy of model and projectors: equal at the start, then an exponential moving average of the
+    *parameters*, moved by `update_target` after each optimiser step. It has what the features need and no head. Its
+    BatchNorm layers use the statistics of the batch and keep running buffers of their own, which are never copied (as
+    in the authors' code).
 
     Args:
-        network: the network to adapt.
+        network: the model to adapt, trained in place as `online`.
         hidden: width of the hidden layers of projectors and predictors.
         outputs: width of the space in which day and night are compared.
         momentum: share of the target that stays at each update, in [0, 1].
@@ -209,7 +229,7 @@ class MomentumPair(ViewPair):
 
     def __init__(
         self,
-        network: TaskNetwork,
+        network: FeatureModel,
         hidden: int = 128,
         outputs: int = 128,
         momentum: float = 0.99,
@@ -219,24 +239,31 @@ class MomentumPair(ViewPair):
     ) -> None:
         super().__init__(network, batch_norm)
         if projectors is None:
-            projectors = [Projector(width, hidden, outputs, norm=head_norm) for width in network.feature_widths]
+            projectors = [Projector(width, hidden, outputs, norm=head_norm) for width in network.widths]
         self.projectors = nn.ModuleList(projectors)
         self.predictors = nn.ModuleList(
-            MultilayerPerceptron(outputs, hidden, outputs, head_norm) for _ in network.feature_widths
+            MultilayerPerceptron(outputs, hidden, outputs, head_norm) for _ in network.widths
         )
-        self.target_encoder = copy.deepcopy(network.encoder).requires_grad_(False)
+        self.target = copy.deepcopy(network).requires_grad_(False)
+        for name, parameter in self.target.model.named_parameters():
+            if name not in network.feature_parameters:
+                parameter.data = parameter.data.new_empty(0)  # of the head, which never runs
         self.target_projectors = copy.deepcopy(self.projectors).requires_grad_(False)
         self.momentum = momentum
 
-    def forward(self, day: Tensor, night: Tensor) -> Pair:
-        """Predictions and normalised projections of day and night views, each `(N, 3, H, W)` in [0, 1]."""
-        day_features, night_features = self._encode(self.online.encoder, day, night)
+    def forward(self, day: Tensor, night: Tensor, *inputs: Any) -> Pair:
+        """Predictions and normalised projections of day and night views, each `(N, 3, H, W)` in [0, 1].
+
+        Further inputs as for `ViewPair`.
+        """
+        (day_prediction, day_features), (night_prediction, night_features) = self._both(
+            self.online.with_features, day, night, inputs
+        )
         with torch.no_grad():
             # Night first: the order in which the authors' target updates its running statistics.
-            night_keys, day_keys = self._encode(self.target_encoder, night, day)
+            night_keys, day_keys = self._both(self.target.features, night, day, inputs)
             k_night = self._project(self.target_projectors, night_keys)
             k_day = self._project(self.target_projectors, day_keys)
-        day_prediction, night_prediction = self._predict_both(day_features, night_features, day.shape[-2:])
         return Pair(
             day_prediction=day_prediction,
             night_prediction=night_prediction,
@@ -247,7 +274,7 @@ class MomentumPair(ViewPair):
         )
 
     def _parts_with_statistics(self) -> list[nn.Module]:
-        return [self.online, self.target_encoder]
+        return [self.online, self.target]
 
     def _predict(self, features: Sequence[Tensor]) -> Tensor:
         return self._project(self.projectors, features, self.predictors)
@@ -264,15 +291,20 @@ class MomentumPair(ViewPair):
     @torch.no_grad()
     def update_target(self) -> None:
         """Move the target's parameters towards the online ones; call after the optimiser step, outside any wrapper."""
-        target: list[Tensor] = [*self.target_encoder.parameters(), *self.target_projectors.parameters()]
-        online: list[Tensor] = [*self.online.encoder.parameters(), *self.projectors.parameters()]
-        torch._foreach_lerp_(target, online, 1.0 - self.momentum)
+        used = self.online.feature_parameters
+
+        def moving(network: FeatureModel, projectors: nn.ModuleList) -> list[Tensor]:
+            inside = [parameter for name, parameter in network.model.named_parameters() if name in used]
+            return [*inside, *projectors.parameters()]
+
+        target = moving(self.target, self.target_projectors)
+        torch._foreach_lerp_(target, moving(self.online, self.projectors), 1.0 - self.momentum)
 
 
 def build_pair(
-    network: TaskNetwork,
+    network: FeatureModel,
     config: ByolConfig,
-    build_projectors: Callable[[TaskNetwork, ByolConfig], Sequence[nn.Module]] | None = None,
+    build_projectors: Callable[[FeatureModel, ByolConfig], Sequence[nn.Module]] | None = None,
 ) -> ViewPair:
     """The network with what day and night features are compared by.
 

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from minmax.features import FeatureModel
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly, save_checkpoint
 from minmax.runtime.config import DataclassInstance, from_plain, to_plain
 from minmax.runtime.errors import UsageError
-from minmax.task_network import TaskNetwork
 
 SettingsT = TypeVar("SettingsT", bound=DataclassInstance)
 
@@ -28,13 +28,13 @@ AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
 
 
 def save_network(
-    network: TaskNetwork, settings: DataclassInstance, kind: str, path: Path, config: Mapping[str, Any] | None = None
+    network: FeatureModel, settings: DataclassInstance, kind: str, path: Path, config: Mapping[str, Any] | None = None
 ) -> None:
     """Save weights with the settings that rebuild their network, its kind, and the config that trained it."""
     payload = {
         "format": kind,
         "settings": to_plain(settings),
-        "network": network.state_dict(),
+        "network": network.model.state_dict(),
         "config": dict(config or {}),
     }
     save_checkpoint(payload, path)
@@ -43,9 +43,9 @@ def save_network(
 def rebuild_network(
     payload: Mapping[str, Any],
     settings_class: type[SettingsT],
-    build: Callable[[SettingsT], TaskNetwork],
+    build: Callable[[SettingsT], FeatureModel],
     source: Path | str,
-) -> tuple[TaskNetwork, SettingsT]:
+) -> tuple[FeatureModel, SettingsT]:
     """Rebuild a network from what `save_network` wrote and `load_checkpoint` read.
 
     Raises:
@@ -57,7 +57,7 @@ def rebuild_network(
         raise UsageError(f"{source} is not a checkpoint of this version: it lacks {error}") from error
     settings = from_plain(settings_class, stored, f"what is said of the network in {source}")
     network = build(settings)
-    load_strictly(network, state, source)
+    load_strictly(network.model, state, source)
     return network, settings
 
 
@@ -88,19 +88,6 @@ def find_weights(payload: Mapping[str, Any], source: Path | str) -> dict[str, Te
     )
 
 
-def load_whole(network: TaskNetwork, weights: Mapping[str, Tensor], source: Path | str) -> None:
-    """Load the weights of an unsplit network, strictly: its `fc.weight` is our `encoder.` or `head.fc.weight`.
-
-    Raises:
-        UsageError: names the tensors that do not fit, with `encoder.` or `head.` before those that the network has.
-    """
-    whole_names = {name: name.partition(".")[2] for name in network.state_dict()}
-    known = set(whole_names.values())
-    surplus = {name: tensor for name, tensor in weights.items() if name not in known}
-    fitting = {name: weights[whole] for name, whole in whole_names.items() if whole in weights}
-    load_strictly(network, surplus | fitting, source)
-
-
 def refuse_two_starts(pretrained: bool, init: Path | None) -> None:
     """Raise a UsageError when both published weights and a file are to be started from."""
     if pretrained and init is not None:
@@ -129,7 +116,7 @@ def read_start(path: Path) -> dict[str, Tensor]:
     """
     payload = load_checkpoint(path)
     if str(payload.get("format", "")).startswith(OURS) and "network" in payload:
-        return {name.partition(".")[2]: tensor for name, tensor in payload["network"].items()}
+        return dict(payload["network"])
     return find_weights(payload, path)
 
 

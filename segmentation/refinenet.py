@@ -82,8 +82,8 @@ def _resized(value: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(value, size=tuple(size), mode="bilinear", align_corners=True)
 
 
-class RefineNetHead(nn.Module):
-    """The decoder as the head of a TaskNetwork.
+class RefineNetDecoder(nn.Module):
+    """Four maps to a prediction.
 
     Args:
         inputs: C of the four maps, shallow to deep.
@@ -115,6 +115,34 @@ class RefineNetHead(nn.Module):
         return logits
 
 
+class RefineNet(nn.Module):
+    """A backbone under RefineNet's decoder.
+
+    Args:
+        backbone: images `(N, 3, H, W)` to maps, by name or in a list, of which the last four count, shallow to deep.
+        decoder: four maps to the prediction.
+        channels_last: whether the maps are `(N, H, W, C)`.
+    """
+
+    def __init__(self, backbone: nn.Module, decoder: RefineNetDecoder, channels_last: bool = False) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.maps = nn.ModuleList(nn.Identity() for _ in range(4))  # so that they can be named, whatever the backbone
+        self.decoder = decoder
+        self.channels_last = channels_last
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `(N, outputs, H, W)`."""
+        found = self.backbone(images)
+        maps = list(found.values() if isinstance(found, Mapping) else found)[-4:]
+        if self.channels_last:
+            maps = [value.permute(0, 3, 1, 2) for value in maps]
+        logits: Tensor = self.decoder(
+            [name(value) for name, value in zip(self.maps, maps, strict=True)], images.shape[-2:]
+        )
+        return logits
+
+
 _RELEASED_NAMES = (
     (r"p_ims1d2_outl(\d)_dimred\.", "blocks.{0}.reduce."),
     (r"adapt_stage(\d)_b\.0\.(\d)_conv\.", "blocks.{0}.adapt.{1}.conv1."),
@@ -130,12 +158,14 @@ _RELEASED_NAMES = (
 
 
 def from_released_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a released RefineNet under the names of an unsplit network of ours; others keep their names."""
-    return {_our_name(name.removeprefix(RELEASED_BACKBONE)): tensor for name, tensor in weights.items()}
+    """The weights of a released RefineNet under our names; others keep theirs."""
+    return {_our_name(name): tensor for name, tensor in weights.items()}
 
 
 def _our_name(released: str) -> str:
+    if released.startswith(RELEASED_BACKBONE):
+        return f"backbone.{released.removeprefix(RELEASED_BACKBONE)}"
     for theirs, ours in _RELEASED_NAMES:
         if found := re.match(theirs, released):
-            return ours.format(*(int(number) - 1 for number in found.groups())) + released[found.end() :]
+            return "decoder." + ours.format(*(int(number) - 1 for number in found.groups())) + released[found.end() :]
     return released

@@ -1,4 +1,4 @@
-"""Segmentation networks as task networks: RefineNet and DeepLabV3 over backbones of torchvision or timm, and files."""
+"""Segmentation networks: RefineNet and DeepLabV3 over backbones of torchvision or timm, and their files."""
 
 import logging
 import re
@@ -12,30 +12,31 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from refinenet import RELEASED_BACKBONE, RefineNetHead, from_released_names
+from refinenet import RELEASED_BACKBONE, RefineNet, RefineNetDecoder, from_released_names
 from street_labels import CLASSES, VOID
 from torch import Tensor, nn
-from torchvision.models.segmentation.deeplabv3 import DeepLabHead
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
 
 from minmax.byol import ByolConfig, Projector
+from minmax.features import FeatureModel, InputNormalization, one_line
 from minmax.pretrained import (
     as_published,
     find_weights,
     load_start,
-    load_whole,
     read_start,
     rebuild_network,
     save_network,
 )
-from minmax.runtime.checkpoints import load_checkpoint
+from minmax.runtime.checkpoints import load_checkpoint, load_strictly
 from minmax.runtime.errors import UsageError
 from minmax.similarity import at_least_float32
-from minmax.task_network import InputNormalization, LayeredEncoder, TaskNetwork
 
 log = logging.getLogger(__name__)
 CHECKPOINT_FORMAT = "similarity-minmax/segmenter"
 TIMM = "timm/"
 STAGES = ("layer1", "layer2", "layer3", "layer4")
+MAPS = tuple(f"maps.{number}" for number in range(4))
 
 _RESNETS = tuple(
     name for name in torchvision.models.list_models(module=torchvision.models) if re.search("(resnet|resnext)", name)
@@ -70,8 +71,8 @@ class SegmenterSettings:
             raise UsageError(f"--width {self.width}: expected 1 or more")
 
 
-def build_segmenter(settings: SegmenterSettings, pretrained: bool = False, init: Path | None = None) -> TaskNetwork:
-    """A segmentation network whose encoder gives the maps of its four stages, shallow to deep.
+def build_segmenter(settings: SegmenterSettings, pretrained: bool = False, init: Path | None = None) -> FeatureModel:
+    """A segmentation network whose features are the maps of its backbone's four stages, shallow to deep.
 
     Args:
         settings: decoder, backbone and sizes.
@@ -91,34 +92,44 @@ def build_segmenter(settings: SegmenterSettings, pretrained: bool = False, init:
         if backbone.startswith(TIMM):
             if decoder != "refinenet":
                 raise UsageError(f"--model {settings.model}: deeplabv3 works over ResNets of torchvision only")
-            encoder, widths = _timm_encoder(backbone.removeprefix(TIMM), pretrained, init)
-        else:
-            encoder, widths = _resnet_encoder(backbone, pretrained, init, dilated=decoder == "deeplabv3")
+            return _refinenet_of_timm(settings, backbone.removeprefix(TIMM), pretrained, init)
+        resnet = _resnet(backbone, pretrained, init, dilated=decoder == "deeplabv3")
     except OSError as error:
         raise UsageError(
             f"cannot download the ImageNet weights of {backbone} ({error}); connect once, or drop --pretrained"
         ) from error
-    head: nn.Module = (
-        RefineNetHead(widths, settings.outputs, settings.width)
-        if decoder == "refinenet"
-        else DeepLab(widths[-1], settings.outputs)
+    if decoder == "deeplabv3":
+        body = IntermediateLayerGetter(resnet, {"layer4": "out"})
+        head = DeepLabHead(_width(resnet.layer4), settings.outputs)
+        return _with_stages(DeepLab(body, head), [f"backbone.{stage}" for stage in STAGES])
+    widths = [_width(getattr(resnet, stage)) for stage in STAGES]
+    body = IntermediateLayerGetter(resnet, {stage: stage for stage in STAGES})
+    return _with_stages(RefineNet(body, RefineNetDecoder(widths, settings.outputs, settings.width)), MAPS)
+
+
+def _with_stages(
+    network: nn.Module, layers: Sequence[str], normalization: InputNormalization | None = None
+) -> FeatureModel:
+    example = torch.zeros(2, 3, 96, 128)
+    return FeatureModel(
+        network,
+        layers,
+        normalization or InputNormalization.imagenet(),
+        example,
+        layouts=["channels-first"] * len(layers),
     )
-    return TaskNetwork(encoder, head, widths)
 
 
-class DeepLab(nn.Module):
-    """DeepLabV3's prediction from the deepest map, as the head of a TaskNetwork."""
+class DeepLab(DeepLabV3):  # type: ignore[misc]
+    """torchvision's DeepLabV3, under its names, whose prediction is one tensor."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.classifier = DeepLabHead(inputs, outputs)
-
-    def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """Logits `(N, outputs, H, W)` for images of `size` (H, W)."""
-        return F.interpolate(self.classifier(features[-1]), size=tuple(size), mode="bilinear", align_corners=False)
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `(N, outputs, H, W)`."""
+        prediction: Tensor = super().forward(images)["out"]
+        return prediction
 
 
-def _resnet_encoder(name: str, pretrained: bool, init: Path | None, dilated: bool) -> tuple[nn.Module, list[int]]:
+def _resnet(name: str, pretrained: bool, init: Path | None, dilated: bool) -> Any:
     if name not in _RESNETS:
         raise UsageError(f"--model ..._{name}: torchvision has no such ResNet; it has {', '.join(_RESNETS)}")
     # As torchvision's deeplabv3: the last two stages keep the resolution and widen their field by dilation instead.
@@ -129,51 +140,14 @@ def _resnet_encoder(name: str, pretrained: bool, init: Path | None, dilated: boo
         raise UsageError(f"--model deeplabv3_{name}: this ResNet cannot be dilated; use resnet50 or deeper") from error
     if init is not None:
         load_start(resnet, read_start(init), init)
-    layers = {part: getattr(resnet, part) for part in ("conv1", "bn1", "relu", "maxpool", *STAGES)}
-    widths = [_width(layers[stage]) for stage in STAGES]
-    return LayeredEncoder(InputNormalization.imagenet(), layers, STAGES), widths
+    return resnet
 
 
 def _width(stage: nn.Module) -> int:
     return [layer.out_channels for layer in stage.modules() if isinstance(layer, nn.Conv2d)][-1]
 
 
-class PyramidEncoder(nn.Module):
-    """The last four maps of a timm backbone; those of one that keeps channels last are turned.
-
-    Args:
-        name: of the backbone in timm.
-        options: of timm.
-
-    Raises:
-        UsageError: when it does not give four maps.
-    """
-
-    def __init__(self, name: str, **options: Any) -> None:
-        super().__init__()
-        self.normalization = InputNormalization.imagenet()
-        published = timm.get_pretrained_cfg(name)
-        if published is not None:
-            self.normalization = InputNormalization(published.mean, published.std)
-        body: Any = timm.create_model(name, features_only=True, **options)
-        self.body = body
-        self.widths: list[int] = body.feature_info.channels()[-4:]
-        with torch.no_grad():
-            shapes = [tuple(value.shape) for value in body.eval()(torch.zeros(1, 3, 128, 192))[-4:]]
-        # Asked once: in a batch, a height may happen to equal the number of channels.
-        self.channels_last = [shape[-1] for shape in shapes] == self.widths
-        channels = [shape[-1] if self.channels_last else shape[1] for shape in shapes]
-        if len(shapes) != 4 or channels != self.widths:
-            raise UsageError(f"--model refinenet_timm/{name}: expected four maps, it gives {shapes}")
-        body.train()
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Four maps of `(N, 3, H, W)` images in [0, 1], shallow to deep."""
-        maps: list[Tensor] = self.body(self.normalization(images))[-4:]
-        return [value.permute(0, 3, 1, 2) for value in maps] if self.channels_last else maps
-
-
-def _timm_encoder(name: str, pretrained: bool, init: Path | None) -> tuple[nn.Module, list[int]]:
+def _refinenet_of_timm(settings: SegmenterSettings, name: str, pretrained: bool, init: Path | None) -> FeatureModel:
     if not timm.is_model(name):
         raise UsageError(f"--model refinenet_timm/{name}: timm has no such model")
     published = timm.get_pretrained_cfg(name)
@@ -184,17 +158,36 @@ def _timm_encoder(name: str, pretrained: bool, init: Path | None) -> tuple[nn.Mo
     unusable = (AssertionError, AttributeError, RuntimeError, TypeError, ValueError)
     start = as_published(timm.create_model(name), init) if init is not None else {"pretrained": pretrained}
     try:
-        encoder = PyramidEncoder(name, **start)
+        backbone, widths, channels_last = _pyramid(name, **start)
     except unusable as error:
         try:  # windowed transformers take images of any size only when told to
-            encoder = PyramidEncoder(name, strict_img_size=False, **start)
+            backbone, widths, channels_last = _pyramid(name, strict_img_size=False, **start)
         except unusable:
-            reason = " ".join(str(error).split())[:200]
             raise UsageError(
-                f"--model refinenet_timm/{name}: this backbone gives no maps of images of any size ({reason}); "
-                "choose another one, such as convnext_tiny"
+                f"--model refinenet_timm/{name}: this backbone gives no maps of images of any size "
+                f"({one_line(error)}); choose another one, such as convnext_tiny"
             ) from error
-    return encoder, encoder.widths
+    normalization = InputNormalization(published.mean, published.std) if published is not None else None
+    network = RefineNet(backbone, RefineNetDecoder(widths, settings.outputs, settings.width), channels_last)
+    return _with_stages(network, MAPS, normalization)
+
+
+def _pyramid(name: str, **options: Any) -> tuple[nn.Module, list[int], bool]:
+    """A timm backbone, the widths of its last four maps, and whether they keep their channels last.
+
+    Raises:
+        UsageError: when it does not give four maps.
+    """
+    body: Any = timm.create_model(name, features_only=True, **options)
+    widths: list[int] = body.feature_info.channels()[-4:]
+    with torch.no_grad():
+        shapes = [tuple(value.shape) for value in body.eval()(torch.zeros(1, 3, 128, 192))[-4:]]
+    # Asked once: in a batch, a height may happen to equal the number of channels.
+    channels_last = [shape[-1] for shape in shapes] == widths
+    channels = [shape[-1] if channels_last else shape[1] for shape in shapes]
+    if len(shapes) != 4 or channels != widths:
+        raise UsageError(f"--model refinenet_timm/{name}: expected four maps, it gives {shapes}")
+    return body.train(), widths, channels_last
 
 
 class ConvolutionalPool(nn.Sequential):
@@ -210,11 +203,11 @@ class ConvolutionalPool(nn.Sequential):
         self.relu = nn.ReLU()
 
 
-def build_projectors(network: TaskNetwork, config: ByolConfig, channels: int = 64) -> list[Projector]:
+def build_projectors(network: FeatureModel, config: ByolConfig, channels: int = 64) -> list[Projector]:
     """One projector for BYOL per map of the network."""
     return [
         Projector(channels, config.hidden, config.outputs, ConvolutionalPool(width, channels), config.head_norm)
-        for width in network.feature_widths
+        for width in network.widths
     ]
 
 
@@ -230,13 +223,13 @@ def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def save_segmenter(
-    network: TaskNetwork, settings: SegmenterSettings, path: Path, config: Mapping[str, Any] | None = None
+    network: FeatureModel, settings: SegmenterSettings, path: Path, config: Mapping[str, Any] | None = None
 ) -> None:
     """Save a segmentation network's weights with what rebuilds it and the config that trained it."""
     save_network(network, settings, CHECKPOINT_FORMAT, path, config)
 
 
-def load_segmenter(path: Path, size: Sequence[int] | None = None) -> tuple[TaskNetwork, SegmenterSettings]:
+def load_segmenter(path: Path, size: Sequence[int] | None = None) -> tuple[FeatureModel, SegmenterSettings]:
     """Rebuild a segmentation network from a checkpoint of this project, of the authors, or of torchvision's DeepLabV3.
 
     - Ours (`save_segmenter`) carries what rebuilds it.
@@ -269,7 +262,7 @@ def load_segmenter(path: Path, size: Sequence[int] | None = None) -> tuple[TaskN
     elif _holds(weights, _TORCHVISION_BACKBONE, "classifier.4.weight"):
         backbone, last = _backbone_of(weights, _TORCHVISION_BACKBONE, path), weights["classifier.4.weight"]
         model, width = f"deeplabv3_{backbone}", SegmenterSettings.width
-        renamed = {name.removeprefix(_TORCHVISION_BACKBONE): tensor for name, tensor in weights.items()}
+        renamed = weights
     else:
         raise UsageError(
             f"{path} holds none of the networks known here: one of ours, the authors' RefineNet (resnet.*, clf_conv.*) "
@@ -280,7 +273,7 @@ def load_segmenter(path: Path, size: Sequence[int] | None = None) -> tuple[TaskN
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     network = build_segmenter(settings)
-    load_whole(network, renamed, path)
+    load_strictly(network.model, renamed, path)
     return network, settings
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from minmax.byol import MomentumPair, Projector, ViewPair, byol_loss
-from minmax.task_network import InputNormalization, LayeredEncoder, TaskNetwork, freeze
+from minmax.features import InputNormalization, LayeredEncoder, TaskNetwork, freeze
 
 
 def tiny_network(batch_norm=True):

@@ -21,17 +21,17 @@ from classifier import (
     save_classifier,
 )
 from foreign_weights import ForeignFlags
+from minmax.split_network import split_network
 from PIL import Image
 from torch import nn
 from torchvision.models._api import WeightsEnum
 
 from darkening.curve_estimator import load_darkener
+from minmax.features import InputNormalization
 from minmax.pretrained import find_weights, load_whole
 from minmax.runtime.checkpoints import load_checkpoint
 from minmax.runtime.config import parse_flags
 from minmax.runtime.errors import UsageError
-from minmax.split_network import split_network
-from minmax.task_network import InputNormalization
 from scenes import CLASSES as SCENE_CLASSES
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -25,8 +25,8 @@ from gem import (
 from reference_weights import filled, rand
 
 from minmax.byol import ByolConfig, build_pair, byol_loss
+from minmax.features import InputNormalization, TaskNetwork
 from minmax.runtime.errors import UsageError
-from minmax.task_network import InputNormalization, TaskNetwork
 
 EXPECTED = json.loads((Path(__file__).parent / "vpr_numbers.json").read_text())
 META = {"architecture": "resnet101", "pooling": "gem", "regional": False, "local_whitening": False, "outputdim": 2048}

@@ -22,9 +22,9 @@ from recogniser import (
 from reference_weights import filled, rand
 
 from minmax.byol import MomentumPair, byol_loss
+from minmax.features import InputNormalization
 from minmax.pretrained import load_whole
 from minmax.runtime.errors import UsageError
-from minmax.task_network import InputNormalization
 
 EXPECTED = json.loads((Path(__file__).parent / "action_numbers.json").read_text())
 SMALL = RecogniserSettings("i3d_resnet18", ("sit", "stand"), width=4)

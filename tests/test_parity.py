@@ -17,8 +17,8 @@ from darkening.curve_estimator import DarkenerSettings, Darkening, darkener_from
 from darkening.curves import quadratic_curve
 from darkening.losses import DarkeningLoss, colour_loss, exposure_loss, scale_loss, total_variation_loss
 from minmax.byol import MomentumPair, byol_loss
+from minmax.features import freeze
 from minmax.similarity import feature_similarity
-from minmax.task_network import freeze
 
 EXPECTED = json.loads((Path(__file__).parent / "parity_numbers.json").read_text())
 TOLERANCE = 1e-8

@@ -22,9 +22,9 @@ from segmenter import (
 from street_labels import VOID
 
 from minmax.byol import ByolConfig, MomentumPair, byol_loss
+from minmax.features import InputNormalization
 from minmax.pretrained import load_whole
 from minmax.runtime.errors import UsageError
-from minmax.task_network import InputNormalization
 
 EXPECTED = json.loads((Path(__file__).parent / "segmentation_numbers.json").read_text())
 

@@ -19,10 +19,10 @@ from segmentation_scripts import SCRIPTS as SEGMENTATION_SCRIPTS
 from torch import nn
 
 from minmax.byol import MomentumPair, ViewPair
+from minmax.features import TaskNetwork
 from minmax.runtime import commands
 from minmax.runtime.config import parse_flags, run_script, to_plain
 from minmax.runtime.errors import RunError, UsageError
-from minmax.task_network import TaskNetwork
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

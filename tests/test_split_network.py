@@ -7,14 +7,14 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from minmax.split_network import split_network
 from timm.models import get_notrace_functions, get_notrace_modules
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig, LayerNorm2d
 from torchvision.models.resnet import BasicBlock
 
 from minmax.byol import MomentumPair, byol_loss
-from minmax.split_network import split_network
-from minmax.task_network import InputNormalization
+from minmax.features import InputNormalization
 
 CLASSES = 5
 models = torchvision.models

@@ -12,11 +12,11 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
 
 from darkening.selection_nights import SELECTION_NIGHTS, SelectionNight, selection_numbers
+from minmax.features import FeatureModel
 from minmax.runtime.batches import one_pass
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError
 from minmax.runtime.seeding import generator_for
-from minmax.task_network import TaskNetwork
 
 _SHAPES_HELD = 16  # batches that may fill at the same time
 # How torch complains of an image, or a map within a network, of which nothing is left.
@@ -64,7 +64,7 @@ def _stacked(held: list[tuple[int, Tensor]]) -> tuple[list[int], Tensor]:
 
 @torch.no_grad()
 def describe(
-    network: TaskNetwork,
+    network: FeatureModel,
     images: PlaceImages,
     size: int,
     runtime: Runtime,
@@ -109,7 +109,7 @@ def describe(
 
 
 def selection_score(
-    network: TaskNetwork, pairs: PlacePairs, size: int, runtime: Runtime, batch_size: int = 16, workers: int = 0
+    network: FeatureModel, pairs: PlacePairs, size: int, runtime: Runtime, batch_size: int = 16, workers: int = 0
 ) -> dict[str, float]:
     """What checkpoints are chosen by: mean average precision of day queries, and of each selection night's.
 
@@ -137,7 +137,7 @@ def selection_score(
 
 
 def day_precision(
-    network: TaskNetwork, pairs: PlacePairs, size: int, runtime: Runtime, batch_size: int = 16, workers: int = 0
+    network: FeatureModel, pairs: PlacePairs, size: int, runtime: Runtime, batch_size: int = 16, workers: int = 0
 ) -> float:
     """Mean average precision of day queries; arguments as for `selection_score`."""
     positions, relevances = pairs.relevances()

@@ -1,4 +1,4 @@
-"""Retrieval networks as task networks: a trunk, generalised-mean pooling, unit length, and whitening if wished.
+"""Retrieval networks: a trunk, generalised-mean pooling, unit length, and whitening if wished.
 
 Source: Radenović, Tolias and Chum, "Fine-tuning CNN image retrieval with no human annotation", TPAMI 2019,
 https://arxiv.org/abs/1711.02512.
@@ -18,23 +18,22 @@ from torchvision.models import ResNet, SwinTransformer
 from torchvision.ops import Permute
 
 from minmax.byol import ByolConfig, Projector
+from minmax.features import IMAGENET_STATISTICS, FeatureModel, InputNormalization
 from minmax.pretrained import (
     as_published,
     find_weights,
     load_start,
-    load_whole,
     read_start,
     rebuild_network,
     save_network,
 )
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly
 from minmax.runtime.errors import UsageError
-from minmax.task_network import IMAGENET_STATISTICS, InputNormalization, LayeredEncoder, TaskNetwork
 
 CHECKPOINT_FORMAT = "similarity-minmax/place-network"
 CLASSIFIER_FORMAT = "similarity-minmax/classifier"
 TIMM = "timm/"
-_RESNET_LAYERS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+RESNET_LAYERS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
 _LENGTH_FLOOR = 1e-6
 
 
@@ -74,22 +73,24 @@ class DescriptorPool(nn.Module):
         return unit_length(self.gem(features))
 
 
-class DescriptorHead(nn.Module):
-    """The descriptor `(N, D)` of unit length of the deepest map; the names of its layers are the released ones.
+class PlaceNetwork(nn.Module):
+    """A trunk, generalised-mean pooling and unit length; the names of its layers are the retrieval toolbox's.
 
     Args:
+        features: images `(N, 3, H, W)` to a map `(N, width, h, w)`.
         width: C of the map.
         whitened: add a learned linear layer, then unit length again.
     """
 
-    def __init__(self, width: int, whitened: bool = False) -> None:
+    def __init__(self, features: nn.Module, width: int, whitened: bool = False) -> None:
         super().__init__()
+        self.features = features
         self.pool = GeM()
         self.whiten = nn.Linear(width, width) if whitened else None
 
-    def forward(self, features: Sequence[Tensor], size: Sequence[int]) -> Tensor:
-        """Describe the images whose features these are."""
-        vectors = unit_length(self.pool(features[-1]))
+    def forward(self, images: Tensor) -> Tensor:
+        """Descriptors `(N, width)` of unit length."""
+        vectors = unit_length(self.pool(self.features(images)))
         return vectors if self.whiten is None else unit_length(self.whiten(vectors))
 
 
@@ -126,8 +127,8 @@ def settings_for(model: str, whitened: bool = False) -> PlaceSettings:
     return PlaceSettings(model, whitened, tuple(published.mean), tuple(published.std))
 
 
-def build_place_network(settings: PlaceSettings, pretrained: bool = False, init: Path | None = None) -> TaskNetwork:
-    """A retrieval network whose encoder gives the deepest map of its trunk.
+def build_place_network(settings: PlaceSettings, pretrained: bool = False, init: Path | None = None) -> FeatureModel:
+    """A retrieval network whose feature is the deepest map of its trunk.
 
     Args:
         settings: trunk, whitening, input statistics.
@@ -139,22 +140,19 @@ def build_place_network(settings: PlaceSettings, pretrained: bool = False, init:
             not fit.
     """
     name = settings.model.removeprefix(TIMM)
-    normalization = InputNormalization(settings.mean, settings.std)
     try:
-        if settings.model.startswith(TIMM):
-            layers = {"body": _timm_trunk(name, pretrained, init)}
-        else:
-            layers = _torchvision_trunk(name, pretrained, init)
+        trunk = (_timm_trunk if settings.model.startswith(TIMM) else _torchvision_trunk)(name, pretrained, init)
     except OSError as error:
         raise UsageError(
             f"cannot download the ImageNet weights of {settings.model} ({error}); connect once, or drop --pretrained"
         ) from error
-    encoder = LayeredEncoder(normalization, layers, [list(layers)[-1]])
-    width = _map_width(encoder, settings.model)
-    return TaskNetwork(encoder, DescriptorHead(width, settings.whitened), [width])
+    width = _map_width(trunk, settings.model)
+    network = PlaceNetwork(trunk, width, settings.whitened)
+    normalization = InputNormalization(settings.mean, settings.std)
+    return FeatureModel(network, ["features"], normalization, torch.zeros(1, 3, 96, 128), ["channels-first"])
 
 
-def _torchvision_trunk(name: str, pretrained: bool, init: Path | None) -> dict[str, nn.Module]:
+def _torchvision_trunk(name: str, pretrained: bool, init: Path | None) -> nn.Module:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise UsageError(f"--model {name}: torchvision has no such network; write timm/{name} for one of timm's")
@@ -163,13 +161,13 @@ def _torchvision_trunk(name: str, pretrained: bool, init: Path | None) -> dict[s
     if init is not None:
         load_start(network, read_start(init), init)
     if isinstance(network, ResNet):
-        return {layer: getattr(network, layer) for layer in _RESNET_LAYERS}
+        return nn.Sequential(*(getattr(network, layer) for layer in RESNET_LAYERS))
     if isinstance(network, SwinTransformer):
-        return {"features": network.features, "channels_first": Permute([0, 3, 1, 2])}
+        return nn.Sequential(network.features, Permute([0, 3, 1, 2]))
     features = getattr(network, "features", None)
     if isinstance(features, nn.Sequential):
         # VGG and AlexNet end in a pooling, which descriptors do without: the retrieval toolbox leaves it out as well.
-        return {"features": features[:-1] if isinstance(features[-1], nn.MaxPool2d) else features}
+        return features[:-1] if isinstance(features[-1], nn.MaxPool2d) else features
     raise UsageError(f"--model {name}: it has no part that gives a map of features; choose a ResNet, or timm/NAME")
 
 
@@ -198,34 +196,40 @@ def _timm_trunk(name: str, pretrained: bool, init: Path | None) -> nn.Module:
 
 
 @torch.no_grad()
-def _map_width(encoder: nn.Module, name: str) -> int:
+def _map_width(trunk: nn.Module, name: str) -> int:
     try:
         # Places are photographed in all formats.
-        maps = [encoder.eval()(torch.zeros(1, 3, *size))[-1] for size in ((96, 128), (160, 96))]
+        maps = [trunk.eval()(torch.zeros(1, 3, *size)) for size in ((96, 128), (160, 96))]
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"--model {name}: it does not take images of any size ({reason}); choose another") from error
-    encoder.train()
+    trunk.train()
     shapes = [tuple(value.shape) for value in maps]
     if any(len(shape) != 4 for shape in shapes) or len({shape[1] for shape in shapes}) > 1:
         raise UsageError(f"--model {name}: expected maps of features (N, C, H, W), it gives {shapes}")
     return int(shapes[0][1])
 
 
-def build_projectors(network: TaskNetwork, config: ByolConfig) -> list[Projector]:
+def place_network(network: FeatureModel) -> PlaceNetwork:
+    """The retrieval network inside."""
+    assert isinstance(network.model, PlaceNetwork)
+    return network.model
+
+
+def build_projectors(network: FeatureModel, config: ByolConfig) -> list[Projector]:
     """BYOL's projector behind the network's own pooling, so that it compares descriptors; the power is shared."""
-    pool = DescriptorPool(network.head.pool)  # type: ignore[arg-type]
-    return [Projector(width, config.hidden, config.outputs, pool, config.head_norm) for width in network.feature_widths]
+    pool = DescriptorPool(place_network(network).pool)
+    return [Projector(width, config.hidden, config.outputs, pool, config.head_norm) for width in network.widths]
 
 
 def save_place_network(
-    network: TaskNetwork, settings: PlaceSettings, path: Path, config: Mapping[str, Any] | None = None
+    network: FeatureModel, settings: PlaceSettings, path: Path, config: Mapping[str, Any] | None = None
 ) -> None:
     """Save a retrieval network's weights with what rebuilds it and the config that trained it."""
     save_network(network, settings, CHECKPOINT_FORMAT, path, config)
 
 
-def load_place_network(path: Path, model: str | None = None) -> tuple[TaskNetwork, PlaceSettings]:
+def load_place_network(path: Path, model: str | None = None) -> tuple[FeatureModel, PlaceSettings]:
     """Rebuild a retrieval network from a checkpoint.
 
     - Ours (`save_place_network`) carries what rebuilds it.
@@ -241,33 +245,25 @@ def load_place_network(path: Path, model: str | None = None) -> tuple[TaskNetwor
     if kind == CHECKPOINT_FORMAT:
         return rebuild_network(payload, PlaceSettings, build_place_network, path)
     if kind == CLASSIFIER_FORMAT:
-        return _trunk_of_classifier(payload, path)
-    if isinstance(payload.get("meta"), Mapping):
+        settings = _trunk_of_classifier(payload, path)
+    elif isinstance(payload.get("meta"), Mapping):
         return rebuild_released(payload, path)
-    if model is None:
+    elif model is None:
         raise UsageError(
             f"{path} does not say what network it holds: expected a checkpoint of this project or one with `meta` as "
             "the authors'; for bare weights name it with --model"
         )
-    if model.startswith(TIMM):
+    elif model.startswith(TIMM):
         raise UsageError(f"--model {model}: bare weights are taken for networks of torchvision only")
-    weights = find_weights(payload, path)
-    settings = settings_for(model)
-    network = build_place_network(settings)
-    own = network.encoder.state_dict()
-    trunk = {name: tensor for name, tensor in weights.items() if name in own or not _is_classifier(name)}
+    else:
+        settings = settings_for(model)
     try:
-        load_strictly(network.encoder, trunk, path)
+        return build_place_network(settings, init=path), settings
     except UsageError as error:
-        raise UsageError(f"{error}; is it a {model}, as --model says?") from error
-    return network, settings
+        raise UsageError(f"{error}; is it a {settings.model}, as {'--model' if model else 'it'} says?") from error
 
 
-def _is_classifier(name: str) -> bool:
-    return name.startswith(("fc.", "classifier.", "head.", "heads."))
-
-
-def _trunk_of_classifier(payload: Mapping[str, Any], path: Path) -> tuple[TaskNetwork, PlaceSettings]:
+def _trunk_of_classifier(payload: Mapping[str, Any], path: Path) -> PlaceSettings:
     described = payload.get("settings")
     if not isinstance(described, Mapping) or not isinstance(payload.get("network"), Mapping):
         raise UsageError(f"{path} is not a classifier of this version")
@@ -277,17 +273,10 @@ def _trunk_of_classifier(payload: Mapping[str, Any], path: Path) -> tuple[TaskNe
             f"{path} is a classifier {settings.model}; only trunks of torchvision with ImageNet's statistics are taken "
             "over from a classifier"
         )
-    network = build_place_network(settings)
-    trunk = {
-        name.removeprefix("encoder."): tensor
-        for name, tensor in payload["network"].items()
-        if name.startswith("encoder.")
-    }
-    load_strictly(network.encoder, trunk, path)
-    return network, settings
+    return settings
 
 
-def rebuild_released(payload: Mapping[str, Any], path: Path | str) -> tuple[TaskNetwork, PlaceSettings]:
+def rebuild_released(payload: Mapping[str, Any], path: Path | str) -> tuple[FeatureModel, PlaceSettings]:
     """A network from what `load_checkpoint` read of the authors' or their toolbox's files.
 
     Args:
@@ -314,22 +303,11 @@ def rebuild_released(payload: Mapping[str, Any], path: Path | str) -> tuple[Task
         (float(std[0]), float(std[1]), float(std[2])),
     )
     network = build_place_network(settings)
-    is_resnet = hasattr(network.encoder, "layer4")
-    positions = {str(i): layer for i, layer in enumerate(_RESNET_LAYERS)} if is_resnet else {}
-    load_whole(network, {_own_name(n, positions): w for n, w in find_weights(payload, path).items()}, path)
+    load_strictly(network.model, find_weights(payload, path), path)
     return network, settings
 
 
-def _own_name(name: str, positions: Mapping[str, str]) -> str:
-    """`features.4.0.conv1.weight` of a ResNet in a Sequential is `layer1.0.conv1.weight`; other trunks keep theirs."""
-    first, _, rest = name.partition(".")
-    if first != "features" or not positions:
-        return name
-    position, _, rest = rest.partition(".")
-    return f"{positions.get(position, f'features.{position}')}.{rest}"
-
-
-def describe_images(network: TaskNetwork, images: Tensor, scales: Sequence[float] = (1.0,)) -> Tensor:
+def describe_images(network: FeatureModel, images: Tensor, scales: Sequence[float] = (1.0,)) -> Tensor:
     """Descriptors `(N, D)` of unit length of `(N, 3, H, W)` images in [0, 1], combined over several scales.
 
     Those of the scales are averaged in the pooling's own power, or plainly behind a whitening layer, as the authors'.
@@ -337,8 +315,8 @@ def describe_images(network: TaskNetwork, images: Tensor, scales: Sequence[float
     if tuple(scales) == (1.0,):
         found: Tensor = network(images)
         return found
-    head: Any = network.head
-    power = 1.0 if head.whiten is not None else float(head.pool.p.detach())
+    whole = place_network(network)
+    power = 1.0 if whole.whiten is not None else float(whole.pool.p.detach())
     total = torch.zeros((), device=images.device)
     for scale in scales:
         shown = (
@@ -350,9 +328,9 @@ def describe_images(network: TaskNetwork, images: Tensor, scales: Sequence[float
     return combined / length
 
 
-def parameter_groups(network: TaskNetwork, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(network: FeatureModel, lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """A network's parameters for an optimiser; the pooling's power learns ten times as fast and does not decay."""
-    power = network.head.pool.p  # type: ignore[union-attr]
+    power = place_network(network).pool.p
     others = [parameter for parameter in network.parameters() if parameter is not power]
     return [
         {"params": others, "lr": lr, "weight_decay": weight_decay},

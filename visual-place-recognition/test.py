@@ -26,11 +26,11 @@ from retrieval_pictures import draw_results
 from torch import Tensor
 from whitening import Whitening, learn_whitening, load_whitening, save_whitening
 
+from minmax.features import FeatureModel
 from minmax.runtime.checkpoints import file_digest, write_atomically
 from minmax.runtime.config import REPOSITORY, MeasuringFlags, require, run_script
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.report import markdown_table, write_json
-from minmax.task_network import TaskNetwork
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def whitening_pairs(config: Config) -> PlacePairs:
     return open_pairs(config.data, "train", config.images, config.quick)
 
 
-def get_whitening(path: Path, network: TaskNetwork, pairs: PlacePairs, config: Config, runtime: Runtime) -> Whitening:
+def get_whitening(path: Path, network: FeatureModel, pairs: PlacePairs, config: Config, runtime: Runtime) -> Whitening:
     """The whitening of a network, from the file beside its checkpoint or learned (and kept there)."""
     learned_from = [file_digest(path), config.images.size, list(config.scales), config.precision, pairs.fingerprint()]
     key = hashlib.sha256(json.dumps(learned_from).encode()).hexdigest()
@@ -127,7 +127,7 @@ def get_whitening(path: Path, network: TaskNetwork, pairs: PlacePairs, config: C
 
 
 def describe_all(
-    network: TaskNetwork,
+    network: FeatureModel,
     images: PlaceImages,
     config: Config,
     runtime: Runtime,
@@ -148,7 +148,7 @@ def describe_all(
 
 def answer(
     test: RetrievalTest,
-    network: TaskNetwork,
+    network: FeatureModel,
     whitening: Whitening | None,
     folder: Path,
     config: Config,

@@ -29,13 +29,13 @@ from darkening.training import (
     save_and_show,
     train_darkener,
 )
+from minmax.features import InputNormalization
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.checkpoints import file_digest, joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.run import Run, check_run_folder
 from minmax.runtime.seeding import seed_globally
-from minmax.task_network import InputNormalization
 
 VALIDATION_IMAGES = 64
 
@@ -91,7 +91,7 @@ def main(config: Config) -> Path:
         rendered = PlaceConfig(config.images.short_side)
         training = open_pairs(config.data, "train", rendered, config.quick, config.runs).images
         validation = open_pairs(config.data, "val", rendered, config.quick, config.runs).images
-        encoder = runtime.place(network.encoder)
+        encoder = runtime.place(network)
         if config.features == "unnormalised":
             encoder.normalization = runtime.place(InputNormalization.identity())
         held_out = DayCrops(validation, config.images)

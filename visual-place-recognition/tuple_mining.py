@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
 
+from minmax.features import FeatureModel
 from minmax.runtime.config import require
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError, UsageError
-from minmax.task_network import TaskNetwork
 
 _DISTANCE_FLOOR = 1e-6
 _FIRST_LOOK = 8  # times as many candidates as negatives are wanted, at first
@@ -156,7 +156,7 @@ class EpochTuples:
 
     def mine(
         self,
-        network: TaskNetwork,
+        network: FeatureModel,
         pairs: PlacePairs,
         config: TupleConfig,
         epoch: int,
