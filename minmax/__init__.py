@@ -1,1 +1,19 @@
-"""Model level of Similarity Min-Max, and what the image level and all tasks share."""
+"""Model level of Similarity Min-Max: day and night views look alike to the adapted model."""
+
+from minmax.adapt import adapt, adaptation_losses
+from minmax.byol import MomentumPair, ViewPair, byol_loss
+from minmax.features import FeatureModel, InputNormalization, freeze, last_feature_layer
+from minmax.similarity import feature_similarity
+
+__all__ = [
+    "FeatureModel",
+    "InputNormalization",
+    "MomentumPair",
+    "ViewPair",
+    "adapt",
+    "adaptation_losses",
+    "byol_loss",
+    "feature_similarity",
+    "freeze",
+    "last_feature_layer",
+]

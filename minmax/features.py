@@ -131,6 +131,14 @@ class FeatureModel(nn.Module):
         """Prediction and features of one forward pass."""
         return self._recorded(images, inputs, stop=False)
 
+    def release(self) -> nn.Module:
+        """The model without our hooks; this wrapper is of no use afterwards."""
+        for layer in self.model.modules():
+            for number, hook in list(layer._forward_hooks.items()):
+                if hook is _record:
+                    del layer._forward_hooks[number]
+        return self.model
+
     def _recorded(self, images: Tensor, inputs: Sequence[Any], stop: bool) -> tuple[Any, list[Tensor]]:
         layers = [self.model.get_submodule(name) for name in self.layers]
         found: dict[nn.Module, Any] = {}

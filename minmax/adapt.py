@@ -1,0 +1,156 @@
+"""Adapt any model to the night with day images only, from Python: the model level of Similarity Min-Max.
+
+    night = NightView("gamma", exposure=(0.05, 0.4), camera=CameraConfig(share=1))
+    adapted = adapt(model, day_loader, F.cross_entropy, night, features=["layer4"], epochs=4)
+
+Source: Luo et al., ICCV 2023, section 3.3. The task folders' train.py write the same loop out, with their data, runs
+and several devices; whoever has a loop already takes `MomentumPair` and `adaptation_losses` into it.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minmax.byol import BatchNormDomains, HeadNorm, MomentumPair, ViewPair, byol_loss
+from minmax.features import FeatureModel, last_feature_layer
+
+
+def adapt(
+    model: nn.Module,
+    day: Iterable[tuple[Tensor, Any]],
+    loss: Callable[[Any, Any], Tensor],
+    night: Callable[[Tensor], Tensor],
+    *,
+    features: Sequence[str] = (),
+    epochs: int = 4,
+    lr: float = 3e-4,
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+    byol_weight: float = 0.1,
+    batch_norm: BatchNormDomains = "joint",
+    head_norm: HeadNorm = "batch",
+    targets_to_model: bool = False,
+    device: torch.device | str | None = None,
+    progress: Callable[[int, Mapping[str, float]], object] | None = None,
+) -> nn.Module:
+    """A copy of `model`, fine-tuned so that day images and their darkened twins look alike to it.
+
+    Each step sees a batch as it is and darkened; it minimises the task's loss on both, plus BYOL's distance between
+    their features. AdamW; the learning rate falls tenfold for the last quarter of the epochs.
+
+    Args:
+        model: the daytime model, or a `FeatureModel` around it, which says how its input is normalised; not changed.
+        day: batches of images `(N, 3, H, W)` in [0, 1] and targets; gone through once per epoch.
+        loss: (prediction, targets) to a scalar.
+        night: images to dark images of the same shape, such as a `NightView`; on the model's device, without gradients.
+        features: paths of the layers whose outputs are compared; by default the last map or tokens, and those of a
+            `FeatureModel` are its own.
+        epochs: passes over `day`.
+        lr: learning rate.
+        optimizer: parameters to an optimiser, in place of AdamW.
+        byol_weight: of BYOL's distance; with 0 the model only learns its task on both.
+        batch_norm: whose statistics normalise the two views, as for `MomentumPair`.
+        head_norm: of BYOL's heads; `layer` for batches of few images.
+        targets_to_model: call `model(images, targets)`, as torchvision's detectors want in training; their prediction
+            is then a mapping of losses.
+        device: where to train; by default where the model is.
+        progress: is told the epoch, counted from 1, and the mean losses of it.
+
+    Returns:
+        The adapted model, of the class and with the tensor names of `model`, in evaluation mode on the CPU's or the
+        device's memory as it was trained.
+
+    Raises:
+        ValueError: for a layer that is not there, a frozen model, an empty `day`, or a loss that is not finite.
+    """
+    if epochs < 1:
+        raise ValueError(f"epochs: expected 1 or more, got {epochs}")
+    network = copy.deepcopy(model)
+    place = torch.device(device) if device is not None else next(network.parameters()).device
+    batches = iter(day)
+    first = next(batches, None)
+    if first is None:
+        raise ValueError("day: it holds no batch")
+    network = _named(network, features, first[0][:2]).to(place)
+    pair = (
+        MomentumPair(network, batch_norm=batch_norm, head_norm=head_norm)
+        if byol_weight
+        else ViewPair(network, batch_norm)
+    )
+    pair.to(place).train()
+    trained = [parameter for parameter in pair.parameters() if parameter.requires_grad]
+    chosen = optimizer(trained) if optimizer else torch.optim.AdamW(trained, lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(chosen, [max(1, round(0.75 * epochs))])
+    for epoch in range(1, epochs + 1):
+        totals: dict[str, Tensor] = {}
+        steps = 0
+        for images, targets in day:
+            steps += 1
+            images, targets = _moved(images, place), _moved(targets, place)
+            with torch.no_grad():
+                dark = night(images)
+            losses = adaptation_losses(pair, images, dark, targets, loss, byol_weight, targets_to_model)
+            chosen.zero_grad(set_to_none=True)
+            total = torch.stack(list(losses.values())).sum()
+            total.backward()
+            chosen.step()
+            pair.update_target()
+            for name, value in losses.items():
+                totals[name] = totals.get(name, torch.zeros((), device=place)) + value.detach()
+        means = {name: float(value) / max(1, steps) for name, value in totals.items()}
+        if not means or any(value != value or abs(value) == float("inf") for value in means.values()):
+            raise ValueError(f"epoch {epoch}: the losses are {means or 'none: day can be gone through only once'}")
+        schedule.step()
+        if progress:
+            progress(epoch, means)
+    return network.release().eval()
+
+
+def adaptation_losses(
+    pair: nn.Module,
+    day: Tensor,
+    night: Tensor,
+    targets: Any,
+    loss: Callable[[Any, Any], Tensor],
+    byol_weight: float = 0.1,
+    targets_to_model: bool = False,
+) -> dict[str, Tensor]:
+    """The three losses of one batch by name: of the task by day and by night, and BYOL's, weighted.
+
+    Args:
+        pair: a `ViewPair`, maybe inside DataParallel or DistributedDataParallel.
+        day: `(N, 3, H, W)` in [0, 1].
+        night: the same images, darkened.
+        targets: whatever `loss` compares a prediction with.
+        loss: (prediction, targets) to a scalar.
+        byol_weight: of BYOL's distance.
+        targets_to_model: whether the model takes the targets beside the images.
+    """
+    outputs = pair(day, night, targets) if targets_to_model else pair(day, night)
+    return {
+        "day": loss(outputs.day_prediction, targets),
+        "night": loss(outputs.night_prediction, targets),
+        "byol": byol_weight * byol_loss(outputs),
+    }
+
+
+def _named(model: nn.Module, features: Sequence[str], example: Tensor) -> FeatureModel:
+    if isinstance(model, FeatureModel):
+        if features:
+            raise ValueError("features: the FeatureModel names its own")
+        return model
+    example = example.to(next(model.parameters()).device)
+    return FeatureModel(model, features or [last_feature_layer(model, example)], example=example)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Tensors on a device, in whatever holds them."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {name: _moved(part, device) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(part, device) for part in value)
+    return value
