@@ -8,12 +8,10 @@ distance between their features. Gives runs/classification/adapt/{best,last-epoc
 the paper's for CODaN (90 epochs of 32 images).
 """
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from class_accuracy import selection_score
 from class_folders import DEFAULT_DATA, ImageConfig, open_split
@@ -30,40 +28,15 @@ from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.photometric_jitter import jitter
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.checkpoints import file_digest, joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
-from minmax.runtime.devices import Runtime, open_runtime
+from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
-from minmax.runtime.report import draw_curves, picture_grid, save_picture
-from minmax.runtime.run import Run, check_run_folder
+from minmax.runtime.optimisation import OptimConfig
+from minmax.runtime.report import picture_grid, save_picture
+from minmax.runtime.run import Run, started
 from minmax.runtime.seeding import seed_globally
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """Optimisation."""
-
-    epochs: int = 90
-    """Passes over the training images."""
-    batch_size: int = 32
-    """Images per step and process."""
-    method: Literal["adam", "adamw"] = "adam"
-    """adam, whose weight decay is added to the gradient; adamw, where it shrinks the weights themselves."""
-    lr: float = 1e-3
-    """Learning rate."""
-    weight_decay: float = 1e-5
-    """Weight decay: of about 1e-5 for adam, 0.01 to 0.05 for adamw."""
-    milestones: tuple[int, ...] = (30, 60)
-    """The learning rate falls tenfold after these epochs."""
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        require(self.epochs >= 1, "--optim.epochs", self.epochs, "1 or more")
-        require(self.batch_size >= 2, "--optim.batch-size", self.batch_size, "2 or more")
-        require(self.lr > 0, "--optim.lr", self.lr, "more than 0")
-        require(self.weight_decay >= 0, "--optim.weight-decay", self.weight_decay, "0 or more")
+TASK = "classification"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +59,7 @@ class Config(ForeignFlags, CommonFlags):
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     night: NightConfig = field(default_factory=NightConfig)
     byol: ByolConfig = field(default_factory=ByolConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(milestones=(30, 60)))
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -121,14 +94,12 @@ def step(
 
 def main(config: Config) -> Path:
     """Adapt, and return the checkpoint of the last epoch."""
-    config = with_chosen_source(config, "classification", main)
+    config = with_chosen_source(config, TASK, main)
     if config.quick:
         config = replaced(
             config, images={"size": 32}, optim={"epochs": 2, "batch_size": 16, "milestones": (1,)}, workers=0
         )
-    with open_runtime(config.device, config.precision, config.threads) as runtime:
-        if runtime.is_main:
-            check_run_folder("classification", config)
+    with started(TASK, config) as runtime:
         runtime.require_pairs(config.optim.batch_size)
         [(network, settings)] = load_classifiers([config.checkpoint], config, config.data, "train", config.images.size)
         darkener = load_darkener(config.darkener) if config.darkener else None
@@ -140,21 +111,13 @@ def main(config: Config) -> Path:
         dataset = TrainingViews(training, config.images.size, config.seed, config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
-        trained = [parameter for parameter in pair.parameters() if parameter.requires_grad]
-        method = torch.optim.AdamW if config.optim.method == "adamw" else torch.optim.Adam
-        optimizer = method(trained, config.optim.lr, weight_decay=config.optim.weight_decay)
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, config.optim.milestones)
+        optimizer, schedule = config.optim.build(pair, len(loader))
         parallel = runtime.parallel(pair)
 
-        used = {
-            "training": training.fingerprint(),
-            "validation": validation.fingerprint(),
-            "--checkpoint": file_digest(config.checkpoint),
-        }
-        if config.darkener:
-            used["--darkener"] = file_digest(config.darkener)
+        def save(path: Path) -> None:
+            save_classifier(pair.online, settings, path, to_plain(config))
 
-        with Run("classification", config, runtime, joint_fingerprint(used)) as run:
+        with Run(TASK, config, runtime, training=training, validation=validation) as run:
             run.restore(pair=pair, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
             for epoch in run.epochs(config.optim.epochs):
                 pair.train()
@@ -164,33 +127,13 @@ def main(config: Config) -> Path:
                         save_picture(picture_grid([day[:8], night[:8]]), run.directory / "pictures" / "first_batch.png")
                     labels = views.label.to(runtime.device)
                     losses = step(parallel, day, night, labels, config, runtime)
-                    numbers = run.read_losses(losses)
-                    optimizer.zero_grad(set_to_none=True)
-                    runtime.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
-                    runtime.scaler.step(optimizer)
-                    runtime.scaler.update()
+                    run.update(optimizer, losses, schedule)
                     pair.update_target()
-                    run.record("train", numbers)
-                schedule.step()
                 if config.statistics == "reestimated":
                     reestimate_statistics(pair.online, training, config.images, night_view, runtime)
                 score = selection_score(pair.online, validation, config.images, runtime)
-                run.record("validation", score)
-                log.info(
-                    "epoch %d: day %.1f %%, darkened day %.1f %%",
-                    epoch + 1,
-                    100 * score["day"],
-                    100 * score["darkened"],
-                )
-                if run.finish_epoch(score["score"]) and runtime.is_main:
-                    save_classifier(pair.online, settings, run.directory / "best.pt", to_plain(config))
-                run.save()
-            last = run.directory / "last-epoch.pt"
-            if runtime.is_main:
-                save_classifier(pair.online, settings, last, to_plain(config))
-                draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
-            log.info("last epoch: %s; best, epoch %d: %s", last, run.progress.best_epoch, run.directory / "best.pt")
-            return last
+                run.finish_epoch(score, score["score"], save)
+            return run.finish(save)
 
 
 if __name__ == "__main__":

@@ -28,12 +28,11 @@ from darkening.training import (
 )
 from minmax.features import InputNormalization
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.checkpoints import file_digest, joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
-from minmax.runtime.devices import open_runtime
-from minmax.runtime.run import Run, check_run_folder
+from minmax.runtime.run import Run, started
 from minmax.runtime.seeding import seed_globally
 
+TASK = "classification"
 VALIDATION_IMAGES = 256
 
 
@@ -73,9 +72,7 @@ def main(config: Config) -> Path:
             config, images={"size": 32}, optim={"epochs": 2, "batch_size": 16, "milestones": (1,)}, workers=0
         )
     recipe = DarkenerTraining(config.request, config.loss, config.optim)
-    with open_runtime(config.device, config.precision, config.threads) as runtime:
-        if runtime.is_main:
-            check_run_folder("classification", config)
+    with started(TASK, config) as runtime:
         [(network, _)] = load_classifiers([config.checkpoint], config, config.data, "train", config.images.size)
         training = open_split(config.data, "train", config.images, quick=config.quick, cache=config.runs)
         validation = open_split(config.data, "val", config.images, training.classes, config.quick, config.runs)
@@ -90,9 +87,7 @@ def main(config: Config) -> Path:
         dataset = DayImages(training, config.images)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
-        # The frozen model shapes every step, so another one in the same file is no resumption.
-        used = joint_fingerprint({"training": training.fingerprint(), "--checkpoint": file_digest(config.checkpoint)})
-        with Run("classification", config, runtime, used) as run:
+        with Run(TASK, config, runtime, training=training) as run:
             train_darkener(darkener, encoder, loader, held_out_images, recipe, run, runtime)
             return save_and_show(darkener, held_out_images, config.request, to_plain(config), run, runtime)
 

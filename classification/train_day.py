@@ -7,10 +7,8 @@ The authors supply daytime checkpoints without their training script, so these d
 With --init it fine-tunes weights in a file, such as those of ImageNet, for the classes of the data.
 """
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,37 +22,13 @@ from minmax.augmentation import AugmentConfig
 from minmax.photometric_jitter import jitter
 from minmax.pretrained import refuse_two_starts
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.checkpoints import file_digest, joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
-from minmax.runtime.devices import Runtime, open_runtime
-from minmax.runtime.report import draw_curves
-from minmax.runtime.run import Run, check_run_folder
+from minmax.runtime.devices import Runtime
+from minmax.runtime.optimisation import OptimConfig
+from minmax.runtime.run import Run, started
 from minmax.runtime.seeding import seed_globally
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """Optimisation."""
-
-    epochs: int = 90
-    """Passes over the training images."""
-    batch_size: int = 32
-    """Images per step and process."""
-    method: Literal["adam", "adamw"] = "adam"
-    """adam, whose weight decay is added to the gradient; adamw, where it shrinks the weights themselves."""
-    lr: float = 1e-3
-    """Learning rate at the start; it falls to 0 along a cosine."""
-    weight_decay: float = 1e-5
-    """Weight decay: of about 1e-5 for adam, 0.01 to 0.05 for adamw."""
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        require(self.epochs >= 1, "--optim.epochs", self.epochs, "1 or more")
-        require(self.batch_size >= 2, "--optim.batch-size", self.batch_size, "2 or more")
-        require(self.lr > 0, "--optim.lr", self.lr, "more than 0")
-        require(self.weight_decay >= 0, "--optim.weight-decay", self.weight_decay, "0 or more")
+TASK = "classification"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +52,7 @@ class Config(CommonFlags):
     """Strength of the random brightness, contrast, saturation and hue."""
     images: ImageConfig = field(default_factory=ImageConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(decay="cosine"))
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -99,9 +73,7 @@ def main(config: Config) -> Path:
     """Train, and return the checkpoint of the best epoch on day validation images."""
     if config.quick:
         config = replaced(config, images={"size": 32}, optim={"epochs": 2, "batch_size": 16}, workers=0)
-    with open_runtime(config.device, config.precision, config.threads) as runtime:
-        if runtime.is_main:
-            check_run_folder("classification", config)
+    with started(TASK, config) as runtime:
         runtime.require_pairs(config.optim.batch_size)
         training = open_split(config.data, "train", config.images, quick=config.quick, cache=config.runs)
         validation = open_split(config.data, "val", config.images, training.classes, config.quick, config.runs)
@@ -111,38 +83,22 @@ def main(config: Config) -> Path:
         dataset = TrainingViews(training, config.images.size, config.seed, config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
-        method = torch.optim.AdamW if config.optim.method == "adamw" else torch.optim.Adam
-        optimizer = method(network.parameters(), config.optim.lr, weight_decay=config.optim.weight_decay)
-        steps = config.optim.epochs * len(loader)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        optimizer, schedule = config.optim.build(network, len(loader))
         parallel = runtime.parallel(network)
 
-        used = {"training": training.fingerprint(), "validation": validation.fingerprint()}
-        if config.init:
-            used["--init"] = file_digest(config.init)
-        with Run("classification", config, runtime, joint_fingerprint(used)) as run:
+        def save(path: Path) -> None:
+            save_classifier(network, settings, path, to_plain(config))
+
+        with Run(TASK, config, runtime, training=training, validation=validation) as run:
             run.restore(network=network, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
             for epoch in run.epochs(config.optim.epochs):
                 network.train()
                 for views in run.batches(loader, epoch):
                     loss = step(parallel, views, config, runtime, run.generator("jitter"))
-                    numbers = run.read_losses({"loss": loss})
-                    optimizer.zero_grad(set_to_none=True)
-                    runtime.scaler.scale(loss).backward()
-                    runtime.scaler.step(optimizer)
-                    runtime.scaler.update()
-                    schedule.step()
-                    run.record("train", numbers)
+                    run.update(optimizer, {"loss": loss}, schedule)
                 accuracy = measure(network, validation, config.images, runtime)
-                run.record("validation", {"day": accuracy.balanced})
-                log.info("epoch %d: balanced accuracy by day %.1f %%", epoch + 1, 100 * accuracy.balanced)
-                if run.finish_epoch(accuracy.balanced) and runtime.is_main:
-                    save_classifier(network, settings, run.directory / "best.pt", to_plain(config))
-                run.save()
-            if runtime.is_main:
-                draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
-            log.info("best epoch %d: %s", run.progress.best_epoch, run.directory / "best.pt")
-            return run.directory / "best.pt"
+                run.finish_epoch({"day": accuracy.balanced}, accuracy.balanced, save)
+            return run.finish()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from darkening.camera import SHARED_DRAWS
@@ -170,23 +170,11 @@ def train_darkener(
                         darkening.image if day.dim() == 4 else as_clips(darkening.image, frames)
                     )
                 losses = config.loss(images, darkening, exposure, dark_features, day_features)
-            numbers = run.read_losses(losses)
-            optimizer.zero_grad(set_to_none=True)
-            runtime.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
-            runtime.scaler.unscale_(optimizer)
-            norm = nn.utils.clip_grad_norm_(darkener.parameters(), optim.clip)
-            if not runtime.scaler.is_enabled():  # a scaler skips such steps by itself
-                run.read_losses({**losses, "gradient norm": norm})
-            runtime.scaler.step(optimizer)
-            runtime.scaler.update()
-            schedule.step()
-            run.record("train", numbers)
+            run.update(optimizer, losses, schedule, optim.clip)
         means = obedience(darkener, validation, runtime)
         errors = [abs(mean - wanted) for wanted, mean in means.values()]
-        run.record("validation", {f"mean_at_{asked}": mean for asked, (_, mean) in means.items()})
         log.info("epoch %d: largest distance from min(request, day) %.3f", epoch + 1, max(errors))
-        run.finish_epoch()
-        run.save()
+        run.finish_epoch({f"mean_at_{asked}": mean for asked, (_, mean) in means.items()})
 
 
 def _draw_cameras(images: Tensor, frames: int, run: Run) -> tuple[Tensor, Tensor]:

@@ -10,11 +10,9 @@ between their features. Nights are made online, one exposure and one noise map p
 defaults are the paper's for NormalLight (10 epochs of 48 clips of 16 frames).
 """
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from arid import DEFAULT_DATA
 from clip_accuracy import selection_score
@@ -33,15 +31,14 @@ from darkening.source_choice import with_chosen_source
 from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.checkpoints import file_digest, joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
-from minmax.runtime.devices import Runtime, open_runtime
+from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
-from minmax.runtime.report import draw_curves, picture_grid, save_picture
-from minmax.runtime.run import Run, check_run_folder
+from minmax.runtime.report import picture_grid, save_picture
+from minmax.runtime.run import Run, started
 from minmax.runtime.seeding import seed_globally
 
-log = logging.getLogger(__name__)
+TASK = "low-light-action-recognition"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +98,10 @@ def step(
 
 def main(config: Config) -> Path:
     """Adapt, and return the checkpoint of the last epoch."""
-    config = with_chosen_source(config, "low-light-action-recognition", main)
+    config = with_chosen_source(config, TASK, main)
     if config.quick:
         config = replaced(config, clips={"length": 4, "size": 32}, optim={"epochs": 2, "batch_size": 8}, workers=0)
-    with open_runtime(config.device, config.precision, config.threads) as runtime:
-        if runtime.is_main:
-            check_run_folder("low-light-action-recognition", config)
+    with started(TASK, config) as runtime:
         runtime.require_pairs(config.optim.batch_size)
         network, settings = load_recogniser(config.checkpoint)
         darkener = load_darkener(config.darkener) if config.darkener else None
@@ -122,17 +117,12 @@ def main(config: Config) -> Path:
         optimizer, schedule = config.optim.build(trained, runtime.world_size)
         parallel = runtime.parallel(pair)
 
-        used = {
-            "training": training.fingerprint(),
-            "validation": validation.fingerprint(),
-            "--checkpoint": file_digest(config.checkpoint),
-        }
-        if config.darkener:
-            used["--darkener"] = file_digest(config.darkener)
-        if darkened is not None:
-            used["--darkened"] = darkened.fingerprint()
+        copies = {"--darkened": darkened} if darkened is not None else {}
 
-        with Run("low-light-action-recognition", config, runtime, joint_fingerprint(used)) as run:
+        def save(path: Path) -> None:
+            save_recogniser(pair.online, settings, path, to_plain(config))
+
+        with Run(TASK, config, runtime, training=training, validation=validation, **copies) as run:
             run.restore(pair=pair, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
             for epoch in run.epochs(config.optim.epochs):
                 pair.train()
@@ -142,31 +132,11 @@ def main(config: Config) -> Path:
                         strips = [clip.transpose(0, 1) for both in zip(day[:4], dark[:4], strict=True) for clip in both]
                         save_picture(picture_grid(strips), run.directory / "pictures" / "first_batch.png")
                     losses = step(parallel, day, dark, views.label.to(runtime.device), config, runtime)
-                    numbers = run.read_losses(losses)
-                    optimizer.zero_grad(set_to_none=True)
-                    runtime.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
-                    runtime.scaler.step(optimizer)
-                    runtime.scaler.update()
-                    schedule.step()
+                    run.update(optimizer, losses, schedule)
                     pair.update_target()
-                    run.record("train", numbers)
                 score = selection_score(pair.online, validation, config.clips, runtime, workers=config.workers)
-                run.record("validation", score)
-                log.info(
-                    "epoch %d: day %.1f %%, darkened day %.1f %%",
-                    epoch + 1,
-                    100 * score["day"],
-                    100 * score["darkened"],
-                )
-                if run.finish_epoch(score["score"]) and runtime.is_main:
-                    save_recogniser(pair.online, settings, run.directory / "best.pt", to_plain(config))
-                run.save()
-            last = run.directory / "last-epoch.pt"
-            if runtime.is_main:
-                save_recogniser(pair.online, settings, last, to_plain(config))
-                draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
-            log.info("last epoch: %s; best, epoch %d: %s", last, run.progress.best_epoch, run.directory / "best.pt")
-            return last
+                run.finish_epoch(score, score["score"], save)
+            return run.finish(save)
 
 
 if __name__ == "__main__":

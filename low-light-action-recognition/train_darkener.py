@@ -33,12 +33,11 @@ from darkening.training import (
 from minmax.augmentation import AugmentConfig
 from minmax.features import InputNormalization
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.checkpoints import file_digest, joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
-from minmax.runtime.devices import open_runtime
-from minmax.runtime.run import Run, check_run_folder
+from minmax.runtime.run import Run, started
 from minmax.runtime.seeding import seed_globally
 
+TASK = "low-light-action-recognition"
 VALIDATION_VIDEOS = 64
 
 
@@ -82,9 +81,7 @@ def main(config: Config) -> Path:
             workers=0,
         )
     recipe = DarkenerTraining(config.request, config.loss, config.optim)
-    with open_runtime(config.device, config.precision, config.threads) as runtime:
-        if runtime.is_main:
-            check_run_folder("low-light-action-recognition", config)
+    with started(TASK, config) as runtime:
         network, _ = load_recogniser(config.checkpoint)
         seed_globally(config.seed, "darkener")
         darkener = runtime.place(initial_darkener(config.init, config.darkener))
@@ -102,9 +99,7 @@ def main(config: Config) -> Path:
         dataset = DayClips(training, config.clips, config.seed, config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
-        # The frozen model shapes every step, so another one in the same file is no resumption.
-        used = joint_fingerprint({"training": training.fingerprint(), "--checkpoint": file_digest(config.checkpoint)})
-        with Run("low-light-action-recognition", config, runtime, used) as run:
+        with Run(TASK, config, runtime, training=training) as run:
             train_darkener(darkener, encoder, loader, held_out_frames, recipe, run, runtime)
             return save_and_show(darkener, held_out_frames, config.request, to_plain(config), run, runtime)
 

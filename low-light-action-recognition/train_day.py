@@ -8,7 +8,6 @@ have one. The defaults are the paper's: I3D-ResNet50, 50 epochs of 32 clips of 1
 Kinetics, here with --pretrained from those of ImageNet.
 """
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,14 +26,12 @@ from torch import Tensor, nn
 from minmax.augmentation import AugmentConfig
 from minmax.pretrained import refuse_two_starts
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.checkpoints import file_digest, joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
-from minmax.runtime.devices import Runtime, open_runtime
-from minmax.runtime.report import draw_curves
-from minmax.runtime.run import Run, check_run_folder
+from minmax.runtime.devices import Runtime
+from minmax.runtime.run import Run, started
 from minmax.runtime.seeding import seed_globally
 
-log = logging.getLogger(__name__)
+TASK = "low-light-action-recognition"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +79,7 @@ def main(config: Config) -> Path:
     """Train, and return the checkpoint of the best epoch on day validation clips."""
     if config.quick:
         config = replaced(config, clips={"length": 4, "size": 32}, optim={"epochs": 2, "batch_size": 8}, workers=0)
-    with open_runtime(config.device, config.precision, config.threads) as runtime:
-        if runtime.is_main:
-            check_run_folder("low-light-action-recognition", config)
+    with started(TASK, config) as runtime:
         runtime.require_pairs(config.optim.batch_size)
         training = open_clips(config.data, "train", config.clips, quick=config.quick, cache=config.runs)
         validation = open_clips(config.data, "val", config.clips, training.classes, config.quick, config.runs)
@@ -99,32 +94,19 @@ def main(config: Config) -> Path:
         optimizer, schedule = config.optim.build(network.parameters(), runtime.world_size)
         parallel = runtime.parallel(network)
 
-        used = {"training": training.fingerprint(), "validation": validation.fingerprint()}
-        if config.init:
-            used["--init"] = file_digest(config.init)
-        with Run("low-light-action-recognition", config, runtime, joint_fingerprint(used)) as run:
+        def save(path: Path) -> None:
+            save_recogniser(network, settings, path, to_plain(config))
+
+        with Run(TASK, config, runtime, training=training, validation=validation) as run:
             run.restore(network=network, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
             for epoch in run.epochs(config.optim.epochs):
                 network.train()
                 for views in run.batches(loader, epoch):
                     loss = step(parallel, views, config, runtime, run.generator("shift"))
-                    numbers = run.read_losses({"loss": loss})
-                    optimizer.zero_grad(set_to_none=True)
-                    runtime.scaler.scale(loss).backward()
-                    runtime.scaler.step(optimizer)
-                    runtime.scaler.update()
-                    schedule.step()
-                    run.record("train", numbers)
+                    run.update(optimizer, {"loss": loss}, schedule)
                 score = measure(network, validation, config.clips, runtime, rounds=1, workers=config.workers).top(1)
-                run.record("validation", {"day": score})
-                log.info("epoch %d: top-1 by day %.1f %%", epoch + 1, 100 * score)
-                if run.finish_epoch(score) and runtime.is_main:
-                    save_recogniser(network, settings, run.directory / "best.pt", to_plain(config))
-                run.save()
-            if runtime.is_main:
-                draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
-            log.info("best epoch %d: %s", run.progress.best_epoch, run.directory / "best.pt")
-            return run.directory / "best.pt"
+                run.finish_epoch({"day": score}, score, save)
+            return run.finish()
 
 
 if __name__ == "__main__":

@@ -9,12 +9,9 @@ darkening.apply` made, which saves the darkener's memory. Gives runs/segmentatio
 test.py. The defaults are the paper's for Cityscapes (100 epochs of 4 crops of 384x768).
 """
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
 from cityscapes import DEFAULT_DATA, StreetConfig, open_streets
 from miou import selection_score
 from segmenter import build_projectors, load_segmenter, pixel_cross_entropy, save_segmenter
@@ -29,47 +26,18 @@ from darkening.source_choice import with_chosen_source
 from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.checkpoints import file_digest, joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
-from minmax.runtime.devices import Runtime, open_runtime
+from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
-from minmax.runtime.report import draw_curves, picture_grid, save_picture
-from minmax.runtime.run import Run, check_run_folder
+from minmax.runtime.optimisation import OptimConfig
+from minmax.runtime.report import picture_grid, save_picture
+from minmax.runtime.run import Run, started
 from minmax.runtime.seeding import seed_globally
 
-log = logging.getLogger(__name__)
+TASK = "segmentation"
 
 FOLLOWING_DAY = NightConfig(contrast=(0.5, 1.5), cell=8)
 """Asked for one exposure everywhere, a curve for each pixel makes sky and street equally dark."""
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """Optimisation."""
-
-    epochs: int = 100
-    """Passes over the training images."""
-    batch_size: int = 4
-    """Images per step and process."""
-    lr: float = 1e-3
-    """Learning rate of SGD for the network."""
-    head_lr: float = 1e-3
-    """Learning rate of projectors and predictors."""
-    momentum: float = 0.9
-    """Momentum of SGD."""
-    weight_decay: float = 1e-4
-    """Weight decay of SGD."""
-    milestones: tuple[int, ...] = (30, 60, 90)
-    """The learning rates fall tenfold after these epochs."""
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        require(self.epochs >= 1, "--optim.epochs", self.epochs, "1 or more")
-        require(self.batch_size >= 2, "--optim.batch-size", self.batch_size, "2 or more")
-        require(self.lr > 0, "--optim.lr", self.lr, "more than 0")
-        require(self.head_lr > 0, "--optim.head-lr", self.head_lr, "more than 0")
-        require(0 <= self.momentum < 1, "--optim.momentum", self.momentum, "0 or more, less than 1")
-        require(self.weight_decay >= 0, "--optim.weight-decay", self.weight_decay, "0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +60,11 @@ class Config(CommonFlags):
     night: NightConfig = FOLLOWING_DAY
     # The authors add 0.1 of the distance for either direction; ours is the mean of both.
     byol: ByolConfig = field(default_factory=lambda: ByolConfig(weight=0.2))
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(
+            epochs=100, batch_size=4, method="sgd", head_lr=1e-3, weight_decay=1e-4, milestones=(30, 60, 90)
+        )
+    )
 
     def __post_init__(self) -> None:
         """Refuse values out of range and flags that contradict each other."""
@@ -138,7 +110,7 @@ def step(
 
 def main(config: Config) -> Path:
     """Adapt, and return the checkpoint of the last epoch."""
-    config = with_chosen_source(config, "segmentation", main)
+    config = with_chosen_source(config, TASK, main)
     if config.quick:
         config = replaced(
             config,
@@ -147,9 +119,7 @@ def main(config: Config) -> Path:
             night={} if config.darkened else {"cell": 16},
             workers=0,
         )
-    with open_runtime(config.device, config.precision, config.threads) as runtime:
-        if runtime.is_main:
-            check_run_folder("segmentation", config)
+    with started(TASK, config) as runtime:
         runtime.require_pairs(config.optim.batch_size)
         network, settings = load_segmenter(config.checkpoint, config.images.size)
         darkener = load_darkener(config.darkener) if config.darkener else None
@@ -164,34 +134,18 @@ def main(config: Config) -> Path:
         dataset = TrainingStreets(training, config.images, config.seed, darkened, config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
-        in_network = set(pair.online.parameters())
-        heads = [
-            parameter for parameter in pair.parameters() if parameter.requires_grad and parameter not in in_network
-        ]
-        groups: list[dict[str, Any]] = [{"params": [*pair.online.parameters()]}]
-        if heads:  # the plain cosine has none
-            groups.append({"params": heads, "lr": config.optim.head_lr})
-        optimizer = torch.optim.SGD(
-            groups,
-            config.optim.lr,
-            momentum=config.optim.momentum,
-            weight_decay=config.optim.weight_decay,
-        )
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, config.optim.milestones)
+        optimizer, schedule = config.optim.build(pair, len(loader), network=pair.online)
         parallel = runtime.parallel(pair)
 
-        used = {
-            "training": training.fingerprint(),
-            "validation": validation.fingerprint(),
-            "--checkpoint": file_digest(config.checkpoint),
-        }
-        if config.darkener:
-            used["--darkener"] = file_digest(config.darkener)
+        copies: dict[str, StreetFiles] = {}
         if config.darkened and darkened:  # both or none
-            copies = [StreetFile(file, None) for file in darkened]
-            used["--darkened"] = StreetFiles("darkened", config.darkened, copies, is_night=False).fingerprint()
+            files = [StreetFile(file, None) for file in darkened]
+            copies["--darkened"] = StreetFiles("darkened", config.darkened, files, is_night=False)
 
-        with Run("segmentation", config, runtime, joint_fingerprint(used)) as run:
+        def save(path: Path) -> None:
+            save_segmenter(pair.online, settings, path, to_plain(config))
+
+        with Run(TASK, config, runtime, training=training, validation=validation, **copies) as run:
             run.restore(pair=pair, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
             for epoch in run.epochs(config.optim.epochs):
                 pair.train()
@@ -200,31 +154,11 @@ def main(config: Config) -> Path:
                     if run.progress.step == 0 and runtime.is_main:
                         save_picture(picture_grid([day[:4], dark[:4]]), run.directory / "pictures" / "first_batch.png")
                     losses = step(parallel, day, dark, labels, config, runtime)
-                    numbers = run.read_losses(losses)
-                    optimizer.zero_grad(set_to_none=True)
-                    runtime.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
-                    runtime.scaler.step(optimizer)
-                    runtime.scaler.update()
+                    run.update(optimizer, losses, schedule)
                     pair.update_target()
-                    run.record("train", numbers)
-                schedule.step()
                 score = selection_score(pair.online, validation, config.images.size, runtime, workers=config.workers)
-                run.record("validation", score)
-                log.info(
-                    "epoch %d: mean IoU by day %.1f %%, of darkened days %.1f %%",
-                    epoch + 1,
-                    100 * score["day"],
-                    100 * score["darkened"],
-                )
-                if run.finish_epoch(score["score"]) and runtime.is_main:
-                    save_segmenter(pair.online, settings, run.directory / "best.pt", to_plain(config))
-                run.save()
-            last = run.directory / "last-epoch.pt"
-            if runtime.is_main:
-                save_segmenter(pair.online, settings, last, to_plain(config))
-                draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
-            log.info("last epoch: %s; best, epoch %d: %s", last, run.progress.best_epoch, run.directory / "best.pt")
-            return last
+                run.finish_epoch(score, score["score"], save)
+            return run.finish(save)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Gives runs/segmentation/day/best.pt, the checkpoint for train_darkener.py and tr
 authors supply daytime checkpoints without their training script, so these defaults are ours: AdamW, polynomial decay.
 """
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,35 +21,13 @@ from torch import Tensor, nn
 from minmax.augmentation import AugmentConfig
 from minmax.pretrained import refuse_two_starts
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.checkpoints import file_digest, joint_fingerprint
-from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
-from minmax.runtime.devices import Runtime, open_runtime
-from minmax.runtime.report import draw_curves
-from minmax.runtime.run import Run, check_run_folder
+from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
+from minmax.runtime.devices import Runtime
+from minmax.runtime.optimisation import OptimConfig
+from minmax.runtime.run import Run, started
 from minmax.runtime.seeding import seed_globally
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """Optimisation."""
-
-    epochs: int = 100
-    """Passes over the training images."""
-    batch_size: int = 4
-    """Images per step and process."""
-    lr: float = 1e-4
-    """Learning rate of AdamW at the start; it falls to 0 with the 0.9th power of the steps left."""
-    weight_decay: float = 1e-4
-    """Weight decay of AdamW."""
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        require(self.epochs >= 1, "--optim.epochs", self.epochs, "1 or more")
-        require(self.batch_size >= 2, "--optim.batch-size", self.batch_size, "2 or more")
-        require(self.lr > 0, "--optim.lr", self.lr, "more than 0")
-        require(self.weight_decay >= 0, "--optim.weight-decay", self.weight_decay, "0 or more")
+TASK = "segmentation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +49,11 @@ class Config(CommonFlags):
     images: StreetConfig = field(default_factory=StreetConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     photometry: PhotometryConfig = field(default_factory=PhotometryConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(
+            epochs=100, batch_size=4, method="adamw", lr=1e-4, weight_decay=1e-4, decay="polynomial"
+        )
+    )
 
     def __post_init__(self) -> None:
         """Refuse flags that contradict each other."""
@@ -97,9 +78,7 @@ def main(config: Config) -> Path:
         config = replaced(
             config, images={"size": (64, 64), "crop": None}, optim={"epochs": 2, "batch_size": 4}, workers=0
         )
-    with open_runtime(config.device, config.precision, config.threads) as runtime:
-        if runtime.is_main:
-            check_run_folder("segmentation", config)
+    with started(TASK, config) as runtime:
         runtime.require_pairs(config.optim.batch_size)
         seed_globally(config.seed, "network")
         settings = SegmenterSettings(config.model, len(CLASSES), config.width)
@@ -109,39 +88,24 @@ def main(config: Config) -> Path:
         dataset = TrainingStreets(training, config.images, config.seed, flip=config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
-        optimizer = torch.optim.AdamW(network.parameters(), config.optim.lr, weight_decay=config.optim.weight_decay)
-        steps = config.optim.epochs * len(loader)
-        schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, steps, power=0.9)
+        optimizer, schedule = config.optim.build(network, len(loader))
         parallel = runtime.parallel(network)
 
-        used = {"training": training.fingerprint(), "validation": validation.fingerprint()}
-        if config.init:
-            used["--init"] = file_digest(config.init)
-        with Run("segmentation", config, runtime, joint_fingerprint(used)) as run:
+        def save(path: Path) -> None:
+            save_segmenter(network, settings, path, to_plain(config))
+
+        with Run(TASK, config, runtime, training=training, validation=validation) as run:
             run.restore(network=network, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
             for epoch in run.epochs(config.optim.epochs):
                 network.train()
                 for views in run.batches(loader, epoch):
                     loss = step(parallel, views, config, runtime, run.generator("photometry"))
-                    numbers = run.read_losses({"loss": loss})
-                    optimizer.zero_grad(set_to_none=True)
-                    runtime.scaler.scale(loss).backward()
-                    runtime.scaler.step(optimizer)
-                    runtime.scaler.update()
-                    schedule.step()
-                    run.record("train", numbers)
+                    run.update(optimizer, {"loss": loss}, schedule)
                 score = measure(network, validation, config.images.size, runtime, workers=config.workers).mean(
                     "occurring"
                 )
-                run.record("validation", {"day": score})
-                log.info("epoch %d: mean IoU by day %.1f %%", epoch + 1, 100 * score)
-                if run.finish_epoch(score) and runtime.is_main:
-                    save_segmenter(network, settings, run.directory / "best.pt", to_plain(config))
-                run.save()
-            if runtime.is_main:
-                draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
-            log.info("best epoch %d: %s", run.progress.best_epoch, run.directory / "best.pt")
-            return run.directory / "best.pt"
+                run.finish_epoch({"day": score}, score, save)
+            return run.finish()
 
 
 if __name__ == "__main__":

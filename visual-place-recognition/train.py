@@ -29,44 +29,16 @@ from darkening.night_view import NightConfig, build_night_view
 from darkening.source_choice import with_chosen_source
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.checkpoints import file_digest, joint_fingerprint
-from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
-from minmax.runtime.devices import Runtime, open_runtime
+from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
+from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
-from minmax.runtime.report import draw_curves, picture_grid, save_picture
-from minmax.runtime.run import Run, check_run_folder
+from minmax.runtime.optimisation import OptimConfig
+from minmax.runtime.report import picture_grid, save_picture
+from minmax.runtime.run import Run, started
 from minmax.runtime.seeding import seed_globally
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """Optimisation."""
-
-    epochs: int = 5
-    """Rounds of mining and training."""
-    batch_size: int = 5
-    """Tuples per step and process."""
-    lr: float = 5e-7
-    """Learning rate of Adam for the network."""
-    head_lr: float = 1e-3
-    """Learning rate of BYOL's projector and predictor, which start from nothing."""
-    weight_decay: float = 1e-6
-    """Weight decay of Adam."""
-    milestones: tuple[int, ...] = ()
-    """The learning rates fall tenfold after these epochs; the authors' never do."""
-    at_once: int = 1
-    """Tuples of a step whose images are in memory together; the loss of a step does not depend on it."""
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        require(self.epochs >= 1, "--optim.epochs", self.epochs, "1 or more")
-        require(self.batch_size >= 1, "--optim.batch-size", self.batch_size, "1 or more")
-        require(self.lr > 0, "--optim.lr", self.lr, "more than 0")
-        require(self.head_lr > 0, "--optim.head-lr", self.head_lr, "more than 0")
-        require(self.weight_decay >= 0, "--optim.weight-decay", self.weight_decay, "0 or more")
-        require(self.at_once >= 1, "--optim.at-once", self.at_once, "1 or more")
+TASK = "visual-place-recognition"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +61,9 @@ class Config(CommonFlags):
     # LayerNorm in the heads: equal formats alone go through the network together, one query by default, which has no
     # statistics of a batch.
     byol: ByolConfig = field(default_factory=lambda: ByolConfig(batch_norm="frozen", head_norm="layer"))
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(epochs=5, batch_size=5, lr=5e-7, head_lr=1e-3, weight_decay=1e-6)
+    )
 
     def __post_init__(self) -> None:
         """Refuse settings that do not go with tuples."""
@@ -119,7 +93,7 @@ def step(
 
 def main(config: Config) -> Path:
     """Adapt, and return the checkpoint of the last epoch."""
-    config = with_chosen_source(config, "visual-place-recognition", main)
+    config = with_chosen_source(config, TASK, main)
     if config.quick:
         config = replaced(
             config,
@@ -129,9 +103,7 @@ def main(config: Config) -> Path:
             optim={"epochs": 2, "batch_size": 2},
             workers=0,
         )
-    with open_runtime(config.device, config.precision, config.threads) as runtime:
-        if runtime.is_main:
-            check_run_folder("visual-place-recognition", config)
+    with started(TASK, config) as runtime:
         refuse_data_parallel(runtime)
         network, settings = load_place_network(config.checkpoint, config.model)
         darkener = load_darkener(config.darkener) if config.darkener else None
@@ -147,27 +119,17 @@ def main(config: Config) -> Path:
             dataset, config.optim.batch_size, config.seed, config.workers, runtime, list
         )
 
-        groups: list[dict[str, Any]] = parameter_groups(pair.online, config.optim.lr, config.optim.weight_decay)
-        in_network = set(pair.online.parameters())
-        heads = [p for p in pair.parameters() if p.requires_grad and p not in in_network]
-        if heads:  # without BYOL there are none
-            groups.append({"params": heads, "lr": config.optim.head_lr, "weight_decay": config.optim.weight_decay})
-        optimizer = torch.optim.Adam(groups, config.optim.lr)
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, config.optim.milestones)
+        groups = parameter_groups(pair.online, config.optim.lr, config.optim.weight_decay)
+        optimizer, schedule = config.optim.build(pair, len(loader), groups=groups)
         parallel = runtime.parallel(TuplePair(pair))
 
         def validate() -> dict[str, float]:
             return selection_score(pair.online, validation, config.images.size, runtime, workers=config.workers)
 
-        used = {
-            "training": pairs.fingerprint(),
-            "validation": validation.fingerprint(),
-            "--checkpoint": file_digest(config.checkpoint),
-        }
-        if config.darkener:
-            used["--darkener"] = file_digest(config.darkener)
+        def save(path: Path) -> None:
+            save_place_network(pair.online, settings, path, to_plain(config))
 
-        with Run("visual-place-recognition", config, runtime, joint_fingerprint(used)) as run:
+        with Run(TASK, config, runtime, training=pairs, validation=validation) as run:
             run.restore(pair=pair, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler, tuples=tuples)
             if run.progress.step == 0:
                 tuples.start_score = validate()["score"]
@@ -193,32 +155,12 @@ def main(config: Config) -> Path:
                         losses = step(parallel, days, nights, others, config, runtime)
                         for name, loss in losses.items():
                             totals[name] += loss.detach()
-                        runtime.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
-                    numbers = run.read_losses(totals)
-                    runtime.scaler.step(optimizer)
-                    runtime.scaler.update()
+                        run.backward(losses)
+                    run.step(optimizer, totals, schedule)
                     pair.update_target()
-                    run.record("train", numbers)
-                schedule.step()
                 score = validate()
-                run.record("validation", score)
-                log.info(
-                    "epoch %d: mean average precision by day %.1f %%, of darkened queries %.1f %%",
-                    epoch + 1,
-                    100 * score["day"],
-                    100 * score["darkened"],
-                )
-                if runtime.is_main:
-                    warn_of_fall(score["score"], tuples.start_score, run)
-                if run.finish_epoch(score["score"]) and runtime.is_main:
-                    save_place_network(pair.online, settings, run.directory / "best.pt", to_plain(config))
-                run.save()
-            last = run.directory / "last-epoch.pt"
-            if runtime.is_main:
-                save_place_network(pair.online, settings, last, to_plain(config))
-                draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
-            log.info("last epoch: %s; best, epoch %d: %s", last, run.progress.best_epoch, run.directory / "best.pt")
-            return last
+                run.finish_epoch(score, score["score"], save)
+            return run.finish(save)
 
 
 def warn_of_fall(score: float, start: float, run: Run) -> None:

@@ -9,8 +9,6 @@ al., TPAMI 2019, as the authors of the paper use them: contrastive loss, Adam at
 epoch.
 """
 
-import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,39 +26,14 @@ from tuple_pair import ImagesOfManyShapes, few_at_a_time, refuse_data_parallel
 
 from minmax.pretrained import refuse_two_starts
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.checkpoints import file_digest, joint_fingerprint
-from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
-from minmax.runtime.devices import Runtime, open_runtime
+from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
+from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
-from minmax.runtime.report import draw_curves
-from minmax.runtime.run import Run, check_run_folder
+from minmax.runtime.optimisation import OptimConfig
+from minmax.runtime.run import Run, started
 from minmax.runtime.seeding import seed_globally
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """Optimisation."""
-
-    epochs: int = 100
-    """Rounds of mining and training."""
-    batch_size: int = 5
-    """Tuples per step and process."""
-    lr: float = 1e-6
-    """Learning rate of Adam at the start; it falls by exp(-0.01) each epoch."""
-    weight_decay: float = 1e-6
-    """Weight decay of Adam."""
-    at_once: int = 1
-    """Tuples of a step whose images are in memory together; the result does not depend on it."""
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        require(self.epochs >= 1, "--optim.epochs", self.epochs, "1 or more")
-        require(self.batch_size >= 1, "--optim.batch-size", self.batch_size, "1 or more")
-        require(self.lr > 0, "--optim.lr", self.lr, "more than 0")
-        require(self.weight_decay >= 0, "--optim.weight-decay", self.weight_decay, "0 or more")
-        require(self.at_once >= 1, "--optim.at-once", self.at_once, "1 or more")
+TASK = "visual-place-recognition"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +56,9 @@ class Config(CommonFlags):
     """Add a learned whitening layer to a new network."""
     images: PlaceConfig = field(default_factory=PlaceConfig)
     tuples: TupleConfig = field(default_factory=lambda: TupleConfig(queries=2000, pool=20000))
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(epochs=100, batch_size=5, lr=1e-6, weight_decay=1e-6, decay="exponential")
+    )
 
     def __post_init__(self) -> None:
         """Refuse flags that contradict each other."""
@@ -111,9 +86,7 @@ def main(config: Config) -> Path:
             optim={"epochs": 2, "batch_size": 2},
             workers=0,
         )
-    with open_runtime(config.device, config.precision, config.threads) as runtime:
-        if runtime.is_main:
-            check_run_folder("visual-place-recognition", config)
+    with started(TASK, config) as runtime:
         refuse_data_parallel(runtime)
         pairs = open_pairs(config.data, "train", config.images, config.quick, config.runs)
         EpochTuples.check(pairs, config.tuples)
@@ -132,17 +105,13 @@ def main(config: Config) -> Path:
         )
 
         groups = parameter_groups(network, config.optim.lr, config.optim.weight_decay)
-        optimizer = torch.optim.Adam(groups, config.optim.lr)
-        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, math.exp(-0.01))
+        optimizer, schedule = config.optim.build(network, len(loader), groups=groups)
         parallel = runtime.parallel(ImagesOfManyShapes(network))
 
-        used = {"training": pairs.fingerprint(), "validation": validation.fingerprint()}
-        if config.checkpoint:
-            used["--checkpoint"] = file_digest(config.checkpoint)
-        if config.init:
-            used["--init"] = file_digest(config.init)
+        def save(path: Path) -> None:
+            save_place_network(network, settings, path, to_plain(config))
 
-        with Run("visual-place-recognition", config, runtime, joint_fingerprint(used)) as run:
+        with Run(TASK, config, runtime, training=pairs, validation=validation) as run:
             run.restore(network=network, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler, tuples=tuples)
             for epoch in run.epochs(config.optim.epochs):
                 tuples.mine(
@@ -155,22 +124,11 @@ def main(config: Config) -> Path:
                     for _, few in few_at_a_time(places, config.optim.at_once, parallel):
                         loss = step(parallel, few, config, runtime)
                         total += loss.detach()
-                        runtime.scaler.scale(loss).backward()
-                    numbers = run.read_losses({"loss": total})
-                    runtime.scaler.step(optimizer)
-                    runtime.scaler.update()
-                    run.record("train", numbers)
-                schedule.step()
+                        run.backward({"loss": loss})
+                    run.step(optimizer, {"loss": total}, schedule)
                 score = day_precision(network, validation, config.images.size, runtime, workers=config.workers)
-                run.record("validation", {"day": score})
-                log.info("epoch %d: mean average precision by day %.1f %%", epoch + 1, 100 * score)
-                if run.finish_epoch(score) and runtime.is_main:
-                    save_place_network(network, settings, run.directory / "best.pt", to_plain(config))
-                run.save()
-            if runtime.is_main:
-                draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
-            log.info("best, epoch %d: %s", run.progress.best_epoch, run.directory / "best.pt")
-            return run.directory / "best.pt"
+                run.finish_epoch({"day": score}, score, save)
+            return run.finish()
 
 
 if __name__ == "__main__":

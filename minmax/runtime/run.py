@@ -5,31 +5,40 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from minmax.runtime.batches import EpochBatches, readable
-from minmax.runtime.checkpoints import load_checkpoint, save_checkpoint, write_atomically
+from minmax.runtime.checkpoints import (
+    file_digest,
+    joint_fingerprint,
+    load_checkpoint,
+    save_checkpoint,
+    write_atomically,
+)
 from minmax.runtime.config import CommonFlags, read_yaml, to_plain, write_yaml
-from minmax.runtime.devices import Runtime
+from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.environment import write_environment
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.exclusive import claim
+from minmax.runtime.report import draw_curves
 from minmax.runtime.seeding import generator_for, seed_globally
 
 log = logging.getLogger(__name__)
 BatchT = TypeVar("BatchT")
 
+_READ_EVERY = 20  # steps
 # Flags that may differ when a run is continued: they do not change what it computes.
 FREE_FLAGS = {"resume", "config", "runs", "device", "workers", "threads", "save_minutes"}
 
@@ -42,6 +51,32 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
         """Take a state over."""
+
+
+class Fingerprinted(Protocol):
+    """A data set that can tell itself from others."""
+
+    def fingerprint(self) -> str:
+        """A digest of what it holds."""
+
+
+def input_files(config: CommonFlags) -> dict[str, Path]:
+    """The files that a run starts from, by the names of their flags."""
+    named = {name: getattr(config, name, None) for name in ("checkpoint", "darkener", "init")}
+    return {name: path for name, path in named.items() if isinstance(path, Path)}
+
+
+@contextmanager
+def started(task: str, config: CommonFlags) -> Iterator[Runtime]:
+    """The devices of a run that may start: its folder is checked before anything that takes time.
+
+    Raises:
+        UsageError: as `open_runtime` and `check_run_folder`.
+    """
+    with open_runtime(config.device, config.precision, config.threads) as runtime:
+        if runtime.is_main:
+            check_run_folder(task, config)
+        yield runtime
 
 
 @dataclass
@@ -87,6 +122,12 @@ def check_run_folder(task: str, config: CommonFlags) -> Path:
 class Run:
     """The folder RUNS/TASK/NAME and the state of the training that fills it.
 
+    Args:
+        task: folder of the runs of a task.
+        config: the flags.
+        runtime: the devices.
+        data: the data sets; another one is no resumption.
+
     Layout: `config.yaml`, `environment.jsonl`, `log.txt`, `metrics.jsonl`, `tensorboard/`, `last.pt`, `best.pt`,
     `pictures/`. Only the main process writes.
 
@@ -94,9 +135,14 @@ class Run:
         UsageError: as `check_run_folder`, or when the folder cannot be made or another process trains in it.
     """
 
-    def __init__(self, task: str, config: CommonFlags, runtime: Runtime, data_fingerprint: str = "") -> None:
+    def __init__(self, task: str, config: CommonFlags, runtime: Runtime, **data: Fingerprinted) -> None:
         self.directory = check_run_folder(task, config) if runtime.is_main else run_folder(task, config)
-        self.runtime, self.seed, self.data_fingerprint = runtime, config.seed, data_fingerprint
+        self.runtime, self.seed = runtime, config.seed
+        # A run is continued with the data and with what it starts from alone; both shape every step.
+        parts = {name: value.fingerprint() for name, value in data.items()}
+        parts |= {f"--{name}": file_digest(path) for name, path in input_files(config).items()}
+        self.data_fingerprint = joint_fingerprint(parts)
+        self._losses: list[tuple[Progress, dict[str, Tensor]]] = []
         self.progress = Progress()
         self._save_seconds = config.save_minutes * 60
         self._saved_at = time.monotonic()
@@ -107,7 +153,7 @@ class Run:
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         self._writer: SummaryWriter | None = None
         if runtime.is_main:
-            write_environment(self.directory / "environment.jsonl", data_fingerprint)
+            write_environment(self.directory / "environment.jsonl", self.data_fingerprint)
 
     def _open_folder(self, config: CommonFlags) -> None:
         """Make the folder of a new run; the main process has it to itself."""
@@ -187,6 +233,7 @@ class Run:
 
     def save(self) -> None:
         """Write `last.pt`: everything needed to continue exactly from here."""
+        self._read_losses()
         self._saved_at = time.monotonic()
         if self.runtime.is_main:
             state = {name: part.state_dict() for name, part in self._parts.items()}
@@ -243,43 +290,117 @@ class Run:
         """A generator for this step's draws for one purpose, equal after a resume and on every device."""
         return generator_for(self.seed, purpose, self.progress.step, self.runtime.rank)
 
-    def finish_epoch(self, score: float | None = None) -> bool:
-        """Count the epoch as done; with a `score`, say whether it is the best so far."""
+    def update(
+        self,
+        optimizer: torch.optim.Optimizer,
+        losses: Mapping[str, Tensor],
+        schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
+        clip: float | None = None,
+    ) -> None:
+        """Lower the sum of the losses by one step of optimiser and schedule, and record them."""
+        optimizer.zero_grad(set_to_none=True)
+        self.backward(losses)
+        self.step(optimizer, losses, schedule, clip)
+
+    def backward(self, losses: Mapping[str, Tensor]) -> None:
+        """Add the gradients of the sum of the losses."""
+        self.runtime.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        losses: Mapping[str, Tensor],
+        schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
+        clip: float | None = None,
+    ) -> None:
+        """Move the weights by their gradients, brought to a norm of at most `clip`, and record the losses.
+
+        Raises:
+            RunError: when a loss is not a finite number; names the step, every term and the last good checkpoint. On a
+                CPU before any weight is changed, elsewhere within a few steps, and never after the run was saved.
+        """
+        scaler = self.runtime.scaler
+        noted = {name: loss.detach().float() for name, loss in losses.items()}
+        if clip is not None:
+            scaler.unscale_(optimizer)
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            norm = nn.utils.clip_grad_norm_(weights, clip)
+            if not scaler.is_enabled():  # a scaler leaves out by itself a step whose gradients are not finite
+                noted["gradient_norm"] = norm.detach()
+        self._losses.append((replace(self.progress), noted))
+        # To read a loss is to wait for an accelerator.
+        if self.runtime.device.type == "cpu" or len(self._losses) >= _READ_EVERY:
+            self._read_losses()
+        scaler.step(optimizer)
+        scaler.update()
+        if schedule is not None:
+            schedule.step()
+
+    def _read_losses(self) -> None:
+        """Bring the losses since the last time to the CPU in one transfer, and record them."""
+        waiting, self._losses = self._losses, []
+        if not waiting:
+            return
+        values = torch.stack([loss for _, losses in waiting for loss in losses.values()]).tolist()
+        for progress, losses in waiting:
+            numbers = {name: values.pop(0) for name in losses}
+            if not all(map(math.isfinite, numbers.values())):
+                terms = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+                last = self.directory / "last.pt"
+                good = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint was written yet"
+                raise RunError(
+                    f"non-finite loss at step {progress.step} ({terms}); {good}; lower --optim.lr or use fp32"
+                )
+            self.record("train", numbers, progress)
+
+    def finish_epoch(
+        self,
+        numbers: Mapping[str, float],
+        score: float | None = None,
+        save_best: Callable[[Path], object] = lambda _: None,
+    ) -> None:
+        """Record what validation found, count the epoch as done, and save the run, and the network if it is the best.
+
+        Args:
+            numbers: by name, shares of 1.
+            score: by which epochs are compared; without one none is the best.
+            save_best: writes the network into a file.
+        """
+        self._read_losses()
+        self.record("validation", numbers)
+        shown = ", ".join(f"{name.replace('_', ' ')} {100 * value:.1f} %" for name, value in numbers.items())
+        log.info("epoch %d: %s", self.progress.epoch + 1, shown)
         self.progress.epoch += 1
         self.progress.batch = 0
-        is_best = score is not None and score > self.progress.best
-        if score is not None and is_best:
+        if score is not None and score > self.progress.best:
             self.progress.best, self.progress.best_epoch = score, self.progress.epoch
-        return is_best
+            if self.runtime.is_main:
+                save_best(self.directory / "best.pt")
+        self.save()
+
+    def finish(self, save_last: Callable[[Path], object] | None = None) -> Path:
+        """Draw the curves of a run that is done, and give its network: the last epoch's if it is saved, or the best."""
+        best, last = self.directory / "best.pt", self.directory / "last-epoch.pt"
+        if self.runtime.is_main:
+            if save_last:
+                save_last(last)
+            draw_curves(self.directory / "metrics.jsonl", self.directory / "pictures" / "curves.png")
+        if save_last:
+            log.info("last epoch: %s", last)
+        log.info("best epoch %d: %s", self.progress.best_epoch, best)
+        return last if save_last else best
 
     # ------------------------------------------------------------------------------------------ records
 
-    def read_losses(self, losses: Mapping[str, Tensor]) -> dict[str, float]:
-        """Bring the losses of a step to the CPU in one transfer, before they change any weight.
-
-        Raises:
-            RunError: when one is not a finite number; names the step, every term and the last good checkpoint.
-        """
-        numbers = dict(
-            zip(losses, torch.stack([loss.detach().float() for loss in losses.values()]).tolist(), strict=True)
-        )
-        if not all(map(math.isfinite, numbers.values())):
-            terms = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-            last = self.directory / "last.pt"
-            good = f"the last good checkpoint is {last}" if last.is_file() else "no checkpoint was written yet"
-            raise RunError(
-                f"non-finite loss at step {self.progress.step} ({terms}); {good}; lower --optim.lr or use fp32"
-            )
-        return numbers
-
-    def record(self, kind: str, numbers: Mapping[str, float]) -> None:
-        """Append one line of numbers to `metrics.jsonl` and TensorBoard, at the step in progress."""
+    def record(self, kind: str, numbers: Mapping[str, float], at: Progress | None = None) -> None:
+        """Append one line of numbers to `metrics.jsonl` and TensorBoard, by default at the step in progress."""
         if not self.runtime.is_main:
             return
+        at = at or self.progress
         # Inside the loop the step in progress is not counted yet; a restart from `step` repeats step + 1 and later.
-        step = self.progress.step + (kind == "train")
+        step = at.step + (kind == "train")
         with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "epoch": self.progress.epoch + 1, "step": step, **numbers}) + "\n")
+            file.write(json.dumps({"kind": kind, "epoch": at.epoch + 1, "step": step, **numbers}) + "\n")
         if self._writer is not None:
             for name, number in numbers.items():
                 self._writer.add_scalar(f"{kind}/{name}", number, step)

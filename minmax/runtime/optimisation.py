@@ -1,0 +1,93 @@
+"""The optimiser and the learning rate's schedule of the training scripts."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from minmax.runtime.config import require
+
+Decay = Literal["milestones", "cosine", "polynomial", "exponential"]
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimisation."""
+
+    epochs: int = 90
+    """Passes over the training data."""
+    batch_size: int = 32
+    """Samples per step and process."""
+    method: Literal["adam", "adamw", "sgd"] = "adam"
+    """adam, whose weight decay is added to the gradient; adamw, where it shrinks the weights themselves; sgd."""
+    lr: float = 1e-3
+    """Learning rate."""
+    head_lr: float | None = None
+    """Learning rate of what is new beside the network, BYOL's projectors and predictors; by default the same."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    weight_decay: float = 1e-5
+    """Weight decay: of about 1e-5 for adam, 0.01 to 0.05 for adamw."""
+    decay: Decay = "milestones"
+    """How the learning rates fall: tenfold after the epochs of --optim.milestones; to 0 along a cosine or by the 0.9th
+    power of the steps left; or by exp(-0.01) each epoch."""
+    milestones: tuple[int, ...] = ()
+    """Epochs after which the learning rates fall tenfold."""
+    at_once: int = 1
+    """In place recognition, tuples of a step whose images are in memory together; the loss does not depend on it."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(self.epochs >= 1, "--optim.epochs", self.epochs, "1 or more")
+        require(self.batch_size >= 1, "--optim.batch-size", self.batch_size, "1 or more")
+        require(self.lr > 0, "--optim.lr", self.lr, "more than 0")
+        require(self.head_lr is None or self.head_lr > 0, "--optim.head-lr", self.head_lr, "more than 0")
+        require(0 <= self.momentum < 1, "--optim.momentum", self.momentum, "0 or more, less than 1")
+        require(self.weight_decay >= 0, "--optim.weight-decay", self.weight_decay, "0 or more")
+        require(self.at_once >= 1, "--optim.at-once", self.at_once, "1 or more")
+        falls = self.decay == "milestones"
+        require(falls or not self.milestones, "--optim.milestones", self.milestones, f"none beside {self.decay}")
+
+    def rate_factor(self, step: int, steps_per_epoch: int) -> float:
+        """Share of the learning rate that is left after `step` steps."""
+        done = step / (self.epochs * steps_per_epoch)
+        if self.decay == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * done))
+        if self.decay == "polynomial":
+            return float(max(0.0, 1.0 - done) ** 0.9)
+        if self.decay == "exponential":
+            return math.exp(-0.01 * (step // steps_per_epoch))
+        return float(0.1 ** sum(step >= milestone * steps_per_epoch for milestone in self.milestones))
+
+    def build(
+        self,
+        trained: nn.Module,
+        steps_per_epoch: int,
+        network: nn.Module | None = None,
+        groups: Iterable[dict[str, Any]] = (),
+    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        """The optimiser, and its schedule, to be stepped after every step.
+
+        Args:
+            trained: all that is trained.
+            steps_per_epoch: of the loader.
+            network: the part of it that learns with `lr`, the rest with `head_lr`; by default all of it.
+            groups: the network's parameters in groups of their own options, where it has such.
+        """
+        inside = list(groups) or [{"params": [p for p in (network or trained).parameters() if p.requires_grad]}]
+        known = {parameter for group in inside for parameter in group["params"]}
+        heads = [p for p in trained.parameters() if p.requires_grad and p not in known]
+        if heads:  # without BYOL there are none
+            inside.append({"params": heads, "lr": self.head_lr or self.lr})
+        optimizer: torch.optim.Optimizer
+        if self.method == "sgd":
+            optimizer = torch.optim.SGD(inside, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        else:
+            method = torch.optim.AdamW if self.method == "adamw" else torch.optim.Adam
+            optimizer = method(inside, self.lr, weight_decay=self.weight_decay)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.rate_factor(step, steps_per_epoch)
+        )
