@@ -15,6 +15,7 @@ from minmax.runtime.batches import EpochBatches
 from minmax.runtime.config import CommonFlags
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.optimisation import OptimConfig
 from minmax.runtime.run import Run
 
 RUNTIME = Runtime(torch.device("cpu"))
@@ -51,18 +52,12 @@ def train(config, kill_at=None, save_at=()):
         for epoch in run.epochs(EPOCHS):
             for batch in run.batches(loader, epoch):
                 loss = network(batch + torch.rand(4, 2, generator=run.generator("noise"))).square().mean()
-                numbers = run.read_losses({"loss": loss})
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                run.record("train", numbers)
+                run.update(optimizer, {"loss": loss})
                 if run.progress.step == kill_at:
                     raise Killed
                 if run.progress.step + 1 in save_at:
                     run._saved_at = -1e9  # the checkpoint is due after this step
-            run.record("validation", {"score": float(epoch)})
-            run.finish_epoch(float(epoch))
-            run.save()
+            run.finish_epoch({"score": float(epoch)}, float(epoch))
         return network.state_dict(), (run.directory / "metrics.jsonl").read_text()
 
 
@@ -117,15 +112,79 @@ def test_resume_refuses_a_missing_run_and_other_flags(config):
     train(replace(config, resume=True, workers=0, save_minutes=1.0))
 
 
+def toy_update(run, **values):
+    weight = nn.Parameter(torch.ones(1))
+    losses = {name: value * weight.sum() for name, value in values.items()}
+    run.update(torch.optim.SGD([weight], 0.1), losses)
+    return weight.item()
+
+
 def test_a_loss_that_is_not_finite_names_step_terms_and_checkpoint(config):
     with Run("toy", config, RUNTIME) as run:
         run.restore()
-        assert run.read_losses({"day": torch.tensor(1.0), "byol": torch.tensor(2.0)}) == {"day": 1.0, "byol": 2.0}
+        assert toy_update(run, day=1.0, byol=2.0) == pytest.approx(0.7)
         with pytest.raises(RunError, match=r"step 0 \(day 1, byol nan\); no checkpoint"):
-            run.read_losses({"day": torch.tensor(1.0), "byol": torch.tensor(float("nan"))})
+            toy_update(run, day=1.0, byol=float("nan"))
         run.save()
         with pytest.raises(RunError, match=r"last good checkpoint is .*last\.pt"):
-            run.read_losses({"day": torch.tensor(float("inf"))})
+            toy_update(run, day=float("inf"))
+
+
+def test_an_accelerator_is_not_waited_for_in_every_step(config):
+    """Losses are read some steps at a time, each recorded at its own step, and always before the run is saved."""
+    with Run("toy", config, replace(RUNTIME, device=torch.device("meta"))) as run:
+        run.restore()
+        metrics = run.directory / "metrics.jsonl"
+        for step in range(25):
+            run.progress.step = step
+            toy_update(run, loss=float(step))
+            assert metrics.exists() == (step >= 19)
+        assert len(metrics.read_text().splitlines()) == 20
+        run.save()
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+        assert [(line["step"], line["loss"]) for line in lines] == [(step + 1, float(step)) for step in range(25)]
+        toy_update(run, loss=float("nan"))
+        with pytest.raises(RunError, match="non-finite loss at step 24"):
+            run.save()
+
+
+def test_gradients_are_brought_to_the_norm_and_must_be_finite(config):
+    with Run("toy", config, RUNTIME) as run:
+        run.restore()
+        weight = nn.Parameter(torch.tensor([1.0, 1.0]))
+        optimizer = torch.optim.SGD([weight], 1.0)
+        run.update(optimizer, {"loss": (3e3 * weight).sum()}, clip=0.1)
+        assert (1.0 - weight).norm().item() == pytest.approx(0.1, rel=1e-4)
+        with pytest.raises(RunError, match="gradient_norm"):
+            run.update(optimizer, {"loss": (weight - weight.detach()).square().sum().sqrt()}, clip=0.1)
+
+
+@pytest.mark.parametrize(
+    ("optim", "expected"),
+    [
+        (OptimConfig(epochs=4, milestones=(1, 3)), [1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01]),
+        (OptimConfig(epochs=4, decay="cosine"), [1, 0.9619, 0.8536, 0.6913, 0.5, 0.3087, 0.1464, 0.0381]),
+        (OptimConfig(epochs=4, decay="polynomial"), [1, 0.8868, 0.7719, 0.6551, 0.5359, 0.4136, 0.2872, 0.1539]),
+        (OptimConfig(epochs=4, decay="exponential"), [1, 1, 0.9900, 0.9900, 0.9802, 0.9802, 0.9704, 0.9704]),
+    ],
+)
+def test_schedules(optim, expected):
+    optimizer, schedule = optim.build(nn.Linear(1, 1), steps_per_epoch=2)
+    found = []
+    for _ in range(8):
+        found.append(optimizer.param_groups[0]["lr"] / optim.lr)
+        optimizer.step()
+        schedule.step()
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_is_new_beside_the_network_has_a_rate_of_its_own():
+    trained = nn.ModuleDict({"network": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
+    trained["network"].bias.requires_grad_(False)
+    optimizer, _ = OptimConfig(lr=0.1, head_lr=0.3).build(trained, 1, network=trained["network"])
+    groups = [([tuple(p.shape) for p in group["params"]], group["lr"]) for group in optimizer.param_groups]
+    assert groups == [([(2, 2)], 0.1), ([(1, 2), (1,)], 0.3)]
+    assert len(OptimConfig().build(trained, 1)[0].param_groups) == 1
 
 
 def test_what_ended_a_run_stands_in_its_log(config):
@@ -137,7 +196,10 @@ def test_what_ended_a_run_stands_in_its_log(config):
 def test_best_epoch_is_the_highest_score(config):
     with Run("toy", config, RUNTIME) as run:
         run.restore()
-        assert [run.finish_epoch(score) for score in (0.5, 0.4, 0.6)] == [True, False, True]
+        saved = []
+        for epoch, score in enumerate((0.5, 0.4, 0.6)):
+            run.finish_epoch({"day": score}, score, lambda path, epoch=epoch: saved.append((epoch, path.name)))
+        assert saved == [(0, "best.pt"), (2, "best.pt")]
         assert (run.progress.best, run.progress.best_epoch) == (0.6, 3)
 
 
