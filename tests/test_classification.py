@@ -12,7 +12,7 @@ from image_views import TrainingViews
 from PIL import Image
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
-from darkening.curve_estimator import load_darkener
+from darkening import load_darkener
 from darkening.selection_nights import SELECTION_NIGHTS
 from darkening.source_choice import CANDIDATES
 from minmax.runtime.errors import UsageError
