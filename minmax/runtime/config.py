@@ -216,8 +216,7 @@ def parse_flags(config_class: type[ConfigT], description: str | None, argv: Sequ
         if refused is None:
             sys.stderr.write(shown.getvalue())
             raise
-    flags = " or ".join(_prefixes(config_class, refused.owner)) or "--"
-    raise UsageError(f"{flags}{refused.name.replace('_', '-')} {refused.problem}") from refused
+    raise _by_flag(refused, config_class) from refused
 
 
 def _setting_error(error: BaseException | None) -> SettingError | None:
@@ -225,6 +224,13 @@ def _setting_error(error: BaseException | None) -> SettingError | None:
     while error is not None and not isinstance(error, SettingError):
         error = error.__context__
     return error
+
+
+def _by_flag(error: SettingError, config_class: type) -> UsageError:
+    """The same error, which names the flag in place of the field."""
+    name = error.name.replace("_", "-")
+    flags = [f"{prefix}{name}" for prefix in _prefixes(config_class, error.owner)]
+    return UsageError(f"{' or '.join(flags) or name} {error.problem}")
 
 
 def _prefixes(config_class: type, group: type, prefix: str = "--") -> Iterator[str]:
@@ -243,6 +249,8 @@ def run_script(config_class: type[ConfigT], main: Callable[[ConfigT], object], d
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     try:
         main(parse_flags(config_class, description))
+    except SettingError as error:
+        sys.exit(_fail(_by_flag(error, config_class), 2))
     except UsageError as error:
         sys.exit(_fail(error, 2))
     except RunError as error:
