@@ -21,7 +21,7 @@ from image_views import TrainingViews, Views
 from night_statistics import reestimate_statistics
 from torch import Tensor, nn
 
-from darkening.curve_estimator import load_darkener
+from darkening.darkener_files import load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view
 from darkening.source_choice import with_chosen_source
 from minmax.augmentation import AugmentConfig

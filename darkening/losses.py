@@ -10,8 +10,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from darkening.curve_estimator import Darkening
-from minmax.runtime.config import require
+from darkening.views import Darkening
+from minmax.runtime.errors import check
 from minmax.similarity import feature_similarity
 
 ExposureSpace = Literal["linear", "log"]
@@ -119,10 +119,8 @@ class DarkeningLoss:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        require(self.exposure_patch >= 0, "--loss.exposure-patch", self.exposure_patch, "0 or more")
-        require(
-            self.total_variation_midpoint > 0, "--loss.total-variation-midpoint", self.total_variation_midpoint, "> 0"
-        )
+        check(self, "exposure_patch", self.exposure_patch >= 0, "0 or more")
+        check(self, "total_variation_midpoint", self.total_variation_midpoint > 0, "more than 0")
 
     def __call__(
         self,

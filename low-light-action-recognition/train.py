@@ -25,7 +25,7 @@ from recogniser import load_recogniser, save_recogniser
 from torch import Tensor, nn
 from video_clips import find_darkened
 
-from darkening.curve_estimator import load_darkener
+from darkening.darkener_files import load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view
 from darkening.source_choice import with_chosen_source
 from minmax.augmentation import AugmentConfig

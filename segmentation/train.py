@@ -20,7 +20,7 @@ from street_photometry import PhotometryConfig, change_views
 from street_views import StreetViews, TrainingStreets, find_darkened
 from torch import Tensor, nn
 
-from darkening.curve_estimator import load_darkener
+from darkening.darkener_files import load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view
 from darkening.source_choice import with_chosen_source
 from minmax.augmentation import AugmentConfig

@@ -26,8 +26,7 @@ from PIL import Image
 from torch import nn
 from torchvision.models._api import WeightsEnum
 
-from darkening.curve_estimator import load_darkener
-from minmax.features import InputNormalization
+from darkening import load_darkener
 from minmax.pretrained import find_weights, load_whole
 from minmax.runtime.checkpoints import load_checkpoint
 from minmax.runtime.config import parse_flags

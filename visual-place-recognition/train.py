@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from tuple_mining import EpochTuples, PlaceTuple, TrainingTuples, TupleConfig, contrastive_loss
 from tuple_pair import TuplePair, few_at_a_time, refuse_data_parallel
 
-from darkening.curve_estimator import load_darkener
+from darkening.darkener_files import load_darkener
 from darkening.night_view import NightConfig, build_night_view
 from darkening.source_choice import with_chosen_source
 from minmax.byol import ByolConfig, build_pair, byol_loss
