@@ -19,7 +19,7 @@ from image_views import DayImages, WholeImages
 from darkening.darkener import DarkenerSettings
 from darkening.exposures import RequestConfig
 from darkening.fit import DarkenerOptim
-from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
+from darkening.losses import RECOGNISABLE_LOSS, DarkeningLoss
 from darkening.training import STARTS, DarkenerTraining, initial_darkener, save_and_show, train_darkener
 from minmax.features import InputNormalization
 from minmax.runtime.batches import epoch_loader
@@ -49,8 +49,8 @@ class Config(ForeignFlags, CommonFlags):
     request: RequestConfig = field(default_factory=RequestConfig)
     images: ImageConfig = field(default_factory=ImageConfig)
     darkener: DarkenerSettings = field(default_factory=lambda: DarkenerSettings(view="camera"))
-    loss: DarkeningLoss = OBEDIENT_LOSS
-    """Weights of the losses (docs/deviations.md has the paper's); of view camera only that of similarity counts."""
+    loss: DarkeningLoss = RECOGNISABLE_LOSS
+    """Weights of the losses (docs/deviations.md has the paper's); view camera has similarity and recognisable alone."""
     optim: DarkenerOptim = field(default_factory=DarkenerOptim)
 
     def __post_init__(self) -> None:

@@ -123,7 +123,7 @@ def main(config: Config) -> None:
     targets = _targets(config, files)
     with open_runtime(config.device, threads=config.threads) as runtime:
         # The default of --darkener is not a wish: hand-made nights do without.
-        wanted = config.night.source == "learned" or config.darkener != NIGHT_TO_LOOK_AT
+        wanted = config.night.source in (None, "learned") or config.darkener != NIGHT_TO_LOOK_AT
         darkener = load_darkener(config.darkener) if wanted else None
         night = config.night
         if config.exposures:

@@ -35,7 +35,7 @@ def load_darkener(source: Path | str) -> Darkener:
     Raises:
         UsageError: when the file is missing, unreadable, or not a darkener's.
     """
-    path = SHIPPED[source] if isinstance(source, str) and source in SHIPPED else Path(source)
+    path = SHIPPED.get(str(source), Path(source))
     payload = load_checkpoint(path)
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:

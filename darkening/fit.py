@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from darkening.darkener import Darkener, DarkenerSettings
 from darkening.exposures import RequestConfig, as_clips, as_images
-from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
+from darkening.losses import OBEDIENT_LOSS, RECOGNISABLE_LOSS, DarkeningLoss
 from darkening.planned_night import planned_night
+from minmax.features import FeatureModel
 from minmax.runtime.errors import check
 
 Encoder = Callable[[Tensor], Sequence[Tensor]]
@@ -65,7 +66,7 @@ class DarkenerOptim:
 
 def darkening_step(
     darkener: Darkener,
-    encoder: Encoder | None,
+    encoder: FeatureModel | Encoder | None,
     day: Tensor,
     request: RequestConfig,
     loss: DarkeningLoss,
@@ -77,7 +78,7 @@ def darkening_step(
 
     Args:
         darkener: what learns.
-        encoder: of the frozen daytime model; None leaves the similarity out.
+        encoder: the frozen daytime model, or what gives its features; None leaves the similarity out.
         day: `(N, 3, H, W)` images or `(N, 3, T, H, W)` clips in [0, 1]. The frames of a clip share one request, and the
             encoder sees the clip. A fourth channel may tell where the sky is; images are then held to `planned_night`,
             whatever the encoder.
@@ -98,17 +99,28 @@ def darkening_step(
     if encoder is None:
         return loss(images, darkening, exposure)
     # The tone curve stays in fp32: eight rounds of squaring leave nothing of a bf16 value.
+    look = _looking(encoder, predictions=loss.recognisable > 0)
     with autocast or nullcontext():
         with torch.no_grad():
-            day_features = encoder(day)
-        dark_features = encoder(darkening.image if day.dim() == 4 else as_clips(darkening.image, frames))
-    return loss(images, darkening, exposure, dark_features, day_features)
+            day_prediction, day_features = look(day)
+        dark_prediction, dark_features = look(darkening.image if day.dim() == 4 else as_clips(darkening.image, frames))
+    return loss(images, darkening, exposure, dark_features, day_features, dark_prediction, day_prediction)
+
+
+def _looking(
+    encoder: FeatureModel | Encoder, predictions: bool
+) -> Callable[[Tensor], tuple[Tensor | None, Sequence[Tensor]]]:
+    """What the model sees in images: its prediction, where it is asked for, and its features."""
+    if isinstance(encoder, FeatureModel) and predictions:
+        return encoder.with_features
+    features = encoder.features if isinstance(encoder, FeatureModel) else encoder
+    return lambda images: (None, features(images))
 
 
 def fit_darkener(
     darkener: Darkener | DarkenerSettings,
     day_images: Iterable[Any],
-    encoder: Encoder | None,
+    encoder: FeatureModel | Encoder | None,
     *,
     epochs: int = 15,
     lr: float = 1e-4,
@@ -130,8 +142,8 @@ def fit_darkener(
         darkener: where to start, for instance `load_darkener("starting-point")`; or the settings of a fresh one.
         day_images: gone through once per epoch, so a list or a DataLoader: batches of `(N, 3, H, W)` images or
             `(N, 3, T, H, W)` clips in [0, 1], alone or first in a tuple, as in (images, labels).
-        encoder: of the daytime model, a module or function: images to a list of features; normalises them itself. None
-            trains for exposure and realism only.
+        encoder: the daytime model, or a module or function from images to a list of its features, which normalises
+            them itself. None trains for exposure and realism only.
         epochs: passes over the day images.
         lr: learning rate of Adam.
         weight_decay: of Adam.
@@ -139,7 +151,8 @@ def fit_darkener(
         milestones: the learning rate falls tenfold after these epochs.
         warmup_steps: the learning rate rises linearly over these steps.
         request: what is asked for; by default mean intensities from 0 to 0.5.
-        loss: by default `OBEDIENT_LOSS`, for view scene with one mean for the whole image.
+        loss: by default `OBEDIENT_LOSS`, for view scene with one mean for the whole image; `RECOGNISABLE_LOSS` for view
+            camera and a `FeatureModel` with logits `(N, C)`.
         device: by default that of the given darkener, or the CPU.
         seed: of everything random; torch's own generators are neither used nor changed.
         progress: called after every step with its epoch, its number, both from 0, and the losses by name.
@@ -147,10 +160,12 @@ def fit_darkener(
     Raises:
         ValueError: names the argument that cannot be used.
     """
-    scene = (darkener if isinstance(darkener, DarkenerSettings) else darkener.settings).view == "scene"
+    view = (darkener if isinstance(darkener, DarkenerSettings) else darkener.settings).view
     optim = DarkenerOptim(epochs, 1, lr, weight_decay, clip, milestones, warmup_steps)
     request = request or RequestConfig()
-    loss = loss or (replace(OBEDIENT_LOSS, exposure_patch=0) if scene else OBEDIENT_LOSS)
+    if loss is None:
+        loss = replace(OBEDIENT_LOSS, exposure_patch=0) if view == "scene" else OBEDIENT_LOSS
+        loss = RECOGNISABLE_LOSS if view == "camera" and isinstance(encoder, FeatureModel) else loss
     if isinstance(darkener, DarkenerSettings):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -191,6 +206,8 @@ def check_training(darkener: Darkener, encoder: object | None, loss: DarkeningLo
     view = darkener.settings.view
     if view == "scene" and encoder is not None:
         check(loss, "exposure_patch", loss.exposure_patch == 0, "0 for view scene: one mean for the whole image")
+    if loss.recognisable and encoder is not None and not isinstance(encoder, FeatureModel):
+        raise ValueError("encoder: recognisable nights need its predictions; give a FeatureModel, or recognisable=0")
     if view == "camera" and encoder is None:
         raise ValueError("encoder None: a darkener of view camera learns from an encoder's similarity alone")
 

@@ -6,8 +6,9 @@ Source: Luo et al., ICCV 2023; exposure range and noise as the authors use them 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from minmax.runtime.errors import SettingError, UsageError, check, check_range, 
 if TYPE_CHECKING:
     from minmax.runtime.devices import Runtime
 
+log = logging.getLogger(__name__)
 NightSource = Literal["learned", "gamma", "brightness", "dim", "short-exposure", "augmix", "day", "auto"]
 
 
@@ -32,10 +34,10 @@ NightSource = Literal["learned", "gamma", "brightness", "dim", "short-exposure",
 class NightConfig:
     """Where night views come from."""
 
-    source: NightSource = "learned"
-    """learned: the darkener; gamma, brightness, dim (between these two), short-exposure: hand-made nights; augmix:
-    AugMix in place of a night; day: no darkening, a control; auto, in train.py: an epoch of several, then the one
-    that day validation images prefer."""
+    source: NightSource | None = None
+    """By default the darkener where there is one, and otherwise a dim night behind a camera. learned: the darkener; gamma,
+    brightness, dim (between these two), short-exposure: made by hand; augmix: AugMix in place of a night; day: no
+    darkening, a control; auto, in train.py: an epoch of several, then the one that day validation images prefer."""
     mix: tuple[HeuristicName, ...] = ()
     """Hand-made nights that take turns with the source: each image (or clip) gets one of them all at random."""
     exposure: tuple[float, float] = (0.0, 0.2)
@@ -53,7 +55,7 @@ class NightConfig:
         _check_draws(self)
         repeated = self.source in self.mix or len(set(self.mix)) < len(self.mix)
         check(self, "mix", not repeated, f"each once, and none that is the source, {self.source}")
-        if self.camera.share == 0 and self.camera != CameraConfig() and self.source != "auto":
+        if self.camera.share == 0 and self.camera != CameraConfig() and self.source not in (None, "auto"):
             raise SettingError(CameraConfig, "share", "0: expected more than 0 beside other settings of the camera")
 
 
@@ -241,6 +243,15 @@ def _as_night(night: str | Darkener | Night) -> Night:
     return night
 
 
+def with_default_source(config: NightConfig, learned: bool) -> NightConfig:
+    """The same nights with a source: the darkener, or else what day validation images preferred (docs/results.md)."""
+    if config.source is not None:
+        return config
+    if learned:
+        return replace(config, source="learned")
+    return replace(config, source="dim", camera=replace(config.camera, share=config.camera.share or 1.0))
+
+
 def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Runtime) -> NightView:
     """The night views that the flags ask for; `darkener` is needed by, and allowed for, learned nights only.
 
@@ -248,6 +259,8 @@ def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Ru
         UsageError: when the source is the darkener and none is given, or the other way round; for `auto`; for exposures
             that the darkener was not trained on.
     """
+    config = with_default_source(config, learned=darkener is not None)
+    log.info("nights: %s%s", config.source, ", then a camera" if config.camera.share else "")
     if config.source == "auto":
         raise UsageError("--night.source auto: only train.py chooses a source; name one")
     if (config.source == "learned") != (darkener is not None):
@@ -257,7 +270,7 @@ def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Ru
             else "does not use --darkener; drop one of the two flags"
         )
         raise UsageError(f"--night.source {config.source}: {advice}")
-    night = config.source if darkener is None else runtime.place(freeze(darkener))
+    night = str(config.source) if darkener is None else runtime.place(freeze(darkener))
     try:
         return NightView(night, config.exposure, config.noise, config.cell, config.mix, config.contrast, config.camera)
     except SettingError as error:

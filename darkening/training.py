@@ -100,7 +100,7 @@ def train_darkener(
         for batch in run.batches(loader, epoch):
             day = runtime.to_device(batch)
             losses = darkening_step(
-                *(darkener, encoder and encoder.features, day, config.request, config.loss, run.generator),
+                *(darkener, encoder, day, config.request, config.loss, run.generator),
                 parallel=parallel,
                 autocast=runtime.autocast(),
             )

@@ -49,6 +49,10 @@ Switch = Annotated[
 """A boolean that is on unless it is told otherwise: `--flag false`."""
 
 
+SHIPPED_DARKENERS = ("starting-point", "night-to-look-at")
+"""Names that stand for files of the package, where a path is expected."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CommonFlags:
     """The flags that every training script has."""
@@ -82,6 +86,8 @@ class CommonFlags:
         """Refuse values that no script can work with, and make paths absolute: a run can be replayed from anywhere."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if isinstance(value, Path) and str(value) in SHIPPED_DARKENERS:
+                continue
             if isinstance(value, Path) or (field.name == "data" and value != "scenes"):
                 absolute = Path(value).expanduser().absolute()
                 object.__setattr__(self, field.name, str(absolute) if field.name == "data" else absolute)
