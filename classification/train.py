@@ -50,7 +50,7 @@ class Config(ForeignFlags, CommonFlags):
     checkpoint: Path
     """The daytime classifier: a best.pt of train_day.py, a released checkpoint, or foreign weights with --model."""
     darkener: Path | None = None
-    """The darkener, a best.pt of train_darkener.py, or a shipped one by its name; without it nights are made by hand."""
+    """The darkener, a best.pt of train_darkener.py or the name of a shipped one; by default nights are made by hand."""
     jitter: float = 0.3
     """Strength of the random brightness, contrast, saturation and hue of both views."""
     statistics: Literal["running", "reestimated"] = "running"

@@ -35,9 +35,9 @@ class NightConfig:
     """Where night views come from."""
 
     source: NightSource | None = None
-    """By default the darkener where there is one, and otherwise a dim night behind a camera. learned: the darkener; gamma,
-    brightness, dim (between these two), short-exposure: made by hand; augmix: AugMix in place of a night; day: no
-    darkening, a control; auto, in train.py: an epoch of several, then the one that day validation images prefer."""
+    """By default the darkener where there is one, and otherwise a dim night behind a camera. learned: the darkener;
+    gamma, brightness, dim (between these two), short-exposure: made by hand; augmix: AugMix in place of a night; day:
+    no darkening, a control; auto, in train.py: an epoch of several, then the one that day validation images prefer."""
     mix: tuple[HeuristicName, ...] = ()
     """Hand-made nights that take turns with the source: each image (or clip) gets one of them all at random."""
     exposure: tuple[float, float] = (0.0, 0.2)

@@ -52,7 +52,7 @@ class Config(CommonFlags):
     checkpoint: Path
     """The daytime recogniser: a best.pt of train_day.py, a released checkpoint, or torchvision's."""
     darkener: Path | None = None
-    """The darkener, a best.pt of train_darkener.py, or a shipped one by its name; without it nights are made by hand."""
+    """The darkener, a best.pt of train_darkener.py or the name of a shipped one; by default nights are made by hand."""
     darkened: Path | None = None
     """Folder of training videos darkened in advance by darkening.apply; takes the place of --darkener and --night."""
     shift: float = 1.0

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from darkening import Darkener, DarkenerSettings, RequestConfig, save_darkener
+from darkening.camera import CameraConfig
 from darkening.heuristics import HEURISTICS, augmix_view, day_view
 from darkening.night_view import NightConfig, NightView, build_night_view
 from minmax.runtime.devices import Runtime
@@ -116,7 +117,7 @@ RANGE = "expected two numbers, 0.0 <= LOW <= HIGH <= 1.0"
             "mix gamma: expected each once, and none that is the source, gamma",
         ),
         (
-            {"mix": ("short-exposure", "gamma", "short-exposure")},
+            {"source": "learned", "mix": ("short-exposure", "gamma", "short-exposure")},
             "mix short-exposure gamma short-exposure: expected each once, and none that is the source, learned",
         ),
     ],
@@ -125,6 +126,18 @@ def test_values_out_of_range_are_refused_with_one_message(flags, message):
     with pytest.raises(UsageError) as caught:
         NightConfig(**flags)
     assert str(caught.value) == message
+
+
+def test_without_a_darkener_nights_are_dim_and_photographed():
+    images = torch.rand(3, 3, 16, 16, generator=generator_of(1))
+    view = build_night_view(NightConfig(exposure=(0.1, 0.1)), None, CPU)
+    expected = NightView("dim", (0.1, 0.1), camera=CameraConfig(share=1.0))
+    assert torch.equal(view(images, generator_of()), expected(images, generator_of()))
+    kept = NightConfig(camera=CameraConfig(share=0.5, blurred=1.0))
+    assert build_night_view(kept, None, CPU).camera == kept.camera
+    learned = Darkener(DarkenerSettings())
+    with pytest.raises(UsageError, match="share 0: expected more than 0"):
+        build_night_view(NightConfig(camera=CameraConfig(blurred=1.0)), learned, CPU)
 
 
 @pytest.fixture

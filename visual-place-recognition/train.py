@@ -54,7 +54,7 @@ class Config(CommonFlags):
     model: str = "resnet101"
     """The network of torchvision whose bare weights --checkpoint holds, if it does."""
     darkener: Path | None = None
-    """The darkener, a best.pt of train_darkener.py, or a shipped one by its name; without it nights are made by hand."""
+    """The darkener, a best.pt of train_darkener.py or the name of a shipped one; by default nights are made by hand."""
     images: PlaceConfig = field(default_factory=PlaceConfig)
     tuples: TupleConfig = field(default_factory=TupleConfig)
     night: NightConfig = field(default_factory=lambda: NightConfig(contrast=(0.5, 1.5), cell=8))
