@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import glob
 import hashlib
-import logging
 import os
 import pickle
 import platform
@@ -20,7 +19,8 @@ from torch import Tensor, nn
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.plain_pickle import NUMPY_STAND_INS, refuse_bombs
 
-log = logging.getLogger(__name__)
+# What torch and our stand-ins say of objects that are no data; of broken files they say something else.
+_REFUSED = re.compile("unsupported (global|class|nesting)", re.IGNORECASE)
 
 # Process numbers mean nothing on another machine that shares the disk.
 _HOST = f"{hashlib.sha256(platform.node().encode()).hexdigest()[:8]}-"
@@ -104,9 +104,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         refuse_bombs(payload, path.stat().st_size)
     except Exception as error:  # noqa: BLE001  (what torch raises for foreign bytes has no end)
         problem = f"{path} is not a readable checkpoint (truncated, or not written by torch.save)"
-        if isinstance(error, pickle.UnpicklingError) and re.search(
-            "(?i)unsupported (global|class|nesting)", str(error)
-        ):
+        if isinstance(error, pickle.UnpicklingError) and _REFUSED.search(str(error)):
             problem = (
                 f"refused {path}: it holds Python objects that could run code when loaded, not only tensors and plain "
                 "values; save its state_dict() instead"
