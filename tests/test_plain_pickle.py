@@ -82,18 +82,19 @@ RECONSTRUCT = (np._core.multiarray._reconstruct, np.ndarray, (0,), b"b")
 DUMPED = {
     "numbers as addresses": Calls(np._core.multiarray.scalar, RECORDS, b"A" * 8),
     "an array as addresses": Calls(*RECONSTRUCT, state=(1, (2,), NAMED_INTS, False, b"A" * 16)),
+    "records by name": Calls(np.dtype, "i8,O"),
     "a call": Calls(Path.touch, Path("touched")),
     "a call in an array": np.array([Calls(Path("touched").touch)], dtype=object),
     "a file to load": Calls(np.load, "x"),
     "an evaluation": Calls(eval, "open('touched', 'w')"),
 }
 BILLIONS = {
-    "of numbers": Calls(*RECONSTRUCT, state=(1, (2**36,), np.dtype("i8"), False, b"A")),
-    "of objects": Calls(*RECONSTRUCT, state=(1, (2**36,), np.dtype("O"), False, [])),
-    "of zeros": Calls(np._core.numeric._frombuffer, 2**36, np.dtype("b1"), (2**36,), "C"),
+    "of numbers": (Calls(*RECONSTRUCT, state=(1, (2**36,), np.dtype("i8"), False, b"A")), "size does not match"),
+    "of objects": (Calls(*RECONSTRUCT, state=(1, (2**36,), np.dtype("O"), False, [])), "another size than its content"),
+    "of zeros": (Calls(np._core.numeric._frombuffer, 2**36, np.dtype("b1"), (2**36,), "C"), "not a readable"),
 }
 HOSTILE = {
-    **{f"billions {name}": (pickle.dumps({"x": value}, 2), "not a readable") for name, value in BILLIONS.items()},
+    **{f"billions {name}": (pickle.dumps({"x": value}, 2), why) for name, (value, why) in BILLIONS.items()},
     **{
         name: (pickle.dumps({"x": value}, 2), "refused .*unsupported (global|class) ") for name, value in DUMPED.items()
     },
