@@ -9,6 +9,7 @@ other call of the model. So it works for what no tracer understands, and under D
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -22,7 +23,8 @@ IDENTITY_STATISTICS = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 Layout = Literal["channels-first", "channels-last"]
 """Of a feature: `(N, C)` and `(N, C, ...)`, or `(N, ..., C)` as tokens and the maps of some transformers."""
 
-_RECORDER = "_feature_recorder"
+# Of the forward pass that runs: threads, as those of DataParallel, whose replicas share their hooks, have each its own.
+_RECORDER: ContextVar[Callable[[nn.Module, object], None] | None] = ContextVar("recorder", default=None)
 
 
 class InputNormalization(nn.Module):
@@ -60,9 +62,7 @@ class _AllSeen(Exception):  # noqa: N818  (it stops a forward pass, and is no er
 
 
 def _record(layer: nn.Module, _: object, output: object) -> None:
-    # A forward pass of ours leaves its recorder in the layer itself: the replicas of DataParallel, which share hooks,
-    # have each their own.
-    recorder = layer.__dict__.get(_RECORDER)
+    recorder = _RECORDER.get()
     if recorder is not None:
         recorder(layer, output)
 
@@ -76,7 +76,8 @@ class FeatureModel(nn.Module):
 
     Args:
         model: images `(N, 3, H, W)` (or clips) to a prediction of any kind.
-        layers: paths of the feature layers as `model.named_modules()` gives them, each called once per forward pass.
+        layers: paths of the feature layers as `model.named_modules()` gives them; of several calls in a forward pass the first
+            counts.
         normalization: comes first; None when the model takes images in [0, 1] as they are.
         example: a batch of one or more images, on which the model is tried once.
         layouts: of each feature; by default told from its shape: three dimensions are tokens, and maps are as tall and
@@ -136,25 +137,28 @@ class FeatureModel(nn.Module):
         found: dict[nn.Module, Any] = {}
 
         def recorder(layer: nn.Module, output: Any) -> None:
+            if layer not in layers or layer in found:
+                return
             found[layer] = output
             if stop and len(found) == len(set(layers)):
                 raise _AllSeen
+            if isinstance(output, Tensor):
+                found[layer] = output.clone()  # the model may go on to change its own in place, as DenseNet's ReLU does
 
-        for layer in layers:
-            layer.__dict__[_RECORDER] = recorder
+        running = _RECORDER.set(recorder)
         prediction = None
         try:
             prediction = self(images, *inputs)
         except _AllSeen:
             pass
         finally:
-            for layer in layers:
-                layer.__dict__.pop(_RECORDER, None)
+            _RECORDER.reset(running)
         features = []
         for name, layer, layout in zip(self.layers, layers, self.layouts, strict=True):
             feature = found.get(layer)
             if not isinstance(feature, Tensor) or feature.dim() < 2:
-                given = "nothing" if layer not in found else type(feature).__name__
+                kind = f"a tensor {tuple(feature.shape)}" if isinstance(feature, Tensor) else type(feature).__name__
+                given = kind if layer in found else "nothing"
                 raise ValueError(f"layer {name} gave {given} in a forward pass; expected one tensor (N, C, ...)")
             features.append(feature if layout == "channels-first" else feature.movedim(-1, 1))
         return prediction, features
