@@ -76,8 +76,7 @@ class FeatureModel(nn.Module):
 
     Args:
         model: images `(N, 3, H, W)` (or clips) to a prediction of any kind.
-        layers: paths of the feature layers as `model.named_modules()` gives them; of several calls in a forward pass the first
-            counts.
+        layers: paths of the feature layers as `model.named_modules()` gives them; the first call in a pass counts.
         normalization: comes first; None when the model takes images in [0, 1] as they are.
         example: a batch of one or more images, on which the model is tried once.
         layouts: of each feature; by default told from its shape: three dimensions are tokens, and maps are as tall and

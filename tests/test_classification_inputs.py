@@ -103,7 +103,7 @@ def zipped_code(path):
     [
         (foreign, r"does not say what its tensors \(.*\) belong to; add --model"),
         (truncated, "not a readable checkpoint"),
-        (other_architecture, r"does not fit TaskNetwork: tensors \d+ missing .*layer1\.2"),
+        (other_architecture, r"does not fit ResNet: tensors \d+ missing .*layer1\.2"),
         (with_code, "refused .* could run code"),
         (zipped_code, "refused .* could run code"),
         (lambda path: None, "no checkpoint at"),
