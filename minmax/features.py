@@ -181,8 +181,8 @@ def _layout(feature: Tensor, images: Tensor) -> Layout:
 def _try(network: FeatureModel, example: Tensor) -> tuple[list[Tensor], frozenset[str]]:
     """The features of an example, and the names of the parameters that they depend on; nothing is changed."""
     parameters = {name: p for name, p in network.model.named_parameters() if p.requires_grad}
-    with _evaluating(network), torch.enable_grad():
-        features = attempt(lambda: network.features(example))
+    with evaluating(network), torch.enable_grad():
+        features = attempt(network.features, example)
         learned = [feature.float().sum() for feature in features if feature.requires_grad]
         gradients = torch.autograd.grad(learned, list(parameters.values()), allow_unused=True) if learned else ()
     unused = {name for name, gradient in zip(parameters, gradients, strict=False) if gradient is None}
@@ -191,7 +191,7 @@ def _try(network: FeatureModel, example: Tensor) -> tuple[list[Tensor], frozense
 
 
 @contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode, then every module's own mode again."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
@@ -202,16 +202,17 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def attempt(call: Callable[[], Any]) -> Any:
+def attempt(call: Callable[[Tensor], Any], images: Tensor) -> Any:
     """What a call of somebody else's model gives.
 
     Raises:
         ValueError: whatever it raises; one line.
     """
     try:
-        return call()
+        return call(images)
     except Exception as error:  # noqa: BLE001  (a model's own code)
-        raise ValueError(f"the model does not work on the example: {one_line(error)}") from error
+        shape = tuple(images.shape[1:])
+        raise ValueError(f"the model does not work on images {shape}: {one_line(error)}") from error
 
 
 def one_line(error: Exception) -> str:
@@ -242,8 +243,8 @@ def last_feature_layer(model: nn.Module, example: Tensor) -> str:
 
         handles.append(layer.register_forward_hook(note))
     try:
-        with _evaluating(model):
-            attempt(lambda: model(example))
+        with evaluating(model):
+            attempt(model, example)
     finally:
         for handle in handles:
             handle.remove()

@@ -20,7 +20,7 @@ from street_views import StreetViews, TrainingStreets
 from torch import Tensor, nn
 
 from minmax.augmentation import AugmentConfig
-from minmax.pretrained import refuse_two_starts
+from minmax.pretrained import refuse_two_starts, require_size
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.checkpoints import file_digest, joint_fingerprint
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
@@ -104,6 +104,8 @@ def main(config: Config) -> Path:
         seed_globally(config.seed, "network")
         settings = SegmenterSettings(config.model, len(CLASSES), config.width)
         network = runtime.place(build_segmenter(settings, config.pretrained, config.init))
+        require_size(network, "--images.size", *config.images.size)
+        require_size(network, "--images.crop", *config.images.crop_size)
         training = open_streets(config.data, "train", config.images, config.quick, config.runs)
         validation = open_streets(config.data, "val", config.images, config.quick, config.runs)
         dataset = TrainingStreets(training, config.images, config.seed, flip=config.augment.flip_share)

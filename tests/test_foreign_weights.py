@@ -606,6 +606,8 @@ def test_images_of_another_size_are_refused_for_a_model_of_one_size(data, tmp_pa
 def test_a_size_that_a_model_cannot_have_is_refused(tmp_path, data):
     with pytest.raises(UsageError, match="--model vit_b_16 cannot be built: .*indivisible by patch size"):
         start("train_day", *common(data, tmp_path), "--images.size", 33, "--model", "vit_b_16")
+    with pytest.raises(UsageError, match=r"--images.size: the model does not work on images \(3, 32, 32\): .*a larger"):
+        start("train_day", *common(data, tmp_path), "--model", "inception_v3")
 
 
 @pytest.mark.parametrize(
