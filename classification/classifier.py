@@ -23,6 +23,7 @@ from minmax.pretrained import (
     load_start,
     read_start,
     rebuild_network,
+    require_size,
     save_network,
 )
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly
@@ -145,7 +146,7 @@ def load_classifier(
 
     Args:
         path: the file.
-        image_size: side of the images to come, to be checked against a model that takes one size only.
+        image_size: side of the images to come, which the network is tried at.
         foreign: says what the tensors of another program belong to; asked only when the file does not tell.
 
     Raises:
@@ -177,6 +178,8 @@ def load_classifier(
         raise UsageError(
             f"--images.size {image_size}: the {settings.model} in {path} takes images of {settings.image_size} only"
         )
+    if image_size is not None:
+        require_size(network, "--images.size", image_size, image_size)
     return network, settings
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from minmax.augmentation import AugmentConfig
 from minmax.photometric_jitter import jitter
-from minmax.pretrained import refuse_two_starts
+from minmax.pretrained import refuse_two_starts, require_size
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
 from minmax.runtime.devices import Runtime
@@ -80,6 +80,7 @@ def main(config: Config) -> Path:
         seed_globally(config.seed, "network")
         settings = classifier_settings(config.model, training.classes, config.images.size, config.normalization)
         network = runtime.place(build_classifier(settings, config.pretrained, config.init))
+        require_size(network, "--images.size", config.images.size, config.images.size)
         dataset = TrainingViews(training, config.images.size, config.seed, config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 

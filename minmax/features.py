@@ -9,6 +9,7 @@ other call of the model. So it works for what no tracer understands, and under D
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -22,7 +23,8 @@ IDENTITY_STATISTICS = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 Layout = Literal["channels-first", "channels-last"]
 """Of a feature: `(N, C)` and `(N, C, ...)`, or `(N, ..., C)` as tokens and the maps of some transformers."""
 
-_RECORDER = "_feature_recorder"
+# Of the forward pass that runs: threads, as those of DataParallel, whose replicas share their hooks, have each its own.
+_RECORDER: ContextVar[Callable[[nn.Module, object], None] | None] = ContextVar("recorder", default=None)
 
 
 class InputNormalization(nn.Module):
@@ -60,9 +62,7 @@ class _AllSeen(Exception):  # noqa: N818  (it stops a forward pass, and is no er
 
 
 def _record(layer: nn.Module, _: object, output: object) -> None:
-    # A forward pass of ours leaves its recorder in the layer itself: the replicas of DataParallel, which share hooks,
-    # have each their own.
-    recorder = layer.__dict__.get(_RECORDER)
+    recorder = _RECORDER.get()
     if recorder is not None:
         recorder(layer, output)
 
@@ -76,7 +76,7 @@ class FeatureModel(nn.Module):
 
     Args:
         model: images `(N, 3, H, W)` (or clips) to a prediction of any kind.
-        layers: paths of the feature layers as `model.named_modules()` gives them, each called once per forward pass.
+        layers: paths of the feature layers as `model.named_modules()` gives them; the first call in a pass counts.
         normalization: comes first; None when the model takes images in [0, 1] as they are.
         example: a batch of one or more images, on which the model is tried once.
         layouts: of each feature; by default told from its shape: three dimensions are tokens, and maps are as tall and
@@ -144,25 +144,28 @@ class FeatureModel(nn.Module):
         found: dict[nn.Module, Any] = {}
 
         def recorder(layer: nn.Module, output: Any) -> None:
+            if layer not in layers or layer in found:
+                return
             found[layer] = output
             if stop and len(found) == len(set(layers)):
                 raise _AllSeen
+            if isinstance(output, Tensor):
+                found[layer] = output.clone()  # the model may go on to change its own in place, as DenseNet's ReLU does
 
-        for layer in layers:
-            layer.__dict__[_RECORDER] = recorder
+        running = _RECORDER.set(recorder)
         prediction = None
         try:
             prediction = self(images, *inputs)
         except _AllSeen:
             pass
         finally:
-            for layer in layers:
-                layer.__dict__.pop(_RECORDER, None)
+            _RECORDER.reset(running)
         features = []
         for name, layer, layout in zip(self.layers, layers, self.layouts, strict=True):
             feature = found.get(layer)
             if not isinstance(feature, Tensor) or feature.dim() < 2:
-                given = "nothing" if layer not in found else type(feature).__name__
+                kind = f"a tensor {tuple(feature.shape)}" if isinstance(feature, Tensor) else type(feature).__name__
+                given = kind if layer in found else "nothing"
                 raise ValueError(f"layer {name} gave {given} in a forward pass; expected one tensor (N, C, ...)")
             features.append(feature if layout == "channels-first" else feature.movedim(-1, 1))
         return prediction, features
@@ -186,8 +189,8 @@ def _layout(feature: Tensor, images: Tensor) -> Layout:
 def _try(network: FeatureModel, example: Tensor) -> tuple[list[Tensor], frozenset[str]]:
     """The features of an example, and the names of the parameters that they depend on; nothing is changed."""
     parameters = {name: p for name, p in network.model.named_parameters() if p.requires_grad}
-    with _evaluating(network), torch.enable_grad():
-        features = attempt(lambda: network.features(example))
+    with evaluating(network), torch.enable_grad():
+        features = attempt(network.features, example)
         learned = [feature.float().sum() for feature in features if feature.requires_grad]
         gradients = torch.autograd.grad(learned, list(parameters.values()), allow_unused=True) if learned else ()
     unused = {name for name, gradient in zip(parameters, gradients, strict=False) if gradient is None}
@@ -196,7 +199,7 @@ def _try(network: FeatureModel, example: Tensor) -> tuple[list[Tensor], frozense
 
 
 @contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode, then every module's own mode again."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
@@ -207,16 +210,17 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def attempt(call: Callable[[], Any]) -> Any:
+def attempt(call: Callable[[Tensor], Any], images: Tensor) -> Any:
     """What a call of somebody else's model gives.
 
     Raises:
         ValueError: whatever it raises; one line.
     """
     try:
-        return call()
+        return call(images)
     except Exception as error:  # noqa: BLE001  (a model's own code)
-        raise ValueError(f"the model does not work on the example: {one_line(error)}") from error
+        shape = tuple(images.shape[1:])
+        raise ValueError(f"the model does not work on images {shape}: {one_line(error)}") from error
 
 
 def one_line(error: Exception) -> str:
@@ -247,8 +251,8 @@ def last_feature_layer(model: nn.Module, example: Tensor) -> str:
 
         handles.append(layer.register_forward_hook(note))
     try:
-        with _evaluating(model):
-            attempt(lambda: model(example))
+        with evaluating(model):
+            attempt(model, example)
     finally:
         for handle in handles:
             handle.remove()

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from minmax.features import FeatureModel
+from minmax.features import FeatureModel, attempt, evaluating
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly, save_checkpoint
 from minmax.runtime.config import DataclassInstance, from_plain, to_plain
 from minmax.runtime.errors import UsageError
@@ -86,6 +87,17 @@ def find_weights(payload: Mapping[str, Any], source: Path | str) -> dict[str, Te
         f"{source} holds no weights that can be recognised: expected tensors by name, or these under one of "
         f"{', '.join(WRAPPERS)}; found {there}"
     )
+
+
+@torch.no_grad()
+def require_size(network: FeatureModel, flag: str, *size: int) -> None:
+    """Raise a UsageError when images of this height and width do not pass through a network; `flag` is to blame."""
+    images = torch.zeros(1, 3, *size, device=next(network.parameters()).device)
+    try:
+        with evaluating(network):
+            attempt(network, images)
+    except ValueError as error:
+        raise UsageError(f"{flag}: {error}; choose a larger size, a multiple of 32, or another model") from error
 
 
 def refuse_two_starts(pretrained: bool, init: Path | None) -> None:

@@ -24,6 +24,7 @@ from street_pictures import draw_side_by_side
 from street_submission import write_submission
 from torch import Tensor, nn
 
+from minmax.pretrained import require_size
 from minmax.runtime.checkpoints import write_atomically
 from minmax.runtime.config import MeasuringFlags, run_script
 from minmax.runtime.devices import Runtime, open_runtime
@@ -78,6 +79,8 @@ def main(config: Config) -> dict[str, dict[str, StreetScore]]:
         networks = {
             name: load_segmenter(path, config.images.size)[0] for name, path in paths.items() if path is not None
         }
+        for network in networks.values():
+            require_size(runtime.place(network), "--images.size", *config.images.size)
         sets = open_sets(config)
         output = config.open_output(config.checkpoint)
         words = {"before": "before", "checkpoint": "after"} if "before" in networks else {"checkpoint": "prediction"}

@@ -25,6 +25,7 @@ from darkening.night_view import NightConfig, NightView, build_night_view
 from darkening.source_choice import with_chosen_source
 from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair, byol_loss
+from minmax.pretrained import require_size
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
 from minmax.runtime.devices import Runtime
@@ -131,6 +132,8 @@ def main(config: Config) -> Path:
             darkened = find_darkened(training, config.darkened, config.images.size, config.runs, config.quick)
         seed_globally(config.seed, "heads")
         pair = runtime.place(build_pair(network, config.byol, build_projectors))
+        require_size(network, "--images.size", *config.images.size)
+        require_size(network, "--images.crop", *config.images.crop_size)
         dataset = TrainingStreets(training, config.images, config.seed, darkened, config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 

@@ -22,6 +22,7 @@ from darkening.fit import DarkenerOptim
 from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
 from darkening.training import STARTS, DarkenerTraining, initial_darkener, save_and_show, train_darkener
 from minmax.features import InputNormalization
+from minmax.pretrained import require_size
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
 from minmax.runtime.run import Run, started
@@ -78,6 +79,7 @@ def main(config: Config) -> Path:
         training = open_streets(config.data, "train", config.images, config.quick, config.runs)
         validation = open_streets(config.data, "val", config.images, config.quick, config.runs)
         encoder = runtime.place(network)
+        require_size(encoder, "--images.size", *config.images.size)
         if config.features == "unnormalised":
             encoder.normalization = runtime.place(InputNormalization.identity())
         held_out = WholeStreets(validation, config.images.size)

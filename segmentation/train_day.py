@@ -19,7 +19,7 @@ from street_views import StreetViews, TrainingStreets
 from torch import Tensor, nn
 
 from minmax.augmentation import AugmentConfig
-from minmax.pretrained import refuse_two_starts
+from minmax.pretrained import refuse_two_starts, require_size
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
 from minmax.runtime.devices import Runtime
@@ -83,6 +83,8 @@ def main(config: Config) -> Path:
         seed_globally(config.seed, "network")
         settings = SegmenterSettings(config.model, len(CLASSES), config.width)
         network = runtime.place(build_segmenter(settings, config.pretrained, config.init))
+        require_size(network, "--images.size", *config.images.size)
+        require_size(network, "--images.crop", *config.images.crop_size)
         training = open_streets(config.data, "train", config.images, config.quick, config.runs)
         validation = open_streets(config.data, "val", config.images, config.quick, config.runs)
         dataset = TrainingStreets(training, config.images, config.seed, flip=config.augment.flip_share)

@@ -5,23 +5,25 @@ import torch
 from torch import nn
 
 from minmax.byol import MomentumPair, Projector, ViewPair, byol_loss
-from minmax.features import InputNormalization, LayeredEncoder, TaskNetwork, freeze
+from minmax.features import FeatureModel, InputNormalization, freeze
 
 
-def tiny_network(batch_norm=True):
+class Pooled(nn.Sequential):
+    """Layers by name, and classes of the average over what they give."""
+
+    def __init__(self, fc=None, **layers):
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.add_module("average", nn.AdaptiveAvgPool2d(1))
+        self.add_module("flatten", nn.Flatten())
+        self.add_module("fc", fc or nn.Identity())
+
+
+def tiny_network():
     torch.manual_seed(0)
-    layers = {"conv": nn.Conv2d(3, 6, 3, padding=1), "bn": nn.BatchNorm2d(6) if batch_norm else nn.Identity()}
-
-    class Head(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(6, 4)
-
-        def forward(self, features, size):
-            return self.fc(features[-1].mean(dim=(2, 3)))
-
-    encoder = LayeredEncoder(InputNormalization.imagenet(), layers, ["bn"])
-    return TaskNetwork(encoder, Head(), [6])
+    model = Pooled(nn.Linear(6, 4), conv=nn.Conv2d(3, 6, 3, padding=1), bn=nn.BatchNorm2d(6))
+    return FeatureModel(model, ["bn"], InputNormalization.imagenet(), torch.zeros(1, 3, 8, 8))
 
 
 @pytest.fixture
@@ -36,14 +38,21 @@ def views():
 
 
 def targets_and_onlines(pair):
-    targets = [*pair.target_encoder.parameters(), *pair.target_projectors.parameters()]
-    return targets, [*pair.online.encoder.parameters(), *pair.projectors.parameters()]
+    """What moves: all but the head."""
+    features = [
+        [parameter for name, parameter in network.model.named_parameters() if not name.startswith("fc")]
+        for network in (pair.target, pair.online)
+    ]
+    return [*features[0], *pair.target_projectors.parameters()], [*features[1], *pair.projectors.parameters()]
 
 
-def test_target_equals_online_at_the_start_buffers_included(pair):
+def test_target_equals_online_at_the_start_buffers_included_and_has_no_head(pair):
     assert all(map(torch.equal, *targets_and_onlines(pair)))
-    ours, target = pair.online.encoder.state_dict(), pair.target_encoder.state_dict()
-    assert all(torch.equal(ours[name], target[name]) for name in ours)
+    ours, target = pair.online.model.state_dict(), pair.target.model.state_dict()
+    assert ours.keys() == target.keys()
+    for name in ours:
+        assert target[name].numel() == 0 if name.startswith("fc.") else torch.equal(ours[name], target[name])
+    assert pair.online.model.fc.weight.shape == (4, 6)
 
 
 def test_target_is_an_exact_moving_average_and_takes_no_gradient(pair, views):
@@ -62,7 +71,7 @@ def test_target_is_an_exact_moving_average_and_takes_no_gradient(pair, views):
 
 def test_running_statistics_of_the_target_are_its_own(pair, views):
     pair(*views)
-    online, target = pair.online.encoder.bn, pair.target_encoder.bn
+    online, target = pair.online.model.bn, pair.target.model.bn
     assert int(online.num_batches_tracked) == int(target.num_batches_tracked) == 2
     # The two see the same views in opposite order, so their running means differ slightly; neither is a copy.
     assert not torch.equal(online.running_mean, target.running_mean)
@@ -75,10 +84,10 @@ def test_separate_batch_norm_sees_each_domain_alone_and_joint_sees_both(views):
     day, night = views[0], views[1] * 0.1
     separate = MomentumPair(tiny_network(), 8, 5, batch_norm="separate")
     joint = MomentumPair(tiny_network(), 8, 5, batch_norm="joint")
-    alone = tiny_network().encoder(night)[0]
-    assert torch.allclose(separate._encode(separate.online.encoder, day, night)[1][0], alone)
-    together = tiny_network().encoder(torch.cat([day, night]))[0]
-    assert torch.allclose(joint._encode(joint.online.encoder, day, night)[1][0], together[4:])
+    alone = tiny_network().features(night)[0]
+    assert torch.allclose(separate._both(separate.online.features, day, night)[1][0], alone)
+    together = tiny_network().features(torch.cat([day, night]))[0]
+    assert torch.allclose(joint._both(joint.online.features, day, night)[1][0], together[4:])
     assert not torch.allclose(alone, together[4:], atol=0.1)
 
 
@@ -110,14 +119,14 @@ def test_projector_pools_maps_and_clips_and_takes_vectors():
 
 
 def test_frozen_stays_frozen(views):
-    encoder = freeze(tiny_network().encoder)
-    before = copy.deepcopy(encoder.state_dict())
+    network = freeze(tiny_network())
+    before = copy.deepcopy(network.state_dict())
     images = views[0].requires_grad_(True)
-    encoder(images)[0].sum().backward()
+    network.features(images)[0].sum().backward()
     assert images.grad is not None
-    assert images.grad.abs().sum() > 0, "a frozen encoder still passes gradients to its input"
-    assert all(parameter.grad is None for parameter in encoder.parameters())
-    assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
+    assert images.grad.abs().sum() > 0, "a frozen network still passes gradients to its input"
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
 def test_data_parallel_moves_the_target(pair, views):
@@ -130,31 +139,17 @@ def test_data_parallel_moves_the_target(pair, views):
     assert any(not torch.equal(a, b) for a, b in zip(before, targets_and_onlines(pair)[0], strict=True))
 
 
-def test_encoder_refuses_features_it_does_not_have():
-    with pytest.raises(ValueError, match="not among the layers"):
-        LayeredEncoder(InputNormalization.identity(), {"conv": nn.Conv2d(3, 3, 1)}, ["layer4"])
-
-
-def test_a_layer_that_is_used_twice_runs_twice():
-    relu = nn.ReLU()
-    layers = {"down": nn.Conv2d(3, 3, 1), "first": relu, "flip": nn.Conv2d(3, 3, 1), "second": relu}
-    encoder = LayeredEncoder(InputNormalization.identity(), layers, ["second"])
-    (feature,) = encoder(torch.randn(1, 3, 4, 4))
-    assert feature.min() >= 0
-
-
 def network_of_two_features():
     """Features of different widths, and running statistics that are not those of a new network."""
     torch.manual_seed(0)
-    layers = {
-        "conv1": nn.Conv2d(3, 6, 3, padding=1),
-        "bn1": nn.BatchNorm2d(6),
-        "conv2": nn.Conv2d(6, 9, 3, padding=1, stride=2),
-        "bn2": nn.BatchNorm2d(9),
-    }
-    head = tiny_network().head
-    head.fc = nn.Linear(9, 4)
-    network = TaskNetwork(LayeredEncoder(InputNormalization.imagenet(), layers, ["bn1", "bn2"]), head, [6, 9])
+    model = Pooled(
+        nn.Linear(9, 4),
+        conv1=nn.Conv2d(3, 6, 3, padding=1),
+        bn1=nn.BatchNorm2d(6),
+        conv2=nn.Conv2d(6, 9, 3, padding=1, stride=2),
+        bn2=nn.BatchNorm2d(9),
+    )
+    network = FeatureModel(model, ["bn1", "bn2"], InputNormalization.imagenet(), torch.zeros(1, 3, 8, 8))
     for _ in range(3):
         network(torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(2)) ** 2)
     return network
@@ -170,8 +165,8 @@ KINDS = pytest.mark.parametrize("kind", [ViewPair, MomentumPair])
 
 def test_without_a_target_the_loss_is_the_mean_cosine_of_the_pooled_features(views):
     views = views[0], views[1] * 0.1
-    encoder = network_of_two_features().eval().encoder
-    day, night = encoder(views[0]), encoder(views[1])
+    network = network_of_two_features().eval()
+    day, night = network.features(views[0]), network.features(views[1])
     cosines = []
     for a, b in zip(day, night, strict=True):
         a, b = a.mean(dim=(2, 3)), b.mean(dim=(2, 3))
@@ -193,8 +188,8 @@ def test_without_a_target_gradients_reach_both_views_and_nothing_is_moved(views)
     day, night = (view.clone().requires_grad_(True) for view in views)
     byol_loss(pair(day, night)).backward()
     assert day.grad.abs().sum() > 0 and night.grad.abs().sum() > 0
-    encoder = network_of_two_features().encoder
-    pooled = [[feature.mean(dim=(2, 3)) for feature in encoder(view)] for view in (day, night)]
+    network = network_of_two_features()
+    pooled = [[feature.mean(dim=(2, 3)) for feature in network.features(view)] for view in (day, night)]
     cosines = [nn.functional.cosine_similarity(a, b).mean() for a, b in zip(*pooled, strict=True)]
     # No side is held constant: these are the gradients of the plain cosine.
     for found, expected in zip((day.grad, night.grad), torch.autograd.grad(-sum(cosines), (day, night)), strict=True):
@@ -241,7 +236,7 @@ def test_frozen_batch_norm_uses_and_keeps_the_running_statistics(kind, modes, vi
     pair = build(kind, "frozen")
     for mode in modes:
         assert pair.train(mode) is pair
-    assert pair.training and pair.online.training and pair.online.encoder.training
+    assert pair.training and pair.online.training and pair.online.model.training
     before = statistics_of(*pair._parts_with_statistics())
     assert len(before) == 6 * len(pair._parts_with_statistics())
     out = pair(*views)
@@ -270,14 +265,14 @@ def test_frozen_batch_norm_learns_its_scale_and_shift(kind, views):
     pair = build(kind, "frozen").train()
     out = pair(*views)
     (byol_loss(out) + out.night_prediction.square().mean()).backward()
-    for layer in (pair.online.encoder.bn1, pair.online.encoder.bn2):
+    for layer in (pair.online.model.bn1, pair.online.model.bn2):
         assert layer.weight.grad.abs().sum() > 0 and layer.bias.grad.abs().sum() > 0
 
 
 def test_the_target_is_frozen_too_and_the_projectors_are_not(views):
     pair = build(MomentumPair, "frozen").train()
-    found = pair._encode(pair.target_encoder, *views)
-    expected = network_of_two_features().eval().encoder
+    found = pair._both(pair.target.features, *views)
+    expected = network_of_two_features().eval().features
     for features, view in zip(found, views, strict=True):
         for ours, theirs in zip(features, expected(view), strict=True):
             torch.testing.assert_close(ours, theirs)
@@ -288,31 +283,50 @@ def test_the_target_is_frozen_too_and_the_projectors_are_not(views):
     assert not any(unchanged(then, module) for then, module in zip(before, trained, strict=True))
 
 
-class NormalisingHead(nn.Module):
-    """A head with BatchNorm, as DeepLab's."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.norm = nn.BatchNorm2d(width)
-
-    def forward(self, features, size):
-        return self.norm(features[0]).mean(dim=(2, 3))
-
-
-@pytest.mark.parametrize("make", [ViewPair, MomentumPair])
-def test_a_head_with_batch_norm_treats_the_views_as_the_encoder_does(make):
+@KINDS
+def test_a_head_with_batch_norm_treats_the_views_as_the_features_do(kind):
     torch.manual_seed(0)
     day, night = torch.rand(4, 3, 8, 8), 0.1 * torch.rand(4, 3, 8, 8)
     found = {}
     for mode in ("separate", "joint", "frozen"):
-        layers = {"conv": nn.Conv2d(3, 5, 1)}
-        torch.nn.init.constant_(layers["conv"].weight, 0.3)
-        torch.nn.init.zeros_(layers["conv"].bias)
-        encoder = LayeredEncoder(InputNormalization.identity(), layers, ["conv"])
-        head = NormalisingHead(5)
-        out = make(TaskNetwork(encoder, head, [5]), batch_norm=mode).train()(day, night)
-        found[mode] = (out.day_prediction.mean().item(), out.night_prediction.mean().item(), head.norm)
+        model = Pooled(conv=nn.Conv2d(3, 5, 1), norm=nn.BatchNorm2d(5))
+        torch.nn.init.constant_(model.conv.weight, 0.3)
+        torch.nn.init.zeros_(model.conv.bias)
+        out = kind(FeatureModel(model, ["conv"]), batch_norm=mode).train()(day, night)
+        found[mode] = (out.day_prediction.mean().item(), out.night_prediction.mean().item(), model.norm)
     # By itself each view has mean 0; together the day lies above it and the night below.
     assert found["separate"][0] == pytest.approx(0, abs=1e-4) == pytest.approx(found["separate"][1], abs=1e-4)
     assert found["joint"][0] > 0.5 and found["joint"][1] < -0.5
     assert [int(norm.num_batches_tracked) for _, _, norm in found.values()] == [2, 1, 0]
+
+
+class PredictsMore(nn.Module):
+    """As torchvision's models of segmentation and detection: a prediction by names; it may be told more than images."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 1)
+
+    def forward(self, images, shift=0):
+        value = self.conv(images) + shift
+        return {"out": value, "rest": [value.mean((2, 3)), {"sum": value.sum((1, 2, 3))}]}
+
+
+@KINDS
+def test_predictions_of_any_kind_are_halved_with_the_joint_batch(kind, views):
+    network = FeatureModel(PredictsMore(), ["conv"])
+    out = kind(network, batch_norm="joint")(*views)
+    for prediction, view in ((out.day_prediction, views[0]), (out.night_prediction, views[1])):
+        torch.testing.assert_close(prediction, network(view))
+
+
+@KINDS
+def test_further_inputs_reach_the_model_with_each_view(kind, views):
+    network = FeatureModel(PredictsMore(), ["conv"])
+    out = kind(network)(*views, 3.0)
+    torch.testing.assert_close(out.night_prediction, network(views[1], 3.0))
+    with pytest.raises(ValueError, match="batch_norm joint: the model's further inputs belong to one view each"):
+        kind(network, batch_norm="joint")(*views, 3.0)
+    network.model.forward = lambda images: {"out": network.model.conv(images), "count": 3}
+    with pytest.raises(ValueError, match="a prediction that holds int has no halves; use `separate`"):
+        kind(network, batch_norm="joint")(*views)

@@ -107,7 +107,7 @@ def zipped_code(path):
     [
         (foreign, r"does not say what its tensors \(.*\) belong to; add --model"),
         (truncated, "not a readable checkpoint"),
-        (other_architecture, r"does not fit TaskNetwork: tensors \d+ missing .*layer1\.2"),
+        (other_architecture, r"does not fit ResNet: tensors \d+ missing .*layer1\.2"),
         (with_code, "refused .* could run code"),
         (with_code_of_another_protocol, "not a readable checkpoint .*not written by torch.save"),
         (zipped_code, "refused .* could run code"),

@@ -28,8 +28,8 @@ def always(tmp_path_factory):
         settings = ClassifierSettings("resnet18", CLASSES)
         network = build_classifier(settings)
         with torch.no_grad():
-            network.head.fc.weight.zero_()
-            network.head.fc.bias.zero_()[i] = 2
+            network.model.fc.weight.zero_()
+            network.model.fc.bias.zero_()[i] = 2
         paths[name] = folder / f"{name}.pt"
         save_classifier(network, settings, paths[name])
     return paths

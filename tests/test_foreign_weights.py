@@ -21,14 +21,13 @@ from classifier import (
     save_classifier,
 )
 from foreign_weights import ForeignFlags
-from minmax.split_network import split_network
 from PIL import Image
 from torch import nn
 from torchvision.models._api import WeightsEnum
 
 from darkening import load_darkener
-from minmax.pretrained import find_weights, load_whole
-from minmax.runtime.checkpoints import load_checkpoint
+from minmax.pretrained import find_weights
+from minmax.runtime.checkpoints import load_checkpoint, load_strictly
 from minmax.runtime.config import parse_flags
 from minmax.runtime.errors import UsageError
 from scenes import CLASSES as SCENE_CLASSES
@@ -101,21 +100,13 @@ def test_a_file_without_weights_is_refused(payload, found):
         find_weights(payload, "file.pth")
 
 
-class UsesATensorTwice(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.fc, self.gain = nn.Conv2d(3, 4, 3), nn.Linear(4, 2), nn.Parameter(torch.rand(1))
-
-    def forward(self, images):
-        return self.fc(self.conv(images * self.gain).mean((2, 3))) * self.gain
-
-
-def test_a_tensor_of_both_halves_is_loaded_into_both():
-    torch.manual_seed(0)
-    whole = UsesATensorTwice()
-    network = split_network(UsesATensorTwice(), rand(2, 3, 8, 8), InputNormalization.imagenet())
-    load_whole(network, whole.state_dict(), "file.pth")
-    assert_same_logits(network, whole, IMAGENET)
+def test_a_tensor_of_two_names_is_loaded():
+    networks = [nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)) for _ in range(2)]
+    for network in networks:
+        network[2].weight = network[0].weight
+    load_strictly(networks[1], networks[0].state_dict(), "file.pth")
+    assert torch.equal(networks[1](torch.ones(1, 3)), networks[0](torch.ones(1, 3)))
+    assert networks[1][2].weight is networks[1][0].weight
 
 
 # --- numbers of numpy in a checkpoint
@@ -351,9 +342,9 @@ def without(state, name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: without(s, "resnet.layer3.1.bn2.running_var"), r"1 missing \(encoder.layer3.1.bn2.running_var\)"),
-        (lambda s: without(s, "resnet.fc.bias"), r"1 missing \(head.fc.bias\)"),
-        (lambda s: s | {"resnet.fc.weight": torch.zeros(11, 512)}, r"head.fc.weight is \(11, 512\), expected \(10, 5"),
+        (lambda s: without(s, "resnet.layer3.1.bn2.running_var"), r"1 missing \(layer3.1.bn2.running_var\)"),
+        (lambda s: without(s, "resnet.fc.bias"), r"1 missing \(fc.bias\)"),
+        (lambda s: s | {"resnet.fc.weight": torch.zeros(11, 512)}, r"fc.weight is \(11, 512\), expected \(10, 5"),
         (lambda s: s | {"resnet.fc2.weight": torch.zeros(1)}, r"1 unexpected \(fc2.weight\)"),
         (lambda s: s | {"classifier.weight": torch.zeros(1)}, r"1 unexpected \(classifier.weight\)"),
     ],
@@ -423,12 +414,12 @@ def small_state(classes=2):
 
 SOME_TENSOR = "blocks.1.0.conv_pwl.weight"
 UNFIT_CLASSIFIERS = {
-    "lacks a tensor": (lambda: without(small_state(), SOME_TENSOR), rf"tensors 1 missing \(encoder.{SOME_TENSOR}\)"),
+    "lacks a tensor": (lambda: without(small_state(), SOME_TENSOR), rf"tensors 1 missing \({SOME_TENSOR}\)"),
     "another shape": (
         lambda: small_state() | {SOME_TENSOR: torch.zeros(1, 2)},
-        rf"tensors 1 of another shape \(encoder.{SOME_TENSOR} is \(1, 2\), expected",
+        rf"tensors 1 of another shape \({SOME_TENSOR} is \(1, 2\), expected",
     ),
-    "more classes": (lambda: small_state(3), r"head.classifier.weight is \(3, 256\), expected \(2, 256\)"),
+    "more classes": (lambda: small_state(3), r"classifier.weight is \(3, 256\), expected \(2, 256\)"),
     "another network": (lambda: {"conv.weight": torch.zeros(1)}, r"missing \(.*; 1 unexpected \(conv.weight\)"),
     "no weights": (lambda: {"format": "other", "epoch": 3}, "holds no weights .*; found format, epoch"),
 }
@@ -476,7 +467,7 @@ def test_scripts_refuse_a_darkener_that_does_not_fit(script, case, data, small, 
 # The statistics of its published weights, the side that it remembers, features of images of 32 pixels.
 OWN_MODELS = {
     "timm/test_convnext": ("half", None, [(64, 1, 1)]),
-    "timm/test_vit": ("half", 32, [(64, 2, 2), (64,)]),
+    "timm/test_vit": ("half", 32, [(64, 5)]),
 }
 
 
@@ -506,7 +497,7 @@ def test_own_weights_give_their_own_logits(model, tmp_path):
     network, settings = load_classifier(tmp_path / "own.pt", 32, lambda: classifier_settings(model, CLASSES, 32))
     assert settings == ClassifierSettings(model, CLASSES, statistics, remembered)
     assert_same_logits(network, own_network(model, 2), HALF)
-    assert [tuple(feature.shape[1:]) for feature in network.encoder(rand(2, 3, 32, 32))] == shapes
+    assert [tuple(feature.shape[1:]) for feature in network.features(rand(2, 3, 32, 32))] == shapes
 
 
 @pytest.mark.parametrize(
@@ -525,9 +516,9 @@ def test_own_weights_are_adapted_into_a_checkpoint_that_needs_no_flags(model, so
 
     network, settings = load_classifier(adapted)
     assert settings == ClassifierSettings(model, classes, *OWN_MODELS[model][:2])
-    before, after = own_network(model, len(classes)).state_dict(), network.state_dict()
-    assert len(before) == len(after)
-    assert all(not torch.equal(before[n.partition(".")[2]], after[n]) for n in after if n.endswith("weight"))
+    before, after = own_network(model, len(classes)).state_dict(), network.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(not torch.equal(before[n], after[n]) for n in after if n.endswith("weight"))
 
     alone = start("test", "--checkpoint", adapted, *testing)
     described = ["--before", tmp_path / "own.pt", "--model", model, "--classes", *classes]
@@ -591,7 +582,7 @@ def foreign(tmp_path_factory):
         (["--model", "timm/nonsuch", "--classes", *CLASSES], "timm has no model 'nonsuch'$"),
         (["--model", "timm/", "--classes", *CLASSES], "timm has no model ''$"),
         (["--model", "timm/resnet18.nonsuch", "--classes", *CLASSES], "Invalid pretrained tag .nonsuch. for resnet18"),
-        (["--model", "resnet18", "--classes", *CLASSES], "does not fit TaskNetwork: .* missing .* unexpected"),
+        (["--model", "resnet18", "--classes", *CLASSES], "does not fit ResNet: .* missing .* unexpected"),
     ],
 )
 def test_flags_that_do_not_describe_the_file_are_refused(flags, message, foreign, data):
@@ -626,10 +617,8 @@ def test_images_of_another_size_are_refused_for_a_model_of_one_size(data, tmp_pa
 def test_a_size_that_a_model_cannot_have_is_refused(tmp_path, data):
     with pytest.raises(UsageError, match="--model vit_b_16 cannot be built: .*indivisible by patch size"):
         start("train_day", *common(data, tmp_path), "--images.size", 33, "--model", "vit_b_16")
-    with pytest.raises(
-        UsageError, match=r"timm/crossvit_9_240 cannot be split into features and prediction: .*another"
-    ):
-        build_classifier(ClassifierSettings("timm/crossvit_9_240", CLASSES, "imagenet", 240))
+    with pytest.raises(UsageError, match=r"--images.size: the model does not work on images \(3, 32, 32\): .*a larger"):
+        start("train_day", *common(data, tmp_path), "--model", "inception_v3")
 
 
 @pytest.mark.parametrize(
@@ -658,7 +647,7 @@ def test_a_published_inception_network_converts_its_input_to_these_statistics():
             layer.momentum = 1.0
     published(rand(8, 3, 64, 64))  # statistics with which a signal reaches the end
     network = build_classifier(classifier_settings("googlenet", ("a", "b", "c"), 64))
-    load_whole(network, published.state_dict(), "googlenet")
+    load_strictly(network.model, published.state_dict(), "googlenet")
     assert_same_logits(network, published, IMAGENET, 64, rtol=1e-3, atol=1e-3)
 
 
@@ -671,8 +660,7 @@ def published_state(model, **changes):
 
 
 def assert_published_but_for_the_last_layer(network, published, last):
-    found = {name.partition(".")[2]: tensor for name, tensor in network.state_dict().items()}
-    for name, tensor in found.items():
+    for name, tensor in network.model.state_dict().items():
         if name.startswith(last):
             assert tensor.shape[0] == 3 and published[name].shape[0] == 1000
         elif name.endswith("num_batches_tracked"):

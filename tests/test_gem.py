@@ -9,8 +9,8 @@ import pytest
 import torch
 import torchvision
 from gem import (
-    DescriptorHead,
     GeM,
+    PlaceNetwork,
     PlaceSettings,
     build_place_network,
     build_projectors,
@@ -25,7 +25,7 @@ from gem import (
 from reference_weights import filled, rand
 
 from minmax.byol import ByolConfig, build_pair, byol_loss
-from minmax.features import InputNormalization, TaskNetwork
+from minmax.features import FeatureModel, InputNormalization
 from minmax.runtime.errors import UsageError
 
 EXPECTED = json.loads((Path(__file__).parent / "vpr_numbers.json").read_text())
@@ -76,7 +76,7 @@ def released_file(folder, whitened=False, **changes):
 def test_a_released_checkpoint_rebuilds_its_network_by_its_meta(tmp_path, whitened):
     network, settings = load_place_network(released_file(tmp_path, whitened))
     assert settings == PlaceSettings("resnet101", whitened)
-    assert network.head.pool.p.item() == 2.5
+    assert network.model.pool.p.item() == 2.5
 
 
 @pytest.mark.parametrize("model", ["vgg11", "alexnet"])
@@ -92,7 +92,7 @@ def test_vgg_and_alexnet_end_before_their_last_pooling_as_in_the_toolbox(tmp_pat
     network, settings = load_place_network(tmp_path / "theirs.pth")
     images = torch.rand(2, 3, 96, 128)
     gem = GeM(2.9)
-    expected = unit_length(gem(trunk(network.encoder.normalization(images))))
+    expected = unit_length(gem(trunk(network.normalization(images))))
     torch.testing.assert_close(network.eval()(images), expected)
     save_place_network(network, settings, tmp_path / "ours.pt")
     torch.testing.assert_close(load_place_network(tmp_path / "ours.pt")[0].eval()(images), expected)
@@ -125,7 +125,7 @@ def reference():
     state["pool.p"] = torch.tensor([3.0], dtype=torch.float64)
     state |= {n: torch.zeros((), dtype=torch.int64) for n in released_shapes() if kind_of(n) == torch.int64}
     network, _ = rebuild_released({"meta": {**META, "whitening": True}, "state_dict": state}, "reference")
-    network.encoder.normalization = InputNormalization.identity()
+    network.normalization = InputNormalization.identity()
     return network.double().eval()
 
 
@@ -146,9 +146,9 @@ def test_parity_of_descriptors(reference, case):
     expected = EXPECTED["descriptor"]
     images = rand((1, 3, 96, 128), 401, scale=4.0, offset=-2.0)
     if case.endswith("plain"):
-        head = DescriptorHead(2048).double()
-        head.load_state_dict({"pool.p": reference.head.pool.p})
-        reference = TaskNetwork(reference.encoder, head, [2048])
+        plain = PlaceNetwork(reference.model.features, 2048).double().eval()
+        plain.pool = reference.model.pool
+        reference = FeatureModel(plain, ["features"], InputNormalization.identity(), images)
     scales = expected["scales"] if case.startswith("ms") else (1.0,)
     assert_vector(describe_images(reference, images, scales), expected[case], 1e-7)
 
@@ -187,7 +187,7 @@ def test_a_classifier_of_this_project_gives_its_trunk(checkpoint):
     network, settings = load_place_network(checkpoint)
     stored = torch.load(checkpoint, weights_only=True)["network"]
     assert settings.model == "resnet18"
-    assert torch.equal(network.encoder.layer4[1].conv2.weight, stored["encoder.layer4.1.conv2.weight"])
+    assert torch.equal(network.model.features[7][1].conv2.weight, stored["layer4.1.conv2.weight"])
 
 
 def test_bare_weights_need_the_name_of_their_model(tmp_path):
@@ -200,15 +200,15 @@ def test_bare_weights_need_the_name_of_their_model(tmp_path):
     with pytest.raises(UsageError, match="of torchvision only"):
         load_place_network(tmp_path / "bare.pth", "timm/resnet18")
     stored = torch.load(tmp_path / "bare.pth", weights_only=True)
-    assert torch.equal(network.encoder.conv1.weight, stored["conv1.weight"])
+    assert torch.equal(network.model.features[0].weight, stored["conv1.weight"])
 
 
 @pytest.mark.parametrize("model", ["resnet50", "vgg11", "mobilenet_v3_small", "swin_t", "timm/convnext_atto"])
 def test_trunks_of_torchvision_and_timm_describe_images_of_any_format(model):
     network = build_place_network(PlaceSettings(model)).eval()
     described = network(torch.rand(2, 3, 64, 96))
-    assert described.shape == network(torch.rand(2, 3, 96, 64)).shape == (2, network.feature_widths[0])
-    assert network.feature_widths[0] > 200
+    assert described.shape == network(torch.rand(2, 3, 96, 64)).shape == (2, network.widths[0])
+    assert network.widths[0] > 200
     torch.testing.assert_close(described.norm(dim=1), torch.ones(2), rtol=0.05, atol=0)
 
 
@@ -247,12 +247,12 @@ def test_byol_compares_descriptors_and_shares_the_power_of_the_pooling():
     network = small()
     config = ByolConfig(batch_norm="frozen", head_norm="layer")
     pair = build_pair(network, config, build_projectors).train()
-    assert pair.projectors[0].pool.gem is network.head.pool
-    assert pair.target_projectors[0].pool.gem is not network.head.pool
+    assert pair.projectors[0].pool.gem is network.model.pool
+    assert pair.target_projectors[0].pool.gem is not network.model.pool
     day = torch.rand(1, 3, 40, 48)  # one image: no BatchNorm may need a batch
     outputs = pair(day, day * 0.2)
     byol_loss(outputs).backward()
-    assert network.head.pool.p.grad is not None
+    assert network.model.pool.p.grad is not None
     assert pair.target_projectors[0].pool.gem.p.grad is None
     torch.testing.assert_close(outputs.day_prediction, network(day))
 
@@ -260,15 +260,15 @@ def test_byol_compares_descriptors_and_shares_the_power_of_the_pooling():
 def test_the_statistics_of_the_trunk_stay(reference):
     network = small()
     pair = build_pair(network, ByolConfig(batch_norm="frozen", head_norm="layer"), build_projectors).train()
-    before = network.encoder.bn1.running_mean.clone()
+    before = network.model.features[1].running_mean.clone()
     pair(torch.rand(2, 3, 40, 48), torch.rand(2, 3, 40, 48))
-    assert torch.equal(network.encoder.bn1.running_mean, before)
+    assert torch.equal(network.model.features[1].running_mean, before)
 
 
 def test_the_power_learns_ten_times_as_fast_without_decay():
     network = small()
     others, power = parameter_groups(network, 1e-5, 1e-6)
-    assert power["params"] == [network.head.pool.p]
+    assert power["params"] == [network.model.pool.p]
     assert power["lr"] == pytest.approx(1e-4)
     assert power["weight_decay"] == 0
     assert len(others["params"]) == len(list(network.parameters())) - 1

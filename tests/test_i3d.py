@@ -23,7 +23,7 @@ from reference_weights import filled, rand
 
 from minmax.byol import MomentumPair, byol_loss
 from minmax.features import InputNormalization
-from minmax.pretrained import load_whole
+from minmax.runtime.checkpoints import load_strictly
 from minmax.runtime.errors import UsageError
 
 EXPECTED = json.loads((Path(__file__).parent / "action_numbers.json").read_text())
@@ -121,8 +121,8 @@ def assert_numbers(value, expected, tolerance=1e-8):
 
 def paper_network():
     network = build_recogniser(RecogniserSettings("i3d_resnet50", RELEASED_CLASSES))
-    network.encoder.normalization = InputNormalization.identity()
-    network.head.dropout.p = 0.0
+    network.normalization = InputNormalization.identity()
+    network.model.dropout.p = 0.0
     return network
 
 
@@ -131,19 +131,18 @@ def test_parity_of_the_features_and_logits_of_a_released_i3d(reference):
     names = (name for name in released_shapes(adapted=True) if name.startswith("encoder_q."))
     weights = {name.removeprefix("encoder_q."): reference.get(name, counter) for name in names}
     renamed = {name.replace("cls_head.fc_cls.", "classifier."): tensor for name, tensor in weights.items()}
-    load_whole(network, renamed, "the reference")
+    load_strictly(network.model, renamed, "the reference")
     network.double().eval()
     with torch.no_grad():
-        features = network.encoder(rand((1, 3, 13, 193, 193), 501, 4, -2))
-        logits = network.head(features, (193, 193))
+        logits, features = network.with_features(rand((1, 3, 13, 193, 193), 501, 4, -2))
     assert_numbers(features[0], EXPECTED["eval"]["feature"])
     assert_numbers(logits, EXPECTED["eval"]["logits"])
 
 
 PARTS = {
-    "encoder_q.cls_head.fc_cls": "online.head.classifier",
-    "encoder_q": "online.encoder",
-    "encoder_k": "target_encoder",
+    "encoder_q.cls_head.fc_cls": "online.model.classifier",
+    "encoder_q": "online.model",
+    "encoder_k": "target.model",
     "head_q": "projectors.0.layers",
     "head_k": "target_projectors.0.layers",
     "pred": "predictors.0",
@@ -162,7 +161,8 @@ def test_parity_of_both_views_in_training(reference):
     """In float32: this network amplifies rounding by 2e-4 of the largest value, as the reference itself states."""
     pair = MomentumPair(paper_network(), hidden=64, outputs=64)
     state = {our_name(name): tensor.float() for name, tensor in reference.items() if our_name(name) is not None}
-    assert state.keys() == {name for name in pair.state_dict() if kind_of(name) == torch.float32}
+    own = {name for name, tensor in pair.state_dict().items() if kind_of(name) == torch.float32 and tensor.numel()}
+    assert state.keys() == own
     pair.load_state_dict(state, strict=False)
     contrast = torch.tensor([0.4, 1.0, 1.8]).view(3, 1, 1, 1, 1)
     day, night = (rand((3, 3, 13, 193, 193), seed, 4, -2).float() * contrast for seed in (503, 504))
@@ -204,11 +204,8 @@ def test_parity_of_the_frames_of_a_clip():
 def test_the_average_equals_the_authors_windows_where_these_are_accepted(frames, side):
     """Their sizes leave 2x7x7 positions, of which 2x7x7 windows make one: the shapes are traced without computing."""
     with torch.device("meta"):
-        network = build_i3d("resnet50", 2, InputNormalization.identity(), width=64)
-        value = torch.empty(1, 3, frames, side, side)
-        for name, layer in network.encoder._modules.items():
-            if name != "average":
-                value = layer(value)
+        network = build_i3d("resnet50", 2)
+        value = network[: list(network._modules).index("average")](torch.empty(1, 3, frames, side, side))
     assert value.shape == (1, 2048, 2, 7, 7)
     positions = torch.rand(2, 3, 2, 7, 7)
     windows = torch.nn.functional.avg_pool3d(positions, (2, 7, 7), stride=1).flatten(1)
@@ -222,9 +219,9 @@ def test_clips_of_any_length_and_size(model, shape):
     network = build_recogniser(RecogniserSettings(model, ("a", "b", "c"), width=width)).eval()
     with torch.no_grad():
         clips = torch.rand(2, 3, *shape)
-        features = network.encoder(clips)
-        assert network(clips).shape == (2, 3)
-    assert [feature.shape for feature in features] == [(2, network.feature_widths[0])]
+        logits, features = network.with_features(clips)
+    assert logits.shape == (2, 3)
+    assert [feature.flatten(1).shape for feature in features] == [(2, network.widths[0])]
 
 
 def test_halving_keeps_a_single_frame():
@@ -237,16 +234,15 @@ def test_halving_keeps_a_single_frame():
 def test_inflated_weights_see_a_still_clip_as_the_image(backbone):
     torch.manual_seed(0)
     images = torchvision.models.get_model(backbone, weights=None).eval()
-    network = build_i3d(backbone, 2, InputNormalization.identity()).eval()
-    network.encoder.load_state_dict(inflated(images.state_dict(), network.encoder))
+    network = build_i3d(backbone, 2).eval()
+    network.load_state_dict(inflated(images.state_dict(), network), strict=False)
     picture = torch.rand(1, 3, 48, 48)
     with torch.no_grad():
         stem = images.maxpool(images.relu(images.bn1(images.conv1(picture))))
-        encoder = network.encoder
-        ours = encoder.maxpool(encoder.relu(encoder.bn1(encoder.conv1(picture.unsqueeze(2).repeat(1, 1, 16, 1, 1)))))
+        ours = network[:4](picture.unsqueeze(2).repeat(1, 1, 16, 1, 1))
         torch.testing.assert_close(ours[:, :, 1], stem)  # the first and the last frame see the padding
         found, value = [], ours[:, :, 1:2].repeat(1, 1, 9, 1, 1)
-        for block, image_block in zip(encoder.layer1, images.layer1, strict=True):
+        for block, image_block in zip(network.layer1, images.layer1, strict=True):
             value, stem = block(value), image_block(stem)
             found.append(torch.allclose(value[:, :, 4], stem, atol=1e-4))
     assert all(found)
@@ -255,7 +251,7 @@ def test_inflated_weights_see_a_still_clip_as_the_image(backbone):
 def test_inflation_names_what_does_not_fit():
     weights = torchvision.models.resnet18(weights=None).state_dict()
     with pytest.raises(ValueError, match=r"conv1.weight is .*, expected \(4, 3, 5, 7, 7\)"):
-        inflated(weights, build_i3d("resnet18", 2, InputNormalization.identity(), width=4).encoder)
+        inflated(weights, build_i3d("resnet18", 2, width=4))
 
 
 @pytest.mark.parametrize("name", ["r3d_18", "r2plus1d_18", "mc3_18"])
@@ -267,7 +263,7 @@ def test_a_network_of_torchvision_predicts_the_same_here(name, tmp_path):
     assert settings == RecogniserSettings(name, ("0", "1", "2", "3", "4"))
     clips = torch.rand(1, 3, 4, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(ours.eval()(clips), theirs(ours.encoder.normalization(clips)))
+        torch.testing.assert_close(ours.eval()(clips), theirs(ours.normalization(clips)))
 
 
 def test_a_network_comes_back_from_its_file(tmp_path):

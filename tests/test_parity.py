@@ -125,29 +125,28 @@ def test_parity_of_the_losses(name):
 def released_resnet18(prefix):
     """Names and shapes of a released ResNet-18, from our own."""
     network = build_classifier(ClassifierSettings("resnet18", tuple("abcdefghij"), "none"))
-    names = {re.sub(r"^(encoder|head)\.", "", name): name for name in network.state_dict()}
-    shapes = {prefix + name: tuple(network.state_dict()[ours].shape) for name, ours in names.items()}
+    shapes = {prefix + name: tuple(tensor.shape) for name, tensor in network.model.state_dict().items()}
     return network, {name: shape for name, shape in shapes.items() if not name.endswith("num_batches_tracked")}
 
 
 def load_renamed(module, state, rename):
-    """Load weights filled under released names; only the counters of BatchNorm may be missing."""
+    """Load weights filled under released names; only counters of BatchNorm and the target's head may be missing."""
     found = module.load_state_dict({rename(name): value for name, value in state.items()}, strict=False)
     assert not found.unexpected_keys
-    assert all(name.endswith("num_batches_tracked") for name in found.missing_keys)
+    missing = [name for name in found.missing_keys if not name.endswith("num_batches_tracked")]
+    assert all(module.get_parameter(name).numel() == 0 for name in missing)
 
 
 def test_parity_of_the_classification_darkener_loss_with_gradients_and_one_step():
     expected = EXPECTED["train_loss"]
     darkener = released_darkener()
     network, shapes = released_resnet18("")
-    load_renamed(network.double(), filled(shapes), lambda n: f"head.{n}" if n.startswith("fc") else f"encoder.{n}")
-    encoder = freeze(network.encoder)
+    load_renamed(freeze(network).double().model, filled(shapes), str)
     images = rand((2, 3, 64, 64), 50)
     exposure = torch.tensor([0.1, 0.4]).double().view(2, 1, 1, 1)
     darkening: Darkening = darkener(images, exposure)
     assert_summary(darkening.image, expected["darkened"])
-    terms = DarkeningLoss()(images, darkening, exposure, encoder(darkening.image), encoder(images))
+    terms = DarkeningLoss()(images, darkening, exposure, network.features(darkening.image), network.features(images))
     released_names = {
         "exp": "exposure",
         "color": "colour",
@@ -173,7 +172,7 @@ def test_parity_of_the_classification_darkener_loss_with_gradients_and_one_step(
     optimizer.step()
     for name, value in expected["after_step"].items():
         assert float(parameters[name].detach().sum()) == pytest.approx(value, rel=1e-7, abs=1e-7), name
-    assert all(parameter.grad is None for parameter in encoder.parameters()), "the frozen encoder is a constant"
+    assert all(parameter.grad is None for parameter in network.parameters()), "the frozen network is a constant"
 
 
 @pytest.fixture
@@ -196,9 +195,8 @@ def pair():
 def our_name(released):
     """The tensor of a MomentumPair that a released ResNet_BYOL calls `released`."""
     for theirs, ours in (
-        (r"^resnet\.fc", "online.head.fc"),
-        (r"^resnet", "online.encoder"),
-        (r"^encoder_k", "target_encoder"),
+        (r"^resnet", "online.model"),
+        (r"^encoder_k", "target.model"),
         (r"^head_q", "projectors.0.layers"),
         (r"^head_k", "target_projectors.0.layers"),
         (r"^pred", "predictors.0"),

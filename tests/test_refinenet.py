@@ -23,7 +23,7 @@ from street_labels import VOID
 
 from minmax.byol import ByolConfig, MomentumPair, byol_loss
 from minmax.features import InputNormalization
-from minmax.pretrained import load_whole
+from minmax.runtime.checkpoints import load_strictly
 from minmax.runtime.errors import UsageError
 
 EXPECTED = json.loads((Path(__file__).parent / "segmentation_numbers.json").read_text())
@@ -131,13 +131,11 @@ def test_parity_of_the_logits_of_a_released_refinenet(reference):
     network = build_segmenter(SegmenterSettings("refinenet_resnet101", outputs=20))
     counter = torch.zeros((), dtype=torch.int64)
     weights = {name: reference.get(name, counter) for name in released_shapes(adapted=False)}
-    load_whole(network, from_released_names(weights), "the reference")
-    network.encoder.normalization = InputNormalization.identity()
+    load_strictly(network.model, from_released_names(weights), "the reference")
+    network.normalization = InputNormalization.identity()
     images = rand((1, 3, 64, 128), 201, 4, -2)
     with torch.no_grad():
-        network.double().eval()
-        features = network.encoder(images)
-        logits = network.head(features, (64, 128))
+        logits, features = network.double().eval().with_features(images)
     # The reference gives the maps in float32, the logits in float64.
     for feature, expected in zip(features, EXPECTED["eval"]["stages"], strict=True):
         assert_numbers(feature, expected, tolerance=1e-4)
@@ -147,10 +145,8 @@ def test_parity_of_the_logits_of_a_released_refinenet(reference):
 def our_name(released):
     """The tensor of a MomentumPair that a released RefineNet_BYOL calls `released`; None for one never used."""
     part, _, rest = released.partition(".")
-    if part == "resnet":
-        return f"online.encoder.{rest}"
-    if part == "encoder_k":
-        return f"target_encoder.{rest}"
+    if part in ("resnet", "encoder_k"):
+        return f"{'online' if part == 'resnet' else 'target'}.model.backbone.{rest}"
     if found := re.match(r"MLPs\.(\d)\.(.*)", rest):
         level, layer = found.groups()
         if part == "pred":
@@ -158,16 +154,16 @@ def our_name(released):
         where = "projectors" if part == "head_q" else "target_projectors"
         inside = f"pool.{layer}" if layer.startswith(("conv1", "bn1")) else f"layers.{layer.replace('bn2', 'bn1')}"
         return f"{where}.{level}.{inside}"
-    return f"online.head.{next(iter(from_released_names({released: torch.empty(0)})))}"
+    return f"online.model.{next(iter(from_released_names({released: torch.empty(0)})))}"
 
 
 def test_parity_of_both_views_in_training(reference):
     network = build_segmenter(SegmenterSettings("refinenet_resnet101", outputs=20))
-    network.encoder.normalization = InputNormalization.identity()
-    network.head.dropout.p = 0.0
+    network.normalization = InputNormalization.identity()
+    network.model.decoder.dropout.p = 0.0
     pair = MomentumPair(network, projectors=build_projectors(network, ByolConfig())).double()
     state = {ours: tensor for name, tensor in reference.items() if (ours := our_name(name)) is not None}
-    own = {name for name in pair.state_dict() if kind_of(name) == torch.float32}
+    own = {name for name, tensor in pair.state_dict().items() if kind_of(name) == torch.float32 and tensor.numel()}
     assert state.keys() == own
     pair.load_state_dict(state, strict=False)
     contrast = torch.tensor([0.4, 1.0, 1.6, 2.2]).view(4, 1, 1, 1)
@@ -210,7 +206,7 @@ def test_a_network_predicts_at_image_size_and_comes_back_from_its_file(model, tm
         logits = network(images)
         assert torch.equal(loaded.eval()(images), logits)
     assert logits.shape == (1, 19, 50, 70) and found == settings
-    assert [feature.shape[1] for feature in network.encoder(images)] == list(network.feature_widths)
+    assert [feature.shape[1] for feature in network.features(images)] == list(network.widths)
 
 
 def test_a_backbone_of_timm_without_maps_is_refused():
@@ -223,16 +219,16 @@ def test_backbones_of_timm_with_four_maps(backbone):
     network = build_segmenter(SegmenterSettings(f"refinenet_timm/{backbone}", width=8)).eval()
     with torch.no_grad():
         assert network(torch.rand(1, 3, 64, 96)).shape == (1, 19, 64, 96)
-    assert len(network.feature_widths) == 4
+    assert len(network.widths) == 4
 
 
 def test_maps_with_channels_last_are_turned_even_where_a_height_equals_the_channels():
     # At a height of 192 the first of its maps has 48 rows of 48 channels.
     network = build_segmenter(SegmenterSettings("refinenet_timm/mambaout_femto", width=8)).eval()
     with torch.no_grad():
-        maps = network.encoder(torch.rand(1, 3, 192, 256))
+        maps = network.features(torch.rand(1, 3, 192, 256))
     assert [tuple(value.shape[1:]) for value in maps][0] == (48, 48, 64)
-    assert [value.shape[1] for value in maps] == list(network.feature_widths)
+    assert [value.shape[1] for value in maps] == list(network.widths)
 
 
 def test_a_deeplab_of_torchvision_predicts_the_same_here(tmp_path):
@@ -244,7 +240,7 @@ def test_a_deeplab_of_torchvision_predicts_the_same_here(tmp_path):
     ours, settings = load_segmenter(tmp_path / "a.pth")
     assert settings.model == "deeplabv3_resnet50"
     images = torch.rand(1, 3, 64, 64)
-    normalization = ours.encoder.normalization
+    normalization = ours.normalization
     with torch.no_grad():
         expected = theirs(normalization(images))["out"]
         torch.testing.assert_close(ours.eval()(images), expected)
@@ -284,7 +280,7 @@ def test_foreign_checkpoints_are_refused_with_what_was_expected(checkpoint, tmp_
     tensors = released_tensors(adapted=True)
     del tensors["module.clf_conv.bias"]
     torch.save(tensors, tmp_path / "b.pth")
-    with pytest.raises(UsageError, match=r"1 missing \(head.classifier.bias\)"):
+    with pytest.raises(UsageError, match=r"1 missing \(decoder.classifier.bias\)"):
         load_segmenter(tmp_path / "b.pth")
 
 

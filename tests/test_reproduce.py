@@ -19,7 +19,7 @@ from segmentation_scripts import SCRIPTS as SEGMENTATION_SCRIPTS
 from torch import nn
 
 from minmax.byol import MomentumPair, ViewPair
-from minmax.features import TaskNetwork
+from minmax.features import FeatureModel
 from minmax.runtime import commands
 from minmax.runtime.config import parse_flags, run_script, to_plain
 from minmax.runtime.errors import RunError, UsageError
@@ -311,7 +311,7 @@ def test_no_script_mirrors_data_that_must_not_be(parsed, task):
 
 
 def test_the_rows_compare_features_by_what_their_titles_say(parsed):
-    network = TaskNetwork(nn.Identity(), nn.Identity(), [3])
+    network = FeatureModel(nn.Sequential(nn.Conv2d(3, 3, 1)), ["0"])
     build = SCRIPTS["train"].build_pair
     rows = {run: config for (script, run), config in parsed("small").items() if script == "train.py"}
     plain = {name for name, config in rows.items() if type(build(network, config.byol)) is ViewPair}

@@ -217,6 +217,18 @@ def test_a_continued_run_must_find_the_darkener_unchanged(streets, segmenter, da
         start("train", *flags, "--resume")
 
 
+def test_a_size_that_the_network_cannot_take_is_refused(streets, tmp_path):
+    with pytest.raises(
+        UsageError, match=r"--images.crop: the model does not work on images \(3, 48, 72\): .*a multiple"
+    ):
+        start(
+            "train_day",
+            *(*common(streets, tmp_path), "--images.size", 64, 96),
+            *("--model", "refinenet_timm/hrnet_w18_small", "--width", 8),
+        )
+    assert not list(tmp_path.glob("segmentation/*"))
+
+
 def test_cells_must_fit_into_the_crops(streets, segmenter, tmp_path):
     flags = (*common(streets, tmp_path), "--checkpoint", segmenter, "--night.source", "gamma", "--night.cell", 64)
     with pytest.raises(UsageError, match="--night.cell 64: expected at most 12, half the crop"):
