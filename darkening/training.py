@@ -151,7 +151,7 @@ def train_darkener(
     for epoch in run.epochs(optim.epochs):
         darkener.train()
         for batch in run.batches(loader, epoch):
-            day = runtime.to_device(batch)
+            day = runtime.intensities(batch)
             images, frames = as_images(day)
             images, sky = images[:, :3], images[:, 3:]
             exposure = config.request.draw(images, run.generator("exposure"), frames)

@@ -1,20 +1,22 @@
 """Intersection over union from an integer confusion matrix, counted on the device that predicts."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from street_images import Size, StreetImages, refuse_night
-from street_labels import VOID
+from street_images import Size, StreetImages
+from street_labels import CLASSES, VOID
 from street_views import WholeStreet, WholeStreets
 from torch import Tensor, nn
 
-from darkening.selection_nights import SELECTION_NIGHTS, selection_numbers
+from darkening.selection_nights import SelectionNight, by_day, selection_numbers
 from minmax.runtime.batches import one_pass
 from minmax.runtime.devices import Runtime
 from minmax.runtime.seeding import generator_for
+from minmax.runtime.splits import evenly_spaced
 
 _ROWS = VOID + 1
 _SETS = 8  # of counters
@@ -42,10 +44,12 @@ def count_confusion(predictions: Tensor, labels: Tensor) -> Tensor:
 class StreetScore:
     """A confusion matrix `(20, 20)` of counts, truth by row and prediction by column, and what follows from it.
 
-    Pixels whose truth is void are left out; a prediction of void on any other pixel is a miss.
+    Pixels whose truth is void are left out; a prediction of void on any other pixel is a miss. A few images may be kept
+    with the predictions `(H, W)` on them, to be looked at.
     """
 
     confusion: Tensor
+    kept: tuple[tuple[WholeStreet, Tensor], ...] = ()
 
     @property
     def per_class(self) -> list[float]:
@@ -59,6 +63,10 @@ class StreetScore:
     def occurring(self) -> list[bool]:
         """Whether each class has a pixel in the truth."""
         return (self.confusion[:VOID].sum(dim=1) > 0).tolist()
+
+    def per_occurring_class(self) -> list[float]:
+        """Intersection over union of the 19 classes; NaN for one that does not occur in the truth."""
+        return [share if there else math.nan for share, there in zip(self.per_class, self.occurring, strict=True)]
 
     @property
     def accuracy(self) -> float:
@@ -79,7 +87,18 @@ class StreetScore:
     def mean(self, classes: ScoredClasses = "all") -> float:
         """Mean intersection over union of the classes that count; NaN when there are none."""
         shares = [share for share, counts in zip(self.per_class, self.scored(classes), strict=True) if counts]
-        return sum(shares) / len(shares) if shares else float("nan")
+        return sum(shares) / len(shares) if shares else math.nan
+
+    def as_plain(self, classes: ScoredClasses) -> dict[str, Any]:
+        """All of it for JSON."""
+        return {
+            "mean_iou": self.mean(classes),
+            "mean_iou_all": self.mean("all"),
+            "mean_iou_occurring": self.mean("occurring"),
+            "accuracy": self.accuracy,
+            "per_class": dict(zip(CLASSES, self.per_class, strict=True)),
+            "confusion": self.confusion.tolist(),
+        }
 
 
 def predict(
@@ -116,7 +135,7 @@ def _batches(
     """The number of each batch, what it holds, and its images `(N, 3, H, W)` on the device."""
     dataset = WholeStreets(images, size, full_labels)
     for number, streets in enumerate(one_pass(dataset, batch_size, images.title, workers, runtime.is_main, list)):
-        yield number, streets, runtime.to_device(torch.stack([street.image for street in streets]))
+        yield number, streets, runtime.intensities(torch.stack([street.image for street in streets]))
 
 
 @torch.no_grad()
@@ -127,15 +146,53 @@ def _logits(network: nn.Module, pictures: Tensor, runtime: Runtime) -> Tensor:
     return logits.float()
 
 
+def measure_and_keep(
+    most: int,
+    network: nn.Module,
+    images: StreetImages,
+    size: Size,
+    runtime: Runtime,
+    full_labels: bool = False,
+    batch_size: int = 4,
+    workers: int = 0,
+) -> StreetScore:
+    """The score of a whole split, with at most so many of its images; other arguments as for `predict`."""
+    confusion = torch.zeros(_ROWS, _ROWS, dtype=torch.int64, device=runtime.device)
+    chosen, kept = evenly_spaced(range(len(images)), most), []
+    for street, logits in predict(network, images, size, runtime, full_labels, batch_size, workers):
+        assert street.labels is not None
+        prediction = logits.argmax(dim=0)
+        confusion += count_confusion(prediction, street.labels.to(prediction.device))
+        if street.position in chosen:
+            kept.append((street, prediction.cpu()))
+    return StreetScore(confusion.cpu(), tuple(kept))
+
+
 def measure(
     network: nn.Module, images: StreetImages, size: Size, runtime: Runtime, batch_size: int = 4, workers: int = 0
 ) -> StreetScore:
     """The confusion matrix of a whole split at network size; arguments as for `predict`."""
-    confusion = torch.zeros(_ROWS, _ROWS, dtype=torch.int64, device=runtime.device)
-    for street, logits in predict(network, images, size, runtime, batch_size=batch_size, workers=workers):
-        assert street.labels is not None
-        confusion += count_confusion(logits.argmax(dim=0), street.labels.to(logits.device))
-    return StreetScore(confusion.cpu())
+    [found] = measure_each([by_day], network, images, size, runtime, batch_size, workers)
+    return found
+
+
+def measure_each(
+    nights: Sequence[SelectionNight],
+    network: nn.Module,
+    images: StreetImages,
+    size: Size,
+    runtime: Runtime,
+    batch_size: int = 4,
+    workers: int = 0,
+) -> list[StreetScore]:
+    """The same of a split as each of some nights shows it, each the same way in every call."""
+    confusions = torch.zeros(len(nights), _ROWS, _ROWS, dtype=torch.int64, device=runtime.device)
+    for number, streets, day in _batches(images, size, runtime, False, batch_size, workers):
+        labels = torch.stack([street.labels for street in streets if street.labels is not None]).to(runtime.device)
+        for night, confusion in zip(nights, confusions, strict=True):
+            pictures = night(day, generator_for("selection", number))
+            confusion += count_confusion(_logits(network, pictures, runtime).argmax(dim=1), labels)
+    return [StreetScore(confusion) for confusion in confusions.cpu()]
 
 
 def selection_score(
@@ -159,12 +216,9 @@ def selection_score(
     Raises:
         ValueError: for night images; nothing is ever selected on them.
     """
-    refuse_night(images)
-    confusions = torch.zeros(1 + len(SELECTION_NIGHTS), _ROWS, _ROWS, dtype=torch.int64, device=runtime.device)
-    for number, streets, pictures in _batches(images, size, runtime, False, batch_size, workers):
-        labels = torch.stack([street.labels for street in streets if street.labels is not None]).to(runtime.device)
-        nights = (night(pictures, generator_for("selection", number)) for night in SELECTION_NIGHTS.values())
-        for confusion, shown in zip(confusions, (pictures, *nights), strict=True):
-            confusion += count_confusion(_logits(network, shown, runtime).argmax(dim=1), labels)
-    day, *dark = (StreetScore(confusion.cpu()).mean("occurring") for confusion in confusions)
-    return selection_numbers(day, dict(zip(SELECTION_NIGHTS, dark, strict=True)))
+
+    def mean_iou(nights: Sequence[SelectionNight]) -> list[float]:
+        found = measure_each(nights, network, images, size, runtime, batch_size, workers)
+        return [score.mean("occurring") for score in found]
+
+    return selection_numbers(images, mean_iou)

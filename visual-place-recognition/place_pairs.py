@@ -20,7 +20,6 @@ from place_images import (
     PlaceImages,
     ScenePlaces,
     check_files,
-    refuse_night,
 )
 from plain_pickle import read_plain_pickle
 from ranking import Relevance
@@ -29,6 +28,7 @@ from torch import Tensor
 from media.pictures import PICTURE_SUFFIXES, files_below
 from minmax.runtime.config import REPOSITORY
 from minmax.runtime.errors import UsageError
+from minmax.runtime.splits import opened, refuse_night
 from scenes import render_places
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,8 @@ def open_pairs(
         pixels, numbers = render_places(
             "day", places, SCENE_VIEWS, config.size, SCENE_SEEDS[split], None, cache / SCENES
         )
-        return all_pairs(ScenePlaces(f"scenes/{split}", pixels, is_night=False), torch.from_numpy(numbers))
+        scenes = opened(ScenePlaces(f"scenes/{split}", pixels, is_night=False), split)
+        return all_pairs(scenes, torch.from_numpy(numbers))
     root = Path(data).expanduser()
     if (root / SFM).is_dir():
         pairs = read_sfm(root / SFM / f"{SFM.name}.pkl", split, quick)
@@ -127,6 +128,7 @@ def open_pairs(
             f"no training data at {root}: expected {SFM}/ or {split}/PLACE/day/*.jpg, found {there or 'nothing'}; "
             f"{WHERE_TO_GET}, or use --data scenes"
         )
+    opened(pairs.images, split)
     return _checked(pairs, cache)
 
 
