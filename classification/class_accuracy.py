@@ -82,47 +82,31 @@ class ClassAccuracy:
         }
 
 
+@torch.no_grad()
 def measure(
     network: nn.Module,
     images: LabelledImages,
     config: ImageConfig,
     runtime: Runtime,
-    batch_size: int = 64,
-    workers: int = 0,
-) -> ClassAccuracy:
-    """Classify every image of a split; arguments as for `measure_each`."""
-    [found] = measure_each([by_day], network, images, config, runtime, batch_size, workers)
-    return found
-
-
-@torch.no_grad()
-def measure_each(
-    nights: Sequence[SelectionNight],
-    network: nn.Module,
-    images: LabelledImages,
-    config: ImageConfig,
-    runtime: Runtime,
+    nights: Sequence[SelectionNight] = (by_day,),
     batch_size: int = 64,
     workers: int = 0,
 ) -> list[ClassAccuracy]:
-    """Classify every image of a split as each of some nights shows it.
+    """Classify every image of a split as each of some nights shows it; each image is decoded once for all.
 
     Args:
-        nights: each darkens the images first, the same way in every call.
         network: images `(N, 3, H, W)` in [0, 1] to logits `(N, C)`; put into evaluation mode and left there.
         images: the split.
         config: how its images are read.
         runtime: the devices.
+        nights: each darkens the images first, the same way in every call; by default they stay as they are.
         batch_size: images per forward pass.
         workers: processes that decode.
     """
     network.eval()
-    count = len(images.classes)
-    truth: list[Tensor] = []
     found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in nights]  # predictions and confidences of each batch
     batches = one_pass(WholeImages(images, config), batch_size, images.split, workers, runtime.is_main)
-    for number, (batch, labels) in enumerate(batches):
-        truth.append(labels)
+    for number, (batch, _) in enumerate(batches):
         day = runtime.intensities(batch)
         for night, parts in zip(nights, found, strict=True):
             pictures = night(day, generator_for(images.split, number))
@@ -130,10 +114,10 @@ def measure_each(
                 logits = network(pictures)
             confidences = logits.float().softmax(dim=1).amax(dim=1)
             parts.append((logits.argmax(dim=1).cpu(), confidences.cpu()))
-    labels = torch.cat(truth)
+    count, labels = len(images.classes), torch.tensor(images.labels)
     accuracies = []
     for parts in found:
-        predicted, confident = (torch.cat(batches) for batches in zip(*parts, strict=True))
+        predicted, confident = (torch.cat(some) for some in zip(*parts, strict=True))
         confusion = torch.bincount(labels * count + predicted, minlength=count * count).view(count, count)
         accuracies.append(ClassAccuracy(confusion, predicted, confident, labels))
     return accuracies
@@ -148,5 +132,5 @@ def selection_score(
         ValueError: for a night split; nothing is ever selected on one.
     """
     return selection_numbers(
-        images, lambda nights: [a.balanced for a in measure_each(nights, network, images, config, runtime)]
+        images, lambda nights: [a.balanced for a in measure(network, images, config, runtime, nights)]
     )

@@ -54,7 +54,10 @@ def main(config: Config) -> dict[str, dict[str, ClassAccuracy]]:
         output = config.open_output()
 
         def measured(_: str, network: nn.Module, images: LabelledImages) -> ClassAccuracy:
-            return measure(network, images, config.images, runtime, config.batch_size, config.workers)
+            [accuracy] = measure(
+                network, images, config.images, runtime, batch_size=config.batch_size, workers=config.workers
+            )
+            return accuracy
 
         found = compare(config, networks, splits, measured)
     tables = [

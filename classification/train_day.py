@@ -97,7 +97,7 @@ def main(config: Config) -> Path:
                 for views in run.batches(loader, epoch):
                     loss = step(parallel, views, config, runtime, run.generator("jitter"))
                     run.update(optimizer, {"loss": loss}, schedule)
-                accuracy = measure(network, validation, config.images, runtime)
+                [accuracy] = measure(network, validation, config.images, runtime)
                 run.finish_epoch({"day": accuracy.balanced}, accuracy.balanced, save)
             return run.finish()
 

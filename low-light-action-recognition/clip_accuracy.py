@@ -61,51 +61,35 @@ class ClipAccuracy:
         }
 
 
+@torch.no_grad()
 def measure(
     network: nn.Module,
     clips: LabelledClips,
     config: ClipConfig,
     runtime: Runtime,
-    rounds: int | None = None,
-    batch_size: int = 16,
-    workers: int = 0,
-) -> ClipAccuracy:
-    """Recognise every video of a split; arguments as for `measure_each`."""
-    [found] = measure_each([by_day], network, clips, config, runtime, rounds, batch_size, workers)
-    return found
-
-
-@torch.no_grad()
-def measure_each(
-    nights: Sequence[SelectionNight],
-    network: nn.Module,
-    clips: LabelledClips,
-    config: ClipConfig,
-    runtime: Runtime,
+    nights: Sequence[SelectionNight] = (by_day,),
     rounds: int | None = None,
     batch_size: int = 16,
     workers: int = 0,
 ) -> list[ClipAccuracy]:
-    """Recognise every video of a split as each of some nights shows it: the mean of its rounds' softmax.
+    """Recognise every video of a split, as each of some nights shows it, by the mean of its rounds' softmax.
 
     Args:
-        nights: each darkens the clips first, the same way in every call.
         network: clips `(N, 3, T, H, W)` in [0, 1] to logits `(N, C)`; put into evaluation mode and left there.
-        clips: the split.
+        clips: the split; each clip is decoded once for all nights.
         config: how its clips are chosen and read.
         runtime: the devices.
+        nights: each darkens the clips first, the same way in every call; by default they stay as they are.
         rounds: clips per video; by default those of the config.
         batch_size: clips per forward pass.
         workers: processes that decode.
     """
     network.eval()
     dataset = WholeClips(clips, config, rounds)
-    truth: list[Tensor] = []
     found: list[list[Tensor]] = [[] for _ in nights]  # probabilities of each batch
     videos_at_once = max(1, batch_size // dataset.rounds)
     batches = one_pass(dataset, videos_at_once, clips.split, workers, runtime.is_main)
     for number, (videos, labels) in enumerate(batches):
-        truth.append(labels)
         scores: list[list[Tensor]] = [[] for _ in nights]
         for part, chunk in enumerate(videos.flatten(0, 1).split(batch_size)):
             day = runtime.intensities(chunk)
@@ -114,9 +98,9 @@ def measure_each(
                 with runtime.autocast():
                     logits = network(pictures)
                 parts.append(logits.float().softmax(dim=1).cpu())
-        for batches_of, parts in zip(found, scores, strict=True):
-            batches_of.append(torch.cat(parts).view(len(labels), dataset.rounds, -1).mean(dim=1))
-    return [ClipAccuracy(torch.cat(parts), torch.cat(truth)) for parts in found]
+        for probabilities, parts in zip(found, scores, strict=True):
+            probabilities.append(torch.cat(parts).view(len(labels), dataset.rounds, -1).mean(dim=1))
+    return [ClipAccuracy(torch.cat(parts), torch.tensor(clips.labels)) for parts in found]
 
 
 def selection_score(
@@ -134,7 +118,7 @@ def selection_score(
     """
 
     def top1(nights: Sequence[SelectionNight]) -> list[float]:
-        found = measure_each(nights, network, clips, config, runtime, 1, batch_size, workers)
+        found = measure(network, clips, config, runtime, nights, 1, batch_size, workers)
         return [accuracy.top(1) for accuracy in found]
 
     return selection_numbers(clips, top1)

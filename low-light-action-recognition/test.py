@@ -66,7 +66,10 @@ def main(config: Config) -> dict[str, dict[str, ClipAccuracy]]:
         output = config.open_output()
 
         def measured(_: str, network: nn.Module, clips: LabelledClips) -> ClipAccuracy:
-            return measure(network, clips, config.clips, runtime, None, config.batch_size, config.workers)
+            [accuracy] = measure(
+                network, clips, config.clips, runtime, batch_size=config.batch_size, workers=config.workers
+            )
+            return accuracy
 
         found = compare(config, networks, splits, measured)
     tables = [

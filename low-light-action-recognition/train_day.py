@@ -105,7 +105,8 @@ def main(config: Config) -> Path:
                 for views in run.batches(loader, epoch):
                     loss = step(parallel, views, config, runtime, run.generator("shift"))
                     run.update(optimizer, {"loss": loss}, schedule)
-                score = measure(network, validation, config.clips, runtime, rounds=1, workers=config.workers).top(1)
+                [found] = measure(network, validation, config.clips, runtime, rounds=1, workers=config.workers)
+                score = found.top(1)
                 run.finish_epoch({"day": score}, score, save)
             return run.finish()
 

@@ -101,6 +101,45 @@ class StreetScore:
         }
 
 
+def measure(
+    network: nn.Module,
+    images: StreetImages,
+    size: Size,
+    runtime: Runtime,
+    nights: Sequence[SelectionNight] = (by_day,),
+    full_labels: bool = False,
+    keep: int = 0,
+    batch_size: int = 4,
+    workers: int = 0,
+) -> list[StreetScore]:
+    """Score a split as each of some nights shows it.
+
+    Args:
+        network: as for `predict`.
+        images: the split, with labels; each image is decoded once for all nights.
+        size: what images are brought to.
+        runtime: the devices.
+        nights: each darkens the images first, the same way in every call; by default they stay as they are.
+        full_labels: keep labels at their own size, and bring the logits to it.
+        keep: so many images at most, evenly spaced, are kept with their predictions.
+        batch_size: images per forward pass.
+        workers: processes that decode.
+    """
+    confusions = torch.zeros(len(nights), _ROWS, _ROWS, dtype=torch.int64, device=runtime.device)
+    kept: list[list[tuple[WholeStreet, Tensor]]] = [[] for _ in nights]
+    chosen = evenly_spaced(range(len(images)), keep)
+    for number, streets, day in _batches(images, size, runtime, full_labels, batch_size, workers):
+        for night, confusion, few in zip(nights, confusions, kept, strict=True):
+            pictures = night(day, generator_for("selection", number))
+            for street, logits in _logits(network, streets, pictures, size, runtime):
+                assert street.labels is not None
+                prediction = logits.argmax(dim=0)
+                confusion += count_confusion(prediction, street.labels.to(prediction.device))
+                if street.position in chosen:
+                    few.append((street, prediction.cpu()))
+    return [StreetScore(confusion, tuple(few)) for confusion, few in zip(confusions.cpu(), kept, strict=True)]
+
+
 def predict(
     network: nn.Module,
     images: StreetImages,
@@ -122,11 +161,7 @@ def predict(
         workers: processes that decode.
     """
     for _, streets, pictures in _batches(images, size, runtime, full_labels, batch_size, workers):
-        for street, scores in zip(streets, _logits(network, pictures, runtime), strict=True):
-            shape = size if street.labels is None else street.labels.shape
-            if scores.shape[-2:] != shape:
-                scores = F.interpolate(scores[None], size=tuple(shape), mode="bilinear", align_corners=False)[0]
-            yield street, scores
+        yield from _logits(network, streets, pictures, size, runtime)
 
 
 def _batches(
@@ -139,60 +174,18 @@ def _batches(
 
 
 @torch.no_grad()
-def _logits(network: nn.Module, pictures: Tensor, runtime: Runtime) -> Tensor:
+def _logits(
+    network: nn.Module, streets: list[WholeStreet], pictures: Tensor, size: Size, runtime: Runtime
+) -> Iterator[tuple[WholeStreet, Tensor]]:
+    """The images of a batch, each with the logits of its pixels in the size of its labels."""
     network.eval()
     with runtime.autocast():
-        logits: Tensor = network(pictures)
-    return logits.float()
-
-
-def measure_and_keep(
-    most: int,
-    network: nn.Module,
-    images: StreetImages,
-    size: Size,
-    runtime: Runtime,
-    full_labels: bool = False,
-    batch_size: int = 4,
-    workers: int = 0,
-) -> StreetScore:
-    """The score of a whole split, with at most so many of its images; other arguments as for `predict`."""
-    confusion = torch.zeros(_ROWS, _ROWS, dtype=torch.int64, device=runtime.device)
-    chosen, kept = evenly_spaced(range(len(images)), most), []
-    for street, logits in predict(network, images, size, runtime, full_labels, batch_size, workers):
-        assert street.labels is not None
-        prediction = logits.argmax(dim=0)
-        confusion += count_confusion(prediction, street.labels.to(prediction.device))
-        if street.position in chosen:
-            kept.append((street, prediction.cpu()))
-    return StreetScore(confusion.cpu(), tuple(kept))
-
-
-def measure(
-    network: nn.Module, images: StreetImages, size: Size, runtime: Runtime, batch_size: int = 4, workers: int = 0
-) -> StreetScore:
-    """The confusion matrix of a whole split at network size; arguments as for `predict`."""
-    [found] = measure_each([by_day], network, images, size, runtime, batch_size, workers)
-    return found
-
-
-def measure_each(
-    nights: Sequence[SelectionNight],
-    network: nn.Module,
-    images: StreetImages,
-    size: Size,
-    runtime: Runtime,
-    batch_size: int = 4,
-    workers: int = 0,
-) -> list[StreetScore]:
-    """The same of a split as each of some nights shows it, each the same way in every call."""
-    confusions = torch.zeros(len(nights), _ROWS, _ROWS, dtype=torch.int64, device=runtime.device)
-    for number, streets, day in _batches(images, size, runtime, False, batch_size, workers):
-        labels = torch.stack([street.labels for street in streets if street.labels is not None]).to(runtime.device)
-        for night, confusion in zip(nights, confusions, strict=True):
-            pictures = night(day, generator_for("selection", number))
-            confusion += count_confusion(_logits(network, pictures, runtime).argmax(dim=1), labels)
-    return [StreetScore(confusion) for confusion in confusions.cpu()]
+        logits = network(pictures)
+    for street, scores in zip(streets, logits.float(), strict=True):
+        shape = size if street.labels is None else street.labels.shape
+        if scores.shape[-2:] != shape:
+            scores = F.interpolate(scores[None], size=tuple(shape), mode="bilinear", align_corners=False)[0]
+        yield street, scores
 
 
 def selection_score(
@@ -206,19 +199,19 @@ def selection_score(
     """What checkpoints are chosen by: mean IoU on day validation images, and on each of the selection nights.
 
     Args:
-        network: as for `predict`, as are the other arguments.
+        network: as for `measure`, as are the other arguments.
         images: a day split.
         size: what images are brought to.
         runtime: the devices.
         batch_size: images per forward pass.
-        workers: processes that decode; each image is decoded once for all.
+        workers: processes that decode.
 
     Raises:
         ValueError: for night images; nothing is ever selected on them.
     """
 
     def mean_iou(nights: Sequence[SelectionNight]) -> list[float]:
-        found = measure_each(nights, network, images, size, runtime, batch_size, workers)
+        found = measure(network, images, size, runtime, nights, batch_size=batch_size, workers=workers)
         return [score.mean("occurring") for score in found]
 
     return selection_numbers(images, mean_iou)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from cityscapes import DEFAULT_DATA, StreetConfig, open_streets
-from miou import ScoredClasses, StreetScore, measure_and_keep
+from miou import ScoredClasses, StreetScore, measure
 from night_streets import default_nights, open_night
 from segmenter import load_segmenter
 from street_images import SCENES, StreetImages
@@ -23,6 +23,7 @@ from street_pictures import draw_predictions
 from street_submission import write_submission
 from torch import Tensor, nn
 
+from darkening.selection_nights import by_day
 from minmax.runtime.comparison import compare, file_name
 from minmax.runtime.config import MeasuringFlags, run_script
 from minmax.runtime.devices import open_runtime
@@ -69,17 +70,25 @@ def main(config: Config) -> dict[str, dict[str, StreetScore]]:
         }
         sets = open_sets(config)
         output = config.open_output()
-        options = {"batch_size": config.batch_size, "workers": config.workers}
         secret = {title for title, images in sets.items() if images.load(0).labels is None}
         for title in sorted(secret):
             target = output / f"{file_name(title, '_')}-submission.zip"
-            write_submission(networks["checkpoint"], sets[title], config.images.size, runtime, target, **options)
+            write_submission(
+                networks["checkpoint"],
+                sets[title],
+                config.images.size,
+                runtime,
+                target,
+                config.batch_size,
+                config.workers,
+            )
             log.info("%s has no labels here; its evaluation server takes %s", title, target)
         open_labels = {title: images for title, images in sets.items() if title not in secret}
 
         def measured(_: str, network: nn.Module, images: StreetImages) -> StreetScore:
-            full = config.labels == "full"
-            return measure_and_keep(SHOWN, network, images, config.images.size, runtime, full, **options)
+            size, full = config.images.size, config.labels == "full"
+            [score] = measure(network, images, size, runtime, (by_day,), full, SHOWN, config.batch_size, config.workers)
+            return score
 
         found = compare(config, networks, open_labels, measured)
     tables = [

@@ -100,9 +100,8 @@ def main(config: Config) -> Path:
                 for views in run.batches(loader, epoch):
                     loss = step(parallel, views, config, runtime, run.generator("photometry"))
                     run.update(optimizer, {"loss": loss}, schedule)
-                score = measure(network, validation, config.images.size, runtime, workers=config.workers).mean(
-                    "occurring"
-                )
+                [found] = measure(network, validation, config.images.size, runtime, workers=config.workers)
+                score = found.mean("occurring")
                 run.finish_epoch({"day": score}, score, save)
             return run.finish()
 

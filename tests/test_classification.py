@@ -131,7 +131,7 @@ class AlwaysSecond(torch.nn.Module):
 
 def test_measure_fills_the_confusion_matrix_row_by_truth(data):
     images = open_split(str(data), "test_day", ImageConfig(size=32))
-    found = measure(AlwaysSecond(), images, ImageConfig(size=32), RUNTIME, batch_size=5)
+    [found] = measure(AlwaysSecond(), images, ImageConfig(size=32), RUNTIME, batch_size=5)
     assert found.confusion.tolist() == [[0, 6], [0, 6]]
     assert found.predictions.tolist() == [1] * 12
 
