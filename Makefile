@@ -24,8 +24,8 @@ bench: $(STAMP)
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
 $(STAMP): requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4))' || \
+	  { echo "error: $(PYTHON) is older than 3.11.4; name a newer one: make PYTHON=python3.12 ..." >&2; exit 2; }
 	if command -v uv >/dev/null; then \
 	  uv venv --allow-existing --python $(PYTHON) $(VENV) && \
 	  uv pip install --python $(BIN)/python -r requirements.txt -e '.[dev]'; \

@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from darkening.curve_estimator import load_darkener
+from darkening.darkener_files import load_darkener
 from darkening.night_view import LearnedNight
 from minmax.features import freeze
 from minmax.runtime.checkpoints import write_atomically

@@ -23,16 +23,17 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from darkening.curve_estimator import Darkener, DarkenerSettings, Darkening
+from darkening.darkener import Darkener, DarkenerSettings
+from darkening.darkener_files import NIGHT_TO_LOOK_AT, STARTING_POINT, load_darkener
 from darkening.losses import DarkeningLoss
 from darkening.night_view import LearnedNight, NightConfig, build_night_view
-from darkening.starting_point import NIGHT_TO_LOOK_AT_NAME, STARTING_POINT_NAME, load_darkener_or_starting_point
+from darkening.views import Darkening
 from media.pictures import as_intensities, decode_picture, write_picture
 from minmax.features import InputNormalization, LayeredEncoder, freeze
 from minmax.runtime.devices import Runtime, keep_large_buffers
 from minmax.runtime.seeding import generator_for
 
-DARKENERS = (("nights to learn from", STARTING_POINT_NAME), ("nights to look at", NIGHT_TO_LOOK_AT_NAME))
+DARKENERS = (("nights to learn from", STARTING_POINT), ("nights to look at", NIGHT_TO_LOOK_AT))
 """What they are for, and their names or paths."""
 NAMES = tuple(name for _, name in DARKENERS)
 ROUNDS = 5
@@ -107,12 +108,12 @@ def smooth_images(count, height, width, seed=0):
 @torch.no_grad()
 def bench_image():
     """One image of Cityscapes' network size."""
-    authors = load_darkener_or_starting_point(STARTING_POINT_NAME)
+    authors = load_darkener(STARTING_POINT)
     exposure, images = torch.tensor(0.1), smooth_images(1, 512, 1024)
     images_last = RUNTIME.to_device(images)
     for title, name in DARKENERS:
-        darkener = RUNTIME.place(load_darkener_or_starting_point(name))
-        if name == STARTING_POINT_NAME:
+        darkener = RUNTIME.place(load_darkener(name))
+        if name == STARTING_POINT:
             expected = straightforward(authors, images, exposure).image.clamp(0, 1)
             torch.testing.assert_close(darkener.darken(images_last, exposure), expected)
         for threads in THREADS:
@@ -126,7 +127,7 @@ def bench_image():
 
 def bench_batch():
     """The night of a small batch, as in adaptation: by a learned camera against a curve for each pixel, plainly."""
-    authors = load_darkener_or_starting_point(STARTING_POINT_NAME)
+    authors = load_darkener(STARTING_POINT)
     images, exposure = smooth_images(32, 64, 64), torch.full((32, 1, 1, 1), 0.1)
     camera, generator = LearnedNight(Darkener(DarkenerSettings(view="camera"))), torch.Generator()
     with torch.no_grad():
@@ -141,7 +142,7 @@ def bench_batch():
 
 def bench_step():
     """A training step of a darkener from the starting point."""
-    darkener, fast = (load_darkener_or_starting_point(STARTING_POINT_NAME) for _ in range(2))
+    darkener, fast = (load_darkener(STARTING_POINT) for _ in range(2))
     fast = fast.to(memory_format=torch.channels_last)
     exposure = torch.tensor(0.1)
     resnet = torchvision.models.resnet18(weights=None)
@@ -197,7 +198,7 @@ def darken_photo(night, photo, target, threads):
     torch.set_num_threads(threads)
     keep_large_buffers()
     hand_made = night == "brightness"
-    darkener = None if hand_made else load_darkener_or_starting_point(night)
+    darkener = None if hand_made else load_darkener(night)
     config = NightConfig(source="brightness" if hand_made else "learned", exposure=(0.1, 0.1))
     view = build_night_view(config, darkener, RUNTIME)
     view(torch.rand(1, 3, 64, 64), generator_for("bench"))  # loads what is loaded at the first use

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from bench_darkening import DARKENERS, RUNTIME, THREADS, default_allocator, straightforward
 
+from darkening.darkener_files import STARTING_POINT, load_darkener
 from darkening.night_view import NightConfig, build_night_view
-from darkening.starting_point import STARTING_POINT_NAME, load_darkener_or_starting_point
 from media.video_frames import read_frames
 from media.video_writer import VideoOptions
 from media.videos import darken_video
@@ -70,13 +70,13 @@ def authors_loop(source, target, darkener, exposure, count):
 
 def bench(folder, height, width, frames, few):
     """One size of video, with each night, by as many threads as asked for."""
-    authors = load_darkener_or_starting_point(STARTING_POINT_NAME)
+    authors = load_darkener(STARTING_POINT)
     source, plain, ours = (folder / name for name in ("day.mp4", "plain.mp4", "ours.mp4"))
     sample_video(source, height, width, frames)
     config = NightConfig(exposure=(0.1, 0.1), noise=0.0)
     views = {"brightness": build_night_view(NightConfig("brightness", exposure=(0.1, 0.1)), None, RUNTIME)}
     for title, name in DARKENERS:
-        views[f"{title} ({name})"] = build_night_view(config, load_darkener_or_starting_point(name), RUNTIME)
+        views[f"{title} ({name})"] = build_night_view(config, load_darkener(name), RUNTIME)
     for threads in THREADS:
         torch.set_num_threads(threads)
         rates = {"straightforward": [], **{title: [] for title in views}}
@@ -91,7 +91,7 @@ def bench(folder, height, width, frames, few):
                 start = lambda *size, view=view: view.for_video(*size, generator_for("bench"))  # noqa: E731
                 darken_video(source, ours, start, RUNTIME, OPTIONS)
                 passed.append((title, frames, time.perf_counter() - begin))
-                if STARTING_POINT_NAME in title:
+                if STARTING_POINT in title:
                     first, second = (read_frames(file, range(few)).float() for file in (plain, ours))
                     assert (first - second).abs().mean() < 1, "the two do not darken alike"
             for title, count, seconds in passed:

@@ -22,6 +22,7 @@ from media.pictures import (
     listed_below,
     orientation,
 )
+from minmax.runtime.archives import unpacking_folder
 from minmax.runtime.checked import find_problems
 from minmax.runtime.config import REPOSITORY, require
 from minmax.runtime.errors import RunError, UsageError
@@ -186,13 +187,8 @@ def has_split(data: str, split: Split) -> bool:
     return (Path(data) / split).is_dir()
 
 
-def unpacking_folder(root: Path, split: Split) -> Path:
-    """Where a split stands until codan.py has unpacked it completely."""
-    return root / f".{split}.unpacking"
-
-
 def _refuse_half_unpacked(root: Path, split: Split) -> None:
-    half = unpacking_folder(root, split)
+    half = unpacking_folder(root / split)
     if half.exists() and not (root / split).exists():
         raise UsageError(
             f"no folder {root / split}, only {half}, which an interrupted run of classification/codan.py left behind; "

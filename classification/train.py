@@ -21,7 +21,7 @@ from image_views import TrainingViews
 from night_statistics import reestimate_statistics
 from torch import Tensor, nn
 
-from darkening.curve_estimator import load_darkener
+from darkening.darkener_files import load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view
 from darkening.source_choice import with_chosen_source
 from minmax.augmentation import AugmentConfig
@@ -51,7 +51,7 @@ class Config(ForeignFlags, CommonFlags):
     checkpoint: Path
     """The daytime classifier: a best.pt of train_day.py, a released checkpoint, or foreign weights with --model."""
     darkener: Path | None = None
-    """The darkener, a best.pt of train_darkener.py; needed by --night.source learned."""
+    """The darkener, a best.pt of train_darkener.py or the name of a shipped one; by default nights are made by hand."""
     jitter: float = 0.3
     """Strength of the random brightness, contrast, saturation and hue of both views."""
     statistics: Literal["running", "reestimated"] = "running"

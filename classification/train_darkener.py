@@ -16,16 +16,11 @@ from class_folders import DEFAULT_DATA, ImageConfig, open_split
 from foreign_weights import ForeignFlags, load_classifiers
 from image_views import WholeImages
 
-from darkening.curve_estimator import DarkenerSettings
-from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
-from darkening.starting_point import STARTS, initial_darkener
-from darkening.training import (
-    DarkenerOptim,
-    DarkenerTraining,
-    RequestConfig,
-    save_and_show,
-    train_darkener,
-)
+from darkening.darkener import DarkenerSettings
+from darkening.exposures import RequestConfig
+from darkening.fit import DarkenerOptim
+from darkening.losses import RECOGNISABLE_LOSS, DarkeningLoss
+from darkening.training import STARTS, DarkenerTraining, initial_darkener, save_and_show, train_darkener
 from minmax.features import InputNormalization
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
@@ -55,8 +50,8 @@ class Config(ForeignFlags, CommonFlags):
     request: RequestConfig = field(default_factory=RequestConfig)
     images: ImageConfig = field(default_factory=ImageConfig)
     darkener: DarkenerSettings = field(default_factory=lambda: DarkenerSettings(view="camera"))
-    loss: DarkeningLoss = OBEDIENT_LOSS
-    """Weights of the losses (docs/deviations.md has the paper's); of view camera only that of similarity counts."""
+    loss: DarkeningLoss = RECOGNISABLE_LOSS
+    """Weights of the losses (docs/deviations.md has the paper's); view camera has similarity and recognisable alone."""
     optim: DarkenerOptim = field(default_factory=DarkenerOptim)
 
     def __post_init__(self) -> None:

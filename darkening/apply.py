@@ -24,8 +24,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from darkening.darkener_files import NIGHT_TO_LOOK_AT, load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view, refuse_untrained
-from darkening.starting_point import NIGHT_TO_LOOK_AT_NAME, load_darkener_or_starting_point
 from media.pictures import (
     DECODING_ERRORS,
     PICTURE_SUFFIXES,
@@ -39,9 +39,9 @@ from media.video_frames import VIDEO_SUFFIXES, BrokenVideo, expected_frames
 from media.video_writer import VideoOptions
 from media.videos import darken_video
 from minmax.runtime.checkpoints import file_digest, remove_leftovers
-from minmax.runtime.config import replaced, require, run_script, to_plain
+from minmax.runtime.config import replaced, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
-from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.errors import RunError, UsageError, require
 from minmax.runtime.report import recorded, write_json
 from minmax.runtime.seeding import generator_for
 
@@ -59,7 +59,7 @@ class Config:
     """An image or a video, or a folder of such files with any folders below it."""
     output: Path
     """The darkened file, or the folder for the darkened files; made when missing."""
-    darkener: str = NIGHT_TO_LOOK_AT_NAME
+    darkener: str = NIGHT_TO_LOOK_AT
     """A darkener checkpoint, or one that ships with the package: `night-to-look-at` or `starting-point`."""
     night: NightConfig = field(default_factory=lambda: NightConfig(exposure=SHOWN_EXPOSURES))
     exposures: tuple[float, ...] = ()
@@ -82,23 +82,20 @@ class Config:
         """Refuse values out of range."""
         require(self.workers >= 0, "--workers", self.workers, "0 or more")
         require(self.threads >= 0, "--threads", self.threads, "0 or more")
-        if self.size is not None:
-            require(min(self.size) >= 8, "--size", self.size, "two numbers, 8 or more each")
+        require(self.size is None or min(self.size) >= 8, "--size", self.size, "two numbers, 8 or more each")
         if self.exposures:
             within = all(0.0 <= exposure <= 1.0 for exposure in self.exposures)
-            once = within and len(self.nights) == len(self.exposures)
-            require(once, "--exposures", self.exposures, "numbers from 0 to 1, each once")
+            once = len(set(map(_mark, self.exposures))) == len(self.exposures)
+            require(within and once, "--exposures", self.exposures, "numbers from 0 to 1, each once")
             drawn, source = self.night.exposure, self.night.source
             require(drawn == SHOWN_EXPOSURES, "--night.exposure", drawn, "no such flag beside --exposures")
             by_request = source not in ("day", "augmix")
             require(by_request, "--night.source", source, "a night beside --exposures; this one does not follow them")
 
-    @property
-    def nights(self) -> dict[str, NightConfig]:
-        """What darkens each file, by what is put behind the file's name."""
-        if not self.exposures:
-            return {"": self.night}
-        return {f"@{exposure:g}": replaced(self.night, exposure=(exposure, exposure)) for exposure in self.exposures}
+
+def _mark(exposure: float) -> str:
+    """What is put behind the name of a file that is darkened to one of several exposures."""
+    return f"@{exposure:g}"
 
 
 class PictureFiles(Dataset[tuple[Path, torch.Tensor | str]]):
@@ -126,11 +123,15 @@ def main(config: Config) -> None:
     targets = _targets(config, files)
     with open_runtime(config.device, threads=config.threads) as runtime:
         # The default of --darkener is not a wish: hand-made nights do without.
-        wanted = config.night.source == "learned" or config.darkener != NIGHT_TO_LOOK_AT_NAME
-        darkener = load_darkener_or_starting_point(config.darkener) if wanted else None
-        if darkener is not None and config.exposures:
-            refuse_untrained("--exposures", config.exposures, darkener)
-        views = {mark: build_night_view(night, darkener, runtime) for mark, night in config.nights.items()}
+        wanted = config.night.source in (None, "learned") or config.darkener != NIGHT_TO_LOOK_AT
+        darkener = load_darkener(config.darkener) if wanted else None
+        night = config.night
+        if config.exposures:
+            if darkener is not None:
+                refuse_untrained("--exposures", config.exposures, darkener)
+            night = replaced(night, exposure=(min(config.exposures), max(config.exposures)))
+        view = build_night_view(night, darkener, runtime)
+        views = {_mark(exposure): view.with_exposure(exposure, exposure) for exposure in config.exposures} or {"": view}
         _refuse_other_settings(config, files)
         work = {file: [(_marked(targets[file], mark), view) for mark, view in views.items()] for file in files}
         # Of a folder, what is done is left alone; of a single file nothing would tell what it was darkened with.

@@ -4,7 +4,7 @@ It comes behind every source of night, learned or made by hand. The ranges are p
 behind the gain of a night exposure white is 200 electrons (a phone) to 5,000 (a large sensor), and 1 to 6 are misread;
 lenses scatter light into the dark parts; sensors and their software lose colour in the dark; hands and cars move.
 
-`CameraEstimator` is the learned camera: it moves the draws within these ranges, each image's its own way.
+The learned camera, `camera_view.CameraView`, moves the draws within these ranges, each image's its own way.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from minmax.runtime.config import require, require_range
+from minmax.runtime.errors import check, check_range
 
 DISPLAY_GAMMA = 2.2
 SHARED_DRAWS = 11
@@ -24,12 +24,6 @@ TONE_DRAW = 0
 TILTED = 8
 """So many of them a learned camera moves; the last three say whether there is blur, noise, and a camera at all."""
 _LARGEST_BLUR = 8.0  # pixels
-_SEEN = 32  # side of the copy that the learned camera looks at
-_BOLDNESS = 2.0  # the largest tilt: the mean of an even draw moves to 0.8, or to 0.2
-
-
-def _flag(name: str) -> str:
-    return f"--night.camera.{name} or --darkener.camera.{name}"
 
 
 @dataclass(frozen=True)
@@ -58,13 +52,13 @@ class CameraConfig:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         for name in ("share", "blurred", "noisy"):
-            require(0 <= getattr(self, name) <= 1, _flag(name), getattr(self, name), "a share in [0, 1]")
-        require_range(_flag("saturation"), self.saturation, 0.0, 1.0)
-        require_range(_flag("contrast"), self.contrast, 0.0, 1.0)
-        require_range(_flag("blur"), self.blur, 0.0, _LARGEST_BLUR)
-        require_range(_flag("full-well"), self.full_well, 1.0, 1e6)
-        require_range(_flag("read-noise"), self.read_noise, 0.0, 1e3)
-        require(0 <= self.white_balance < 1, _flag("white-balance"), self.white_balance, "a share in [0, 1)")
+            check(self, name, 0 <= getattr(self, name) <= 1, "a share in [0, 1]")
+        check_range(self, "saturation", 0.0, 1.0)
+        check_range(self, "contrast", 0.0, 1.0)
+        check_range(self, "blur", 0.0, _LARGEST_BLUR)
+        check_range(self, "full_well", 1.0, 1e6)
+        check_range(self, "read_noise", 0.0, 1e3)
+        check(self, "white_balance", 0 <= self.white_balance < 1, "a share in [0, 1)")
 
 
 class Cameras(NamedTuple):
@@ -100,6 +94,11 @@ def choose_cameras(config: CameraConfig, draws: Tensor) -> Cameras:
         noisy=(noisy < config.noisy).to(draws),
         used=(used < config.share).to(draws),
     )
+
+
+def draw_noise(images: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal noise for each pixel of `images`, drawn on the CPU: the same on every device."""
+    return torch.randn(images.shape, generator=generator).to(images)
 
 
 def photograph(images: Tensor, config: CameraConfig, draws: Tensor, noise: Tensor, quantised: bool = True) -> Tensor:
@@ -156,48 +155,3 @@ def blur(images: Tensor, deviation: Tensor, most: float) -> Tensor:
         weight = kernel.view(count * channels, 1, *shape)
         flat = F.conv2d(F.pad(flat, padding, mode="replicate"), weight, groups=count * channels)
     return flat.view_as(images)
-
-
-class CameraEstimator(nn.Module):
-    """Looks at a small copy of each image, and tells which of the nights in range would hide most of it.
-
-    Frames of a clip share draws, but each moves them by what it shows. Its last layer starts at 0: all draws even, a
-    night made by hand.
-    """
-
-    def __init__(self, width: int = 32) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(4, width, 3, padding=1, padding_mode="replicate"),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=2, dilation=2, padding_mode="replicate"),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=4, dilation=4, padding_mode="replicate"),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(width, width),
-            nn.ReLU(),
-            nn.Linear(width, TILTED),
-        )
-        last = self.layers[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-
-    def forward(self, images: Tensor, exposure: Tensor, draws: Tensor) -> Tensor:
-        """Move even draws towards the nights that hide most, none of them out of its range.
-
-        Args:
-            images: day images `(N, 3, H, W)` in [0, 1].
-            exposure: requested mean intensities, `(N, 1, 1, 1)` or maps `(N, 1, H, W)` whose mean counts.
-            draws: `(N, SHARED_DRAWS)` in [0, 1].
-
-        Returns:
-            Draws of the same shape; every value that was possible still is.
-        """
-        small = F.interpolate(images, size=(_SEEN, _SEEN), mode="bilinear", antialias=True)
-        asked = exposure.to(images).mean(dim=(1, 2, 3), keepdim=True).expand(len(images), 1, _SEEN, _SEEN)
-        tilt = _BOLDNESS * torch.tanh(self.layers(torch.cat([small - 0.5, 4.0 * asked - 0.8], dim=1)))
-        moved = torch.sigmoid(torch.logit(draws[:, :TILTED].to(images), eps=1e-4) + tilt)
-        return torch.cat([moved, draws[:, TILTED:].to(images)], dim=1)

@@ -1,17 +1,18 @@
 """Hand-made nights, the rivals of a learned one: each reaches min(request, the day's mean) as nearly as its curve can.
 
 No pixel becomes brighter than by day, but for the noise of the short exposure, and for black, which dim nights lift to
-0.001 at most.
+0.001 at most. Two controls share their interface: `day_view` and `augmix_view`, which darken nothing.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from darkening.camera import DISPLAY_GAMMA, TONE_DRAW, with_sensor_noise
+from darkening.camera import DISPLAY_GAMMA, TONE_DRAW, draw_noise, with_sensor_noise
 
+Generator: TypeAlias = torch.Generator | None  # None: torch's default one
 HeuristicName = Literal["gamma", "brightness", "dim", "short-exposure"]
 
 LARGEST_POWER = 6.0  # beyond it a photo with a burnt-out sky becomes black and white
@@ -19,7 +20,7 @@ _FULL_WELL = 2000.0  # photo-electrons at white after the gain of a night exposu
 _READ_NOISE = 3.0  # electrons
 
 
-def gamma_night(images: Tensor, exposure: Tensor, generator: torch.Generator, draws: Tensor | None = None) -> Tensor:
+def gamma_night(images: Tensor, exposure: Tensor, generator: Generator, draws: Tensor | None = None) -> Tensor:
     """Darken by a power: v <- v^g, g in [1, 6] solved per image; black and white stay.
 
     The mean is min(request, the day's mean) where g = 6 is dark enough for it, and otherwise, as under a burnt-out
@@ -38,9 +39,7 @@ def gamma_night(images: Tensor, exposure: Tensor, generator: torch.Generator, dr
     return images ** _power(images, _target(images, exposure))
 
 
-def brightness_night(
-    images: Tensor, exposure: Tensor, generator: torch.Generator, draws: Tensor | None = None
-) -> Tensor:
+def brightness_night(images: Tensor, exposure: Tensor, generator: Generator, draws: Tensor | None = None) -> Tensor:
     """Darken by a factor: v <- k v, k in [0, 1] per image. The mean is min(request, the day's mean), exactly.
 
     Arguments as `gamma_night`.
@@ -49,7 +48,7 @@ def brightness_night(
     return images * (_target(images, exposure) / mean).clamp(max=1.0).view(-1, 1, 1, 1)
 
 
-def dim_night(images: Tensor, exposure: Tensor, generator: torch.Generator, draws: Tensor | None = None) -> Tensor:
+def dim_night(images: Tensor, exposure: Tensor, generator: Generator, draws: Tensor | None = None) -> Tensor:
     """Darken by a power and a factor in a random proportion: between `brightness_night` and `gamma_night`.
 
     The mean is min(request, the day's mean), exactly. Arguments as `gamma_night`; without `draws` each image has its
@@ -75,9 +74,7 @@ def dimmed(images: Tensor, exposure: Tensor, share: Tensor) -> Tensor:
     return bent * (target / bent.mean(dim=(1, 2, 3), keepdim=True)).clamp(max=1.0)
 
 
-def short_exposure_night(
-    images: Tensor, exposure: Tensor, generator: torch.Generator, draws: Tensor | None = None
-) -> Tensor:
+def short_exposure_night(images: Tensor, exposure: Tensor, generator: Generator, draws: Tensor | None = None) -> Tensor:
     """A short exposure of a noisy sensor: less linear light, shot and read noise, display gamma, 8 bits.
 
     Before noise the mean is min(request, the day's mean), exactly; noise makes the darkest images a little brighter.
@@ -85,9 +82,31 @@ def short_exposure_night(
     """
     # A factor of linear light is a factor behind the display's power as well.
     light = brightness_night(images, exposure, generator) ** DISPLAY_GAMMA
-    noise = torch.randn(light.shape, generator=generator).to(light)
-    light = with_sensor_noise(light, _FULL_WELL, _READ_NOISE, noise)
+    light = with_sensor_noise(light, _FULL_WELL, _READ_NOISE, draw_noise(light, generator))
     return (light.clamp(0.0, 1.0) ** (1.0 / DISPLAY_GAMMA) * 255.0).round() / 255.0
+
+
+def day_view(images: Tensor, exposure: Tensor, generator: Generator, draws: Tensor | None = None) -> Tensor:
+    """The images as they are: the control in which nothing is darkened."""
+    return images
+
+
+def augmix_view(images: Tensor, exposure: Tensor, generator: Generator, draws: Tensor | None = None) -> Tensor:
+    """AugMix (Hendrycks et al., ICLR 2020) of each image by itself, on the CPU: a rival told nothing of the night.
+
+    It shifts, shears and turns as well, so it is no night for images whose pixels have labels; `exposure` is not used.
+    """
+    from torchvision.transforms import v2  # here, as it takes a second to import
+
+    mix = v2.AugMix()
+    codes = (images.cpu() * 255.0).round().to(torch.uint8)
+    shares = torch.rand(len(images), generator=generator) if draws is None else draws[:, TONE_DRAW]
+    mixed = []
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+        for image, share in zip(codes, shares.tolist(), strict=True):
+            torch.manual_seed(int(share * 2**24))  # the same for all frames of a clip
+            mixed.append(mix(image))
+    return torch.stack(mixed).to(images) / 255.0
 
 
 Night = Callable[..., Tensor]
@@ -98,6 +117,7 @@ HEURISTICS: dict[HeuristicName, Night] = {
     "dim": dim_night,
     "short-exposure": short_exposure_night,
 }
+CONTROLS: dict[str, Night] = {"day": day_view, "augmix": augmix_view}
 
 
 def _target(images: Tensor, exposure: Tensor) -> Tensor:

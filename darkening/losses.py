@@ -4,15 +4,15 @@ Source: Luo et al., ICCV 2023 (image level); exposure, colour and total-variatio
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from darkening.curve_estimator import Darkening
-from minmax.runtime.config import require
-from minmax.similarity import feature_similarity
+from darkening.views import Darkening
+from minmax.runtime.errors import check
+from minmax.similarity import at_least_float32, feature_similarity
 
 ExposureSpace = Literal["linear", "log"]
 _CHROMA_OFFSET = 0.02
@@ -94,6 +94,12 @@ def _chroma(images: Tensor) -> Tensor:
     return (images + _CHROMA_OFFSET) / (images.mean(dim=1, keepdim=True) + _CHROMA_OFFSET)
 
 
+def prediction_divergence(dark: Tensor, day: Tensor) -> Tensor:
+    """Kullback-Leibler divergence of the classes predicted by night from those by day, from logits `(N, C, ...)`."""
+    given, wanted = (at_least_float32(logits).log_softmax(dim=1) for logits in (dark, day))
+    return F.kl_div(given, wanted, reduction="none", log_target=True).sum(dim=1).mean()
+
+
 @dataclass(frozen=True)
 class DarkeningLoss:
     """The darkener's loss: named, weighted terms. The defaults are the paper's for classification."""
@@ -116,13 +122,15 @@ class DarkeningLoss:
     """Weight of keeping each pixel's colour; not in the paper."""
     similarity: float = 0.1
     """Weight of the similarity that the frozen daytime model sees between day and darkened image."""
+    recognisable: float = 0.0
+    """Weight, in units of that of similarity, of what the frozen model no longer predicts by night as it does by day
+    (Kullback-Leibler divergence); not in the paper."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        require(self.exposure_patch >= 0, "--loss.exposure-patch", self.exposure_patch, "0 or more")
-        require(
-            self.total_variation_midpoint > 0, "--loss.total-variation-midpoint", self.total_variation_midpoint, "> 0"
-        )
+        check(self, "exposure_patch", self.exposure_patch >= 0, "0 or more")
+        check(self, "recognisable", self.recognisable >= 0, "0 or more")
+        check(self, "total_variation_midpoint", self.total_variation_midpoint > 0, "more than 0")
 
     def __call__(
         self,
@@ -131,11 +139,14 @@ class DarkeningLoss:
         exposure: Tensor,
         dark_features: Sequence[Tensor] = (),
         day_features: Sequence[Tensor] = (),
+        dark_prediction: Tensor | None = None,
+        day_prediction: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The weighted terms by name: of `day` images, what the darkener made of them, and the features of both.
+        """The weighted terms by name: of `day` images, what the darkener made of them, and what the model sees in both.
 
-        `chroma` is there only when it has a weight, `similarity` only when features are given. A night by a camera has
-        no other term: it obeys, and is realistic, by the ranges of the camera.
+        `chroma` is there only when it has a weight, `similarity` only when features are given, `recognisable` only when
+        predictions are, logits `(N, C, ...)`. A night by a camera has no other term: it obeys, and is realistic, by the
+        ranges of the camera.
         """
         image, terms = darkening.image, {}
         if darkening.curve_map.dim() > 2:
@@ -150,6 +161,9 @@ class DarkeningLoss:
                 terms["chroma"] = self.chroma * chroma_loss(image, day)
         if dark_features:
             terms["similarity"] = self.similarity * feature_similarity(dark_features, day_features)
+        if dark_prediction is not None and day_prediction is not None:
+            weight = self.similarity * self.recognisable
+            terms["recognisable"] = weight * prediction_divergence(dark_prediction, day_prediction)
         return terms
 
 
@@ -168,3 +182,5 @@ OBEDIENT_LOSS = DarkeningLoss(
     similarity=0.1,
 )
 """Weights with which the output's mean follows the request and colours stay: ours, the default of the scripts."""
+RECOGNISABLE_LOSS = replace(OBEDIENT_LOSS, recognisable=0.3)
+"""The same, but the model must still see by night what it sees by day: of a learned camera, for classifiers."""

@@ -10,10 +10,12 @@ which writes `night_to_look_at.safetensors` into its run; copy it beside this fi
 
 from dataclasses import dataclass, field
 
-from darkening.curve_estimator import DarkenerSettings
+from darkening.darkener import DarkenerSettings
+from darkening.darkener_files import NIGHT_TO_LOOK_AT
+from darkening.exposures import RequestConfig
+from darkening.fit import DarkenerOptim
 from darkening.losses import DarkeningLoss
-from darkening.starting_point import NIGHT_TO_LOOK_AT_NAME, Config, main
-from darkening.training import DarkenerOptim, RequestConfig
+from darkening.starting_point import Config, main
 from minmax.runtime.config import run_script
 
 PLANNED_LOSS = DarkeningLoss(
@@ -33,7 +35,7 @@ PLANNED_LOSS = DarkeningLoss(
 class SceneConfig(Config):
     """Train the darkener for nights to look at on built-in scenes."""
 
-    name: str = NIGHT_TO_LOOK_AT_NAME
+    name: str = NIGHT_TO_LOOK_AT
     """Name of the run; its folder is RUNS/darkening/NAME and must not exist yet."""
     count: int = 1024
     """Day scenes to train on."""

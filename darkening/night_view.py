@@ -1,28 +1,32 @@
-"""Night views of a batch: draw exposures, add exposure noise, darken.
+"""Night views of a batch: draw exposures, add exposure noise, darken, photograph.
 
 Source: Luo et al., ICCV 2023; exposure range and noise as the authors use them for adaptation.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms import v2
 
-from darkening.camera import SHARED_DRAWS, TONE_DRAW, CameraConfig, photograph
-from darkening.curve_estimator import Darkener
-from darkening.heuristics import HEURISTICS, HeuristicName, Night
+from darkening.camera import SHARED_DRAWS, CameraConfig, draw_noise, photograph
+from darkening.darkener import Darkener
+from darkening.exposures import as_clips, as_images, follow_day, uniform
+from darkening.heuristics import CONTROLS, HEURISTICS, HeuristicName, Night
 from darkening.scene_view import SceneMemory
 from minmax.features import freeze
-from minmax.runtime.config import require, require_range
-from minmax.runtime.devices import Runtime
-from minmax.runtime.errors import UsageError
+from minmax.runtime.errors import SettingError, UsageError, check, check_range, require
 
-_NEARLY_BLACK = 0.01  # so that a black cell is not infinitely darker than its neighbours
+if TYPE_CHECKING:
+    from minmax.runtime.devices import Runtime
 
+log = logging.getLogger(__name__)
 NightSource = Literal["learned", "gamma", "brightness", "dim", "short-exposure", "augmix", "day", "auto"]
 
 
@@ -30,10 +34,10 @@ NightSource = Literal["learned", "gamma", "brightness", "dim", "short-exposure",
 class NightConfig:
     """Where night views come from."""
 
-    source: NightSource = "learned"
-    """learned: the darkener; gamma, brightness, dim (between these two), short-exposure: hand-made nights; augmix:
-    AugMix in place of a night; day: no darkening, a control; auto, in train.py: an epoch of several, then the one
-    that day validation images prefer."""
+    source: NightSource | None = None
+    """By default the darkener where there is one, and otherwise a dim night behind a camera. learned: the darkener;
+    gamma, brightness, dim (between these two), short-exposure: made by hand; augmix: AugMix in place of a night; day:
+    no darkening, a control; auto, in train.py: an epoch of several, then the one that day validation images prefer."""
     mix: tuple[HeuristicName, ...] = ()
     """Hand-made nights that take turns with the source: each image (or clip) gets one of them all at random."""
     exposure: tuple[float, float] = (0.0, 0.2)
@@ -48,111 +52,24 @@ class NightConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        require_range("--night.exposure", self.exposure, 0.0, 1.0)
+        _check_draws(self)
         repeated = self.source in self.mix or len(set(self.mix)) < len(self.mix)
-        require(not repeated, "--night.mix", self.mix, f"each once, and none that is the source, {self.source}")
-        require_range("--night.contrast", self.contrast, 0.0, 4.0)
-        require(self.noise >= 0, "--night.noise", self.noise, "0 or more")
-        require(self.cell >= 1, "--night.cell", self.cell, "1 or more")
-        idle = self.camera.share == 0 and self.camera != CameraConfig() and self.source != "auto"
-        require(not idle, "--night.camera.share", self.camera.share, "more than 0 beside other flags of the camera")
+        check(self, "mix", not repeated, f"each once, and none that is the source, {self.source}")
+        if self.camera.share == 0 and self.camera != CameraConfig() and self.source not in (None, "auto"):
+            raise SettingError(CameraConfig, "share", "0: expected more than 0 beside other settings of the camera")
 
 
-def uniform(bounds: tuple[float, float], count: int, generator: torch.Generator) -> Tensor:
-    """One number for each image, `(count, 1, 1, 1)`, drawn on the CPU from [low, high]."""
-    low, high = bounds
-    return torch.rand(count, 1, 1, 1, generator=generator) * (high - low) + low
-
-
-def follow_day(images: Tensor, exposure: Tensor, power: Tensor, cell: int) -> Tensor:
-    """Requests that follow the day's brightness from cell to cell, their mean kept.
-
-    Args:
-        images: day images `(N, 3, H, W)` in [0, 1].
-        exposure: requested mean intensities, `(N, 1, 1, 1)` or a map `(N, 1, H, W)`.
-        power: of the day's brightness that the request follows, `(N, 1, 1, 1)`; 0 everywhere changes nothing.
-        cell: side of the cells in pixels.
-
-    Returns:
-        A map `(N, 1, H, W)`; where the day is much brighter than its mean it may ask for more than 1.
-    """
-    if not power.any():
-        return exposure
-    height, width = images.shape[-2:]
-    cells = (max(1, height // cell), max(1, width // cell))
-    grey = images.mean(dim=1, keepdim=True)
-    # On MPS cells must all be of one size (https://github.com/pytorch/pytorch/issues/96056).
-    grey = grey.cpu() if grey.device.type == "mps" else grey
-    brightness = F.adaptive_avg_pool2d(grey, cells).to(images.device) + _NEARLY_BLACK
-    brightness = F.interpolate(brightness, size=(height, width), mode="bilinear", align_corners=False)
-    share = brightness ** power.to(images)
-    return exposure * share / share.mean(dim=(2, 3), keepdim=True)
-
-
-def within_training(
-    images: Tensor, request: Tensor, exposure: tuple[float, float], contrast: tuple[float, float]
-) -> Tensor:
-    """What a darkener is asked for, in training and in use: what training asks for, in the mean no more than the day.
-
-    Args:
-        images: day images `(N, 3, H, W)` in [0, 1].
-        request: mean intensities `(N, 1, 1, 1)` or a map `(N, 1, H, W)`, with contrast and noise.
-        exposure: the range that training draws from.
-        contrast: the powers of the day's brightness that training draws from; unless they are 0, single cells are
-            asked for anything from black to white.
-
-    Returns:
-        Requests of the same shape, their mean at most that of the image.
-    """
-    low, high = (0.0, 1.0) if any(contrast) else exposure
-    request = request.to(images).clamp(low, high)
-    most = images.mean(dim=(1, 2, 3), keepdim=True) / request.mean(dim=(2, 3), keepdim=True).clamp_min(1e-6)
-    return request * most.clamp(max=1.0)
-
-
-def trained_request(darkener: Darkener, images: Tensor, exposure: Tensor) -> Tensor:
-    """What a darkener is asked for in use: `exposure`, as far as `within_training` lets it."""
-    settings = darkener.settings
-    return within_training(images, exposure, settings.trained_exposure, settings.trained_contrast)
-
-
-def as_images(batch: Tensor) -> tuple[Tensor, int]:
-    """Images `(N, 3, H, W)` as they are, or clips `(N, 3, T, H, W)` as `(N T, 3, H, W)`; and how many make a clip."""
-    if batch.dim() == 4:
-        return batch, 1
-    return batch.transpose(1, 2).flatten(0, 1), batch.shape[2]
-
-
-def as_clips(images: Tensor, frames: int) -> Tensor:
-    """Images `(N T, 3, H, W)`, so many `frames` in a row to a clip, as clips `(N, 3, T, H, W)`."""
-    return images.view(-1, frames, *images.shape[1:]).transpose(1, 2)
-
-
-def day_view(images: Tensor, exposure: Tensor, generator: torch.Generator, draws: Tensor | None = None) -> Tensor:
-    """The images as they are: the control in which nothing is darkened."""
-    return images
-
-
-def augmix_view(images: Tensor, exposure: Tensor, generator: torch.Generator, draws: Tensor | None = None) -> Tensor:
-    """AugMix (Hendrycks et al., ICLR 2020) of each image by itself, on the CPU: a rival told nothing of the night.
-
-    It shifts, shears and turns as well, so it is no night for images whose pixels have labels; `exposure` is not used.
-    """
-    mix = v2.AugMix()
-    codes = (images.cpu() * 255.0).round().to(torch.uint8)
-    shares = torch.rand(len(images), generator=generator) if draws is None else draws[:, TONE_DRAW]
-    mixed = []
-    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
-        for image, share in zip(codes, shares.tolist(), strict=True):
-            torch.manual_seed(int(share * 2**24))  # the same for all frames of a clip
-            mixed.append(mix(image))
-    return torch.stack(mixed).to(images) / 255.0
+def _check_draws(settings: NightConfig | NightView) -> None:
+    check_range(settings, "exposure", 0.0, 1.0)
+    check_range(settings, "contrast", 0.0, 4.0)
+    check(settings, "noise", settings.noise >= 0, "0 or more")
+    check(settings, "cell", settings.cell >= 1, "1 or more")
 
 
 class LearnedNight:
     """A darkener behind the interface that all nights share, asked only for what it was trained on.
 
-    For a video it has a memory of the frames before. One of `view` camera is the one that draws.
+    For a video it has a memory of the frames before.
     """
 
     def __init__(self, darkener: Darkener, memory: SceneMemory | None = None) -> None:
@@ -160,26 +77,21 @@ class LearnedNight:
 
     @torch.no_grad()
     def __call__(
-        self, images: Tensor, exposure: Tensor, generator: torch.Generator, draws: Tensor | None = None
+        self, images: Tensor, exposure: Tensor, generator: torch.Generator | None, draws: Tensor | None = None
     ) -> Tensor:
         """Darken `(N, 3, H, W)` images; arguments as `heuristics.gamma_night`."""
-        request = trained_request(self.darkener, images, exposure)
-        if self.darkener.settings.view != "camera":
-            return self.darkener.darken(images, request, self.memory)
-        if draws is None:
-            draws = torch.rand(len(images), SHARED_DRAWS, generator=generator)
-        noise = torch.randn(images.shape, generator=generator).to(images)
-        photograph: Tensor = self.darkener(images, request, draws, noise).image
-        return photograph
+        request = self.darkener.trained_on.bounded(images, exposure)
+        drawn = self.darkener.draw(images, generator, draws)
+        return self.darkener.darken(images, request, self.memory, drawn)
 
-    def for_video(self) -> "LearnedNight":
+    def for_video(self) -> LearnedNight:
         """The same night for the frames of one video."""
         return LearnedNight(self.darkener, SceneMemory())
 
 
 def refuse_untrained(flag: str, exposures: Sequence[float], darkener: Darkener) -> None:
     """Raise a UsageError for exposures that a darkener was not trained on."""
-    low, high = darkener.settings.trained_exposure
+    low, high = darkener.trained_on.exposure
     within = low <= min(exposures) and max(exposures) <= high
     require(within, flag, tuple(exposures), f"{low} to {high}, what the darkener was trained on (--request.exposure)")
 
@@ -198,10 +110,11 @@ class _Shared(NamedTuple):
 
 
 class NightView:
-    """Turns day images into night views.
+    """Turns day images into night views: `NightView("gamma", exposure=(0.05, 0.4), camera=CameraConfig(share=1))`.
 
     Args:
-        night: (images, exposure map, generator, draws) to darkened images.
+        night: a darkener, on the device of the images; the name of a hand-made night or control (`gamma`, `brightness`,
+            `dim`, `short-exposure`, `day`, `augmix`); or a function (images, exposure map, generator, draws) to images.
         exposure: range of the requested mean intensity, uniform.
         noise: standard deviation of the exposure noise.
         cell: side of its cells in pixels.
@@ -209,27 +122,47 @@ class NightView:
         contrast: range of the power by which the request follows the day's brightness from cell to cell, uniform. With
             0 a darkener that obeys makes all cells equally dark; with 1 they keep their ratios, with more they part.
         camera: what a camera adds behind the night.
+
+    Raises:
+        ValueError: for a name or number that is none of these, exposures that the darkener was not trained on, and a
+            camera behind a darkener that has one of its own.
     """
 
     def __init__(
         self,
-        night: Night,
-        exposure: tuple[float, float],
+        night: str | Darkener | Night,
+        exposure: tuple[float, float] = (0.0, 0.2),
         noise: float = 0.025,
         cell: int = 16,
-        mix: Sequence[Night] = (),
+        mix: Sequence[str | Darkener | Night] = (),
         contrast: tuple[float, float] = (0.0, 0.0),
         camera: CameraConfig | None = None,
     ) -> None:
-        self.nights, self.camera = (night, *mix), camera or CameraConfig()
+        self.nights = tuple(map(_as_night, (night, *mix)))
         self.exposure, self.contrast, self.noise, self.cell = exposure, contrast, noise, cell
+        self.camera = camera or CameraConfig()
+        _check_draws(self)
+        for learned in (night for night in self.nights if isinstance(night, LearnedNight)):
+            low, high = learned.darkener.trained_on.exposure
+            trained = low <= exposure[0] and exposure[1] <= high
+            check(self, "exposure", trained, f"{low} to {high}, what the darkener was trained on")
+            if learned.darkener.settings.view == "camera" and self.camera.share > 0:
+                raise SettingError(
+                    CameraConfig, "share", f"{self.camera.share}: expected 0, as this darkener has a camera of its own"
+                )
+
+    def with_exposure(self, low: float, high: float) -> NightView:
+        """The same nights for other requests."""
+        other = copy.copy(self)
+        other.exposure = (low, high)
+        return other
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Darken `(N, 3, H, W)` images or `(N, 3, T, H, W)` clips in [0, 1].
 
         Each image gets one exposure, one noise map, one of the nights and one camera, each clip one of each for all its
-        frames. All draws come from the CPU `generator`.
+        frames. All draws come from the CPU `generator`, by default torch's own.
         """
         count, (height, width) = len(images), images.shape[-2:]
         drawn = self._draw(count, height, width, generator)
@@ -239,7 +172,9 @@ class NightView:
         return darkened if images.dim() == 4 else as_clips(darkened, frames)
 
     @torch.no_grad()
-    def for_video(self, height: int, width: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    def for_video(
+        self, height: int, width: int, generator: torch.Generator | None = None
+    ) -> Callable[[Tensor], Tensor]:
         """Draw what all frames of a video share; gives a function that darkens its frames `(T, 3, H, W)`, part by part.
 
         Part by part or at once, a learned night makes the same of the frames, which must come in their order; but for
@@ -256,7 +191,7 @@ class NightView:
 
         return darken
 
-    def _draw(self, count: int, height: int, width: int, generator: torch.Generator) -> _Shared:
+    def _draw(self, count: int, height: int, width: int, generator: torch.Generator | None) -> _Shared:
         """What so many images, clips or videos get."""
         exposure = self.exposure_map(count, height, width, generator)
         choice = torch.zeros(count, dtype=torch.int64)
@@ -267,7 +202,9 @@ class NightView:
             power = uniform(self.contrast, count, generator)
         return _Shared(exposure, choice, power, torch.rand(count, SHARED_DRAWS, generator=generator))
 
-    def _darken(self, nights: Sequence[Night], images: Tensor, shared: _Shared, generator: torch.Generator) -> Tensor:
+    def _darken(
+        self, nights: Sequence[Night], images: Tensor, shared: _Shared, generator: torch.Generator | None
+    ) -> Tensor:
         """Darken each image by the night of the number in `choice`, and photograph it."""
         exposure = follow_day(images, shared.exposure.to(images), shared.power, self.cell)
         darkened = images
@@ -281,10 +218,9 @@ class NightView:
                 darkened[here] = night(images[here], exposure[here], generator, shared.draws[chosen])
         if self.camera.share == 0:
             return darkened
-        noise = torch.randn(darkened.shape, generator=generator).to(darkened)
-        return photograph(darkened, self.camera, shared.draws, noise)
+        return photograph(darkened, self.camera, shared.draws, draw_noise(darkened, generator))
 
-    def exposure_map(self, count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    def exposure_map(self, count: int, height: int, width: int, generator: torch.Generator | None) -> Tensor:
         """Draw `(count, 1, height, width)` requested exposures with their noise."""
         exposure = uniform(self.exposure, count, generator)
         if self.noise == 0:
@@ -296,6 +232,26 @@ class NightView:
         return exposure + coarse + fine
 
 
+def _as_night(night: str | Darkener | Night) -> Night:
+    if isinstance(night, Darkener):
+        return LearnedNight(night)
+    if isinstance(night, str):
+        named: Mapping[str, Night] = CONTROLS | {str(name): night for name, night in HEURISTICS.items()}
+        if night not in named:
+            raise ValueError(f"night {night!r}: expected a darkener, a function, or one of {', '.join(named)}")
+        return named[night]
+    return night
+
+
+def with_default_source(config: NightConfig, learned: bool) -> NightConfig:
+    """The same nights with a source: the darkener, or else what day validation images preferred (docs/results.md)."""
+    if config.source is not None:
+        return config
+    if learned:
+        return replace(config, source="learned")
+    return replace(config, source="dim", camera=replace(config.camera, share=config.camera.share or 1.0))
+
+
 def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Runtime) -> NightView:
     """The night views that the flags ask for; `darkener` is needed by, and allowed for, learned nights only.
 
@@ -303,6 +259,8 @@ def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Ru
         UsageError: when the source is the darkener and none is given, or the other way round; for `auto`; for exposures
             that the darkener was not trained on.
     """
+    config = with_default_source(config, learned=darkener is not None)
+    log.info("nights: %s%s", config.source, ", then a camera" if config.camera.share else "")
     if config.source == "auto":
         raise UsageError("--night.source auto: only train.py chooses a source; name one")
     if (config.source == "learned") != (darkener is not None):
@@ -312,16 +270,9 @@ def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Ru
             else "does not use --darkener; drop one of the two flags"
         )
         raise UsageError(f"--night.source {config.source}: {advice}")
-    if darkener is not None:
-        refuse_untrained("--night.exposure", config.exposure, darkener)
-        once = darkener.settings.view != "camera" or config.camera.share == 0
-        require(once, "--night.camera.share", config.camera.share, "0: this darkener has a camera of its own")
-        night: Night = LearnedNight(runtime.place(freeze(darkener)))
-    elif config.source == "day":
-        night = day_view
-    elif config.source == "augmix":
-        night = augmix_view
-    else:
-        night = HEURISTICS[config.source]  # type: ignore[index]
-    mix = [HEURISTICS[name] for name in config.mix]
-    return NightView(night, config.exposure, config.noise, config.cell, mix, config.contrast, config.camera)
+    night = str(config.source) if darkener is None else runtime.place(freeze(darkener))
+    try:
+        return NightView(night, config.exposure, config.noise, config.cell, config.mix, config.contrast, config.camera)
+    except SettingError as error:
+        group = "--night.camera" if error.owner is CameraConfig else "--night"
+        raise UsageError(f"{group}.{error.name} {error.problem}") from error

@@ -13,20 +13,23 @@ for can be solved for: the network decides where it gets how dark, not how dark 
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from darkening.pixel_view import CurveNetwork
+from darkening.views import Darkening
+
 SMALL_SIDE = 16
 """Longest side of the copy that the network sees: the 17 pixels that it looks at are the whole scene."""
 SOLVED_SIDE = 96
 """Longest side of the copy on which the strength is solved for."""
+_PIXELS_AT_ONCE = {"cpu": 2**17, "other": 2**22}
 _MOST_STRENGTH = 16.0
 _SOLVER_STEPS = 17
-_BLACK = 0.05  # added to brightnesses of which a logarithm or a ratio is taken: below it is noise
 _WHITE = 0.93
 _MOST_UNEVEN = 1.2  # the logarithm of the density lies this far from 0 at most
 _MOST_SINK = 0.5
@@ -37,11 +40,6 @@ _LEAST_REQUEST = 0.1  # a request's local variations are taken relative to its m
 _PACE = 0.03  # of the curves, per frame
 _CATCH_UP = 0.3
 _CUT = 0.25  # mean change of the small copies from one frame to the next from which on it is another scene
-# Of planned nights:
-_SKY_SHARE = 0.5  # of the land's brightness is left to the sky
-_MORE_CONTRAST = 0.5
-_NIGHT_LIGHT = (0.90, 0.96, 1.14)
-_TINT = 0.7
 
 
 class SceneCurves(NamedTuple):
@@ -190,39 +188,49 @@ def solved_strength(copy: Tensor, maps: Tensor, cast: Tensor, exposure: Tensor, 
         return torch.where(day > wanted, (low + high) / 2.0, torch.zeros_like(low))
 
 
-def planned_night(day: Tensor, sky: Tensor, exposure: Tensor) -> Tensor:
-    """What a night to look at is held to where it is known which pixels are sky.
-
-    At night no light comes from above: the sky sinks below the street, the more so the darker it is to be, and clouds
-    keep their relief; all else keeps its order of brightness with more contrast; the light turns a little blue, unless
-    it is blue already.
+class SceneView(CurveNetwork):
+    """Whole images by the curves that the network reads from small copies of them.
 
     Args:
-        day: `(N, 3, H, W)` in [0, 1].
-        sky: 1 where the sky is, else 0, `(N, 1, H, W)`.
-        exposure: requested mean intensities, `(N, 1, 1, 1)`.
-
-    Returns:
-        Images of the requested mean, `(N, 3, H, W)`.
+        exposure_channels: of the exposure code.
+        width: of the network.
+        rounds: how often the quadratic curve is applied.
     """
 
-    def over(values: Tensor, where: Tensor) -> Tensor:
-        return (values * where).sum(dim=(2, 3), keepdim=True) / where.sum(dim=(2, 3), keepdim=True).clamp(min=1.0)
+    def __init__(self, exposure_channels: int, width: int, rounds: int) -> None:
+        super().__init__(exposure_channels, width, maps=5, padding="replicate")
+        self.rounds = rounds
 
-    land = 1.0 - sky
-    grey = day.mean(dim=1, keepdim=True)
-    mean = grey.mean(dim=(2, 3), keepdim=True)
-    asked = torch.minimum(exposure, mean)
-    # 0 where the day is dark enough already, 1 from a fourfold darkening on.
-    night = ((mean + _BLACK) / (asked + _BLACK)).log().div(math.log(4.0)).clamp(max=1.0)
-    steep = grey ** (1.0 + _MORE_CONTRAST * night)
-    steep = steep * (over(grey, land) / over(steep, land).clamp(min=1e-6))
-    share = (_SKY_SHARE * over(grey, land) / over(grey, sky).clamp(min=_BLACK)).clamp(max=1.0)
-    # Where all is sky, or nothing, there is no street to be darker than.
-    share = torch.where((sky.mean(dim=(2, 3), keepdim=True) - 0.5).abs() < 0.48, share, torch.ones_like(share))
-    plan = torch.where(sky > 0.5, grey * share**night, steep)
-    plan = torch.minimum(grey, plan * (asked / plan.mean(dim=(2, 3), keepdim=True)))
-    light = day.mean(dim=(2, 3), keepdim=True) + _BLACK
-    tint = (torch.tensor(_NIGHT_LIGHT).to(day).view(1, 3, 1, 1) / light) ** (_TINT * night)
-    coloured = day * tint
-    return coloured * (plan / coloured.mean(dim=1, keepdim=True).clamp(min=1e-3))
+    def forward(self, images: Tensor, exposure: Tensor, *drawn: Tensor) -> Darkening:
+        """The darkened images and their curves."""
+        curves = self.curves(images, exposure)
+        image = darkened(images, curves, self.rounds, *spreads(curves.maps, images))
+        return Darkening(image, curves.maps, curves.cast)
+
+    def curves(self, images: Tensor, exposure: Tensor) -> SceneCurves:
+        """What is decided for whole images; arguments as for `forward`."""
+        copy = shrunk(images, SOLVED_SIDE)
+        small = shrunk(copy, SMALL_SIDE)
+        exposure = exposure.to(images).expand(len(images), 1, -1, -1)
+        if exposure.shape[-2:] != (1, 1):
+            exposure = shrunk(exposure, SMALL_SIDE)
+        raw = self.raw_maps(small, exposure.expand(-1, -1, *small.shape[-2:]))
+        maps, cast = read_curves(raw, exposure)
+        return SceneCurves(maps, cast, solved_strength(copy, maps, cast, exposure, self.rounds))
+
+    def darken(self, images: Tensor, exposure: Tensor, memory: Any, drawn: Sequence[Tensor]) -> Tensor:
+        """Row by row where images are large; steadied by a `SceneMemory` where they are frames of a video."""
+        if not len(images):
+            return images.clone()
+        curves = self.curves(images, exposure)
+        if memory is not None:
+            curves = memory.steadied(curves, shrunk(images, SMALL_SIDE))
+        down, across = spreads(curves.maps, images)
+        most = _PIXELS_AT_ONCE["cpu" if images.device.type == "cpu" else "other"]
+        rows = max(1, most // (len(images) * images.shape[-1]))
+        result = torch.empty_like(images)
+        for top in range(0, images.shape[-2], rows):
+            strip = slice(top, top + rows)
+            part = darkened(images[..., strip, :], curves, self.rounds, down[strip], across)
+            result[..., strip, :] = part.clamp_(0.0, 1.0)
+        return result

@@ -8,31 +8,24 @@ day model starts here and needs a fraction of the steps. The file that ships was
 which writes `starting_point.safetensors` into its run; copy it beside this file to ship it.
 """
 
-import json
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from darkening.curve_estimator import Darkener, DarkenerSettings, DepthwiseSeparable, clean_weights, load_darkener
+from darkening.darkener import Darkener, DarkenerSettings
+from darkening.darkener_files import NIGHT_TO_LOOK_AT, SHIPPED, STARTING_POINT, save_darkener
+from darkening.exposures import RequestConfig
+from darkening.fit import DarkenerOptim
 from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
-from darkening.training import (
-    DarkenerOptim,
-    DarkenerTraining,
-    RequestConfig,
-    obedience,
-    obedience_table,
-    train_darkener,
-)
+from darkening.pixel_view import DepthwiseSeparable
+from darkening.training import DarkenerTraining, obedience, obedience_table, train_darkener
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.checkpoints import load_strictly, write_atomically
-from minmax.runtime.config import CommonFlags, from_plain, replaced, run_script
+from minmax.runtime.config import CommonFlags, replaced, run_script
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.run import Run, check_run_folder
@@ -41,69 +34,8 @@ from scenes import render_labelled, render_segmented
 
 log = logging.getLogger(__name__)
 
-STARTING_POINT_NAME = "starting-point"
-STARTING_POINT = Path(__file__).with_name("starting_point.safetensors")
-NIGHT_TO_LOOK_AT_NAME = "night-to-look-at"
-NIGHT_TO_LOOK_AT = Path(__file__).with_name("night_to_look_at.safetensors")
-STARTS = ("auto", "scratch", STARTING_POINT_NAME, NIGHT_TO_LOOK_AT_NAME)
-SHIPPED = {STARTING_POINT_NAME: STARTING_POINT, NIGHT_TO_LOOK_AT_NAME: NIGHT_TO_LOOK_AT}
 SKY = 10  # train id
 TRAINING_SEED, VALIDATION_SEED = 11, 12  # other scenes than those of any task
-
-
-def load_starting_point(path: Path = STARTING_POINT) -> Darkener:
-    """A darkener that ships with the package.
-
-    Raises:
-        UsageError: when the file is missing or broken.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            settings = from_plain(DarkenerSettings, json.loads(file.metadata()["settings"]), path)
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"cannot read the shipped darkener {path}: {error}; install the package again") from error
-    darkener = Darkener(settings)
-    load_strictly(darkener, state, path)
-    darkener.load_state_dict(clean_weights(darkener))
-    return darkener
-
-
-def load_darkener_or_starting_point(name: str) -> Darkener:
-    """The darkener at a path, or the shipped one for `starting-point` or `night-to-look-at`."""
-    return load_starting_point(SHIPPED[name]) if name in SHIPPED else load_darkener(Path(name))
-
-
-def initial_darkener(init: str, settings: DarkenerSettings) -> Darkener:
-    """The darkener that a training starts from.
-
-    Args:
-        init: `auto`, the shipped darkener of the same view (of view camera there is none: it starts as a night made by
-            hand); `starting-point`, `night-to-look-at`, `scratch`, or the path of a darkener to continue from.
-        settings: of one from scratch; of any other only as a check, the defaults excepted.
-
-    Raises:
-        UsageError: when `init` cannot be read, or was made with other settings.
-    """
-    if init == "auto":
-        init = {"pixels": STARTING_POINT_NAME, "scene": NIGHT_TO_LOOK_AT_NAME, "camera": "scratch"}[settings.view]
-    if init == "scratch":
-        return Darkener(settings)
-    darkener = load_darkener_or_starting_point(init)
-    if settings.view != darkener.settings.view:
-        raise UsageError(f"--init {init}: it is of another view; add --darkener.view {darkener.settings.view}")
-    if settings not in (DarkenerSettings(view=settings.view), darkener.settings):
-        raise UsageError(
-            f"--init {init}: it was made with {asdict(darkener.settings)}; other --darkener flags need --init scratch"
-        )
-    return darkener
-
-
-def export(darkener: Darkener, path: Path) -> None:
-    """Write weights and settings as safetensors."""
-    state = {name: tensor.cpu().contiguous() for name, tensor in clean_weights(darkener).items()}
-    metadata = {"settings": json.dumps(asdict(darkener.settings))}
-    write_atomically(path, lambda temporary: temporary.write_bytes(save(state, metadata)))
 
 
 @torch.no_grad()
@@ -177,7 +109,7 @@ class VariedScenes(Dataset[Tensor]):
 class Config(CommonFlags):
     """Train the starting point of all darkeners on built-in scenes."""
 
-    name: str = STARTING_POINT_NAME
+    name: str = STARTING_POINT
     """Name of the run; its folder is RUNS/darkening/NAME and must not exist yet."""
     count: int = 2048
     """Day scenes to train on."""
@@ -216,9 +148,9 @@ def main(config: Config) -> Path:
         darkener = runtime.place(darkener)
         with Run("darkening", config, runtime) as run:
             train_darkener(darkener, None, loader, validation, recipe, run, runtime)
-            path = run.directory / (NIGHT_TO_LOOK_AT if scene else STARTING_POINT).name
+            path = run.directory / SHIPPED[NIGHT_TO_LOOK_AT if scene else STARTING_POINT].name
             if runtime.is_main:
-                export(darkener, path)
+                save_darkener(darkener, path)
             table = obedience_table(obedience(darkener, validation, runtime))
             log.info("on %d held-out day scenes:\n%s\n%s", len(validation), table, path)
             return path

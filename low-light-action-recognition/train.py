@@ -25,7 +25,7 @@ from recogniser import load_recogniser, save_recogniser
 from torch import Tensor, nn
 from video_clips import find_darkened
 
-from darkening.curve_estimator import load_darkener
+from darkening.darkener_files import load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view
 from darkening.source_choice import with_chosen_source
 from minmax.augmentation import AugmentConfig
@@ -53,7 +53,7 @@ class Config(CommonFlags):
     checkpoint: Path
     """The daytime recogniser: a best.pt of train_day.py, a released checkpoint, or torchvision's."""
     darkener: Path | None = None
-    """The darkener, a best.pt of train_darkener.py; needed by --night.source learned."""
+    """The darkener, a best.pt of train_darkener.py or the name of a shipped one; by default nights are made by hand."""
     darkened: Path | None = None
     """Folder of training videos darkened in advance by darkening.apply; takes the place of --darkener and --night."""
     shift: float = 1.0

@@ -20,16 +20,11 @@ from clip_views import DayClips, WholeClips
 from clips import ClipConfig
 from recogniser import load_recogniser
 
-from darkening.curve_estimator import DarkenerSettings
+from darkening.darkener import DarkenerSettings
+from darkening.exposures import RequestConfig
+from darkening.fit import DarkenerOptim
 from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
-from darkening.starting_point import STARTS, initial_darkener
-from darkening.training import (
-    DarkenerOptim,
-    DarkenerTraining,
-    RequestConfig,
-    save_and_show,
-    train_darkener,
-)
+from darkening.training import STARTS, DarkenerTraining, initial_darkener, save_and_show, train_darkener
 from minmax.augmentation import AugmentConfig
 from minmax.features import InputNormalization
 from minmax.runtime.batches import epoch_loader

@@ -59,8 +59,7 @@ def adapt(
         progress: is told the epoch, counted from 1, and the mean losses of it.
 
     Returns:
-        The adapted model, of the class and with the tensor names of `model`, in evaluation mode on the CPU's or the
-        device's memory as it was trained.
+        The adapted model, of the class and with the tensor names of `model`, in evaluation mode on the device.
 
     Raises:
         ValueError: for a layer that is not there, a frozen model, an empty `day`, or a loss that is not finite.
@@ -105,7 +104,8 @@ def adapt(
         schedule.step()
         if progress:
             progress(epoch, means)
-    return network.release().eval()
+    network.eval()
+    return network if isinstance(model, FeatureModel) else network.release()
 
 
 def adaptation_losses(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minmax.features import FeatureModel
-from minmax.runtime.config import require
+from minmax.runtime.errors import check
 from minmax.similarity import feature_similarity
 
 BatchNormDomains = Literal["separate", "joint", "frozen"]
@@ -43,10 +43,10 @@ class ByolConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        require(self.weight >= 0, "--byol.weight", self.weight, "0 or more")
-        require(self.hidden >= 1, "--byol.hidden", self.hidden, "1 or more")
-        require(self.outputs >= 1, "--byol.outputs", self.outputs, "1 or more")
-        require(0 <= self.momentum <= 1, "--byol.momentum", self.momentum, "a share in [0, 1]")
+        check(self, "weight", self.weight >= 0, "0 or more")
+        check(self, "hidden", self.hidden >= 1, "1 or more")
+        check(self, "outputs", self.outputs >= 1, "1 or more")
+        check(self, "momentum", 0 <= self.momentum <= 1, "a share in [0, 1]")
 
 
 class MultilayerPerceptron(nn.Sequential):

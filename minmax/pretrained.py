@@ -20,8 +20,8 @@ OURS = "similarity-minmax/"
 """What the kinds of this project's checkpoints begin with."""
 WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net")
 """Entries under which training programs keep the weights."""
-PARALLEL_PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel, DistributedDataParallel and torch.compile put before every name."""
+WRAPPED_PREFIXES = ("module.", "_orig_mod.", "model.")
+"""What DataParallel, DistributedDataParallel, torch.compile and Lightning's modules put before every name."""
 _NEW_LAYER_SCALE = 0.01
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
 """Second predictions of torchvision's networks, which only their training needs."""
@@ -62,7 +62,7 @@ def rebuild_network(
 
 
 def find_weights(payload: Mapping[str, Any], source: Path | str) -> dict[str, Tensor]:
-    """The tensors of a foreign checkpoint: its own entries or those of a known wrapper, without parallel prefixes.
+    """The tensors of a foreign checkpoint: its own entries or those of a known wrapper, without prefixes of all names.
 
     Args:
         payload: what `load_checkpoint` read.
@@ -77,8 +77,8 @@ def find_weights(payload: Mapping[str, Any], source: Path | str) -> dict[str, Te
     for place in places:
         if isinstance(place, Mapping) and place and all(isinstance(value, Tensor) for value in place.values()):
             weights = {str(name): tensor for name, tensor in place.items()}
-            # A compiled DataParallel and a DataParallel of a compiled network nest them in different orders.
-            while prefix := next((p for p in PARALLEL_PREFIXES if all(name.startswith(p) for name in weights)), None):
+            # They nest in different orders, as a compiled DataParallel and a DataParallel of a compiled network do.
+            while prefix := next((p for p in WRAPPED_PREFIXES if all(name.startswith(p) for name in weights)), None):
                 weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
             return weights
     there = ", ".join(map(str, list(payload)[:6])) or "nothing"

@@ -20,7 +20,7 @@ from street_photometry import PhotometryConfig, change_views
 from street_views import TrainingStreets, find_darkened
 from torch import Tensor, nn
 
-from darkening.curve_estimator import load_darkener
+from darkening.darkener_files import load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view
 from darkening.source_choice import with_chosen_source
 from minmax.augmentation import AugmentConfig
@@ -52,7 +52,7 @@ class Config(CommonFlags):
     checkpoint: Path
     """The daytime network: a best.pt of train_day.py, a released checkpoint, or torchvision's DeepLabV3."""
     darkener: Path | None = None
-    """The darkener, a best.pt of train_darkener.py; needed by --night.source learned."""
+    """The darkener, a best.pt of train_darkener.py or the name of a shipped one; by default nights are made by hand."""
     darkened: Path | None = None
     """Folder of training images darkened in advance by darkening.apply; takes the place of --darkener and --night."""
     images: StreetConfig = field(default_factory=StreetConfig)

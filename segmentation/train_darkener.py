@@ -16,16 +16,11 @@ from cityscapes import DEFAULT_DATA, StreetConfig, open_streets
 from segmenter import load_segmenter
 from street_views import WholeStreets
 
-from darkening.curve_estimator import DarkenerSettings
+from darkening.darkener import DarkenerSettings
+from darkening.exposures import RequestConfig
+from darkening.fit import DarkenerOptim
 from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
-from darkening.starting_point import STARTS, initial_darkener
-from darkening.training import (
-    DarkenerOptim,
-    DarkenerTraining,
-    RequestConfig,
-    save_and_show,
-    train_darkener,
-)
+from darkening.training import STARTS, DarkenerTraining, initial_darkener, save_and_show, train_darkener
 from minmax.features import InputNormalization
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from script_modules import load_module
 
-from darkening.curve_estimator import Darkener, save_darkener
+from darkening import Darkener, save_darkener
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TASKS = ("classification", "segmentation", "visual-place-recognition", "low-light-action-recognition")

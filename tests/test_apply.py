@@ -11,10 +11,8 @@ import torch
 from PIL import Image
 from video_files import save_video
 
-from darkening import apply, preview
-from darkening.curve_estimator import Darkener, DarkenerSettings, save_darkener
+from darkening import Darkener, DarkenerSettings, apply, load_darkener, preview, save_darkener
 from darkening.night_view import NightConfig
-from darkening.starting_point import load_starting_point
 from media.pictures import PICTURE_SUFFIXES, as_codes, as_intensities, find_pictures, read_picture, write_picture
 from minmax.runtime.config import replaced, run_script
 from minmax.runtime.devices import Runtime
@@ -295,7 +293,7 @@ def test_the_contact_sheet_has_a_row_per_exposure_and_a_column_per_image(photos,
 
 
 def test_the_contact_sheet_shows_requests_that_follow_the_day():
-    darkener = load_starting_point()
+    darkener = load_darkener("starting-point")
     day = torch.full((1, 3, 32, 32), 0.2)
     day[..., :16] = 0.8
     ratios = []

@@ -1,20 +1,27 @@
 """What a camera adds to a night, by hand and learned: each effect alone, its ranges, clips, and training."""
 
 import dataclasses
+import math
+from collections import OrderedDict
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from darkening.camera import SHARED_DRAWS, TILTED, CameraConfig, CameraEstimator, blur, photograph
-from darkening.curve_estimator import Darkener, DarkenerSettings, load_darkener, save_darkener
-from darkening.heuristics import HEURISTICS, dimmed
-from darkening.losses import DarkeningLoss
-from darkening.night_view import LearnedNight, NightConfig, NightView, build_night_view, day_view
-from darkening.starting_point import initial_darkener
+from darkening import Darkener, DarkenerSettings, fit_darkener, load_darkener, save_darkener
+from darkening.camera import SHARED_DRAWS, TILTED, CameraConfig, blur, photograph
+from darkening.camera_view import CameraView
+from darkening.heuristics import HEURISTICS, day_view, dimmed
+from darkening.losses import OBEDIENT_LOSS, RECOGNISABLE_LOSS, DarkeningLoss, prediction_divergence
+from darkening.night_view import LearnedNight, NightConfig, NightView, build_night_view
+from darkening.training import initial_darkener
+from minmax.features import FeatureModel
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
+from minmax.similarity import feature_similarity
 
 PLAIN = CameraConfig(
     share=1.0, saturation=(1.0, 1.0), contrast=(1.0, 1.0), blurred=0.0, noisy=0.0, white_balance=0.0
@@ -126,22 +133,22 @@ def test_gradients_reach_scene_and_draws_also_in_black_and_white():
     [
         ({"share": 1.5}, "share", "1.5: expected a share in [0, 1]"),
         ({"saturation": (0.5, 0.2)}, "saturation", "0.5 0.2: expected two numbers, 0.0 <= LOW <= HIGH <= 1.0"),
-        ({"full_well": (0.0, 5.0)}, "full-well", "0.0 5.0: expected two numbers, 1.0 <= LOW <= HIGH <= 1000000.0"),
-        ({"white_balance": 1.0}, "white-balance", "1.0: expected a share in [0, 1)"),
+        ({"full_well": (0.0, 5.0)}, "full_well", "0.0 5.0: expected two numbers, 1.0 <= LOW <= HIGH <= 1000000.0"),
+        ({"white_balance": 1.0}, "white_balance", "1.0: expected a share in [0, 1)"),
     ],
 )
 def test_ranges_that_no_camera_has_are_refused(flags, name, message):
     with pytest.raises(UsageError) as refused:
         CameraConfig(**flags)
-    assert str(refused.value) == f"--night.camera.{name} or --darkener.camera.{name} {message}"
+    assert str(refused.value) == f"{name} {message}"
 
 
 def test_flags_that_would_do_nothing_are_refused():
-    with pytest.raises(UsageError, match="--night.camera.share 0.0: expected more than 0 beside other flags"):
-        NightConfig(camera=CameraConfig(blurred=0.1))
-    with pytest.raises(UsageError, match="darkener curve, width: view camera has no curves"):
+    with pytest.raises(UsageError, match="share 0: expected more than 0 beside other settings"):
+        NightConfig("gamma", camera=CameraConfig(blurred=0.1))
+    with pytest.raises(UsageError, match="curve gamma: expected its default beside view camera"):
         DarkenerSettings(view="camera", curve="gamma", width=3)
-    with pytest.raises(UsageError, match="darkener camera: view pixels has none"):
+    with pytest.raises(UsageError, match="camera .*: expected its default beside view pixels"):
         DarkenerSettings(camera=CameraConfig(share=0.5))
     with pytest.raises(UsageError, match="--init starting-point: it is of another view; add --darkener.view pixels"):
         initial_darkener("starting-point", DarkenerSettings(view="camera"))
@@ -197,10 +204,10 @@ def test_a_learned_camera_starts_as_the_dim_night_behind_a_camera(images):
 
 
 def test_a_tilt_moves_draws_but_leaves_every_one_possible():
-    estimator = CameraEstimator()
+    estimator = CameraView(CameraConfig())
     torch.nn.init.constant_(estimator.layers[-1].bias, 100.0)
     even = torch.rand(2000, SHARED_DRAWS, generator=generator_of())
-    moved = estimator(torch.rand(2000, 3, 4, 4), torch.full((2000, 1, 1, 1), 0.1), even)
+    moved = estimator.moved(torch.rand(2000, 3, 4, 4), torch.full((2000, 1, 1, 1), 0.1), even)
     assert torch.equal(moved[:, TILTED:], even[:, TILTED:])
     assert (moved[:, :TILTED].mean(dim=0) > 0.75).all()
     assert moved[:, :TILTED].min() < 0.1 and moved[:, :TILTED].max() <= 1.0
@@ -246,3 +253,41 @@ def test_a_darkener_with_a_camera_survives_its_file_and_refuses_a_second_camera(
     assert torch.equal(one, two)
     with pytest.raises(UsageError, match="this darkener has a camera of its own"):
         build_night_view(NightConfig(camera=CameraConfig(share=1.0)), again, CPU)
+
+
+def test_recognisable_nights_are_those_that_the_model_still_predicts_as_by_day():
+    """By similarity alone nights hide more, and change more predictions, than when these count too."""
+    torch.manual_seed(0)
+    day = [torch.rand(8, 3, 24, 24) * torch.rand(8, 1, 1, 1).clamp(min=0.3) for _ in range(6)]
+    network = nn.Sequential(
+        OrderedDict(conv=nn.Conv2d(3, 8, 5, stride=2), relu=nn.ReLU(), pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten())
+    )
+    network.add_module("head", nn.Linear(8, 4))
+    nn.init.normal_(network.head.weight, std=4.0)
+    model = FeatureModel(network, ["relu"], example=day[0])
+    changed, similar = [], []
+    for weight in (0.0, 10.0):
+        loss = replace(OBEDIENT_LOSS, recognisable=weight)
+        darkener = fit_darkener(DarkenerSettings(view="camera"), day, model, epochs=20, lr=1e-2, clip=1.0, loss=loss)
+        dark = torch.cat([NightView(darkener, (0.05, 0.4))(images, generator_of()) for images in day])
+        with torch.no_grad():
+            (by_night, hidden), (by_day, seen) = model.with_features(dark), model.with_features(torch.cat(day))
+        changed.append(float(prediction_divergence(by_night, by_day)))
+        similar.append(float(feature_similarity(hidden, seen)))
+    assert changed[1] < 0.9 * changed[0]
+    assert similar[0] < similar[1]
+
+
+def test_recognisable_nights_need_predictions():
+    settings = DarkenerSettings(view="camera")
+    with pytest.raises(ValueError, match="encoder: recognisable nights need its predictions"):
+        fit_darkener(settings, [torch.rand(2, 3, 8, 8)], lambda images: [images], epochs=1, loss=RECOGNISABLE_LOSS)
+
+
+def test_the_divergence_of_predictions():
+    day, dark = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 3.0]]).log1p()
+    # By day one half each, by night one fifth and four fifths.
+    expected = 0.5 * math.log(0.5 / 0.2) + 0.5 * math.log(0.5 / 0.8)
+    assert float(prediction_divergence(dark, day)) == pytest.approx(expected, rel=1e-5)
+    maps = (dark[..., None, None].expand(1, 2, 3, 4), day[..., None, None].expand(1, 2, 3, 4))
+    assert float(prediction_divergence(*maps)) == pytest.approx(expected, rel=1e-5)

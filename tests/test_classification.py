@@ -12,7 +12,7 @@ from image_views import TrainingViews
 from PIL import Image
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
-from darkening.curve_estimator import load_darkener
+from darkening import load_darkener
 from darkening.selection_nights import SELECTION_NIGHTS
 from darkening.source_choice import CANDIDATES
 from minmax.runtime.errors import UsageError
@@ -47,8 +47,10 @@ def test_four_scripts_on_class_folders(data, tmp_path):
     assert load_classifier(day)[1].classes == CLASSES
     asked = ("--request.exposure", 0.1, 0.4, "--request.contrast", 0, 1.5)
     darkener = start("train_darkener", *flags, "--checkpoint", day, "--init", "scratch", *asked)
-    settings = load_darkener(darkener).settings
-    assert (settings.trained_exposure, settings.trained_contrast) == ((0.1, 0.4), (0.0, 1.5))
+    trained_on = load_darkener(darkener).trained_on
+    assert (trained_on.exposure, trained_on.contrast) == ((0.1, 0.4), (0.0, 1.5))
+    with pytest.raises(UsageError, match="exposure_patch 8: expected 0 for view scene"):
+        start("train_darkener", *flags, "--checkpoint", day, "--name", "scene", "--darkener.view", "scene")
     flags = (*flags, "--checkpoint", day, "--darkener", darkener)
     with pytest.raises(UsageError, match=r"--night.exposure 0.0 0.2: expected 0.1 to 0.4, what the darkener was"):
         start("train", *flags)

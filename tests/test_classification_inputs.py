@@ -91,7 +91,11 @@ class RunsCode:
 
 
 def with_code(path):
-    path.write_bytes(pickle.dumps(RunsCode()))
+    path.write_bytes(pickle.dumps(RunsCode(), 2))
+
+
+def with_code_of_another_protocol(path):
+    path.write_bytes(pickle.dumps(RunsCode(), 4))
 
 
 def zipped_code(path):
@@ -105,6 +109,7 @@ def zipped_code(path):
         (truncated, "not a readable checkpoint"),
         (other_architecture, r"does not fit TaskNetwork: tensors \d+ missing .*layer1\.2"),
         (with_code, "refused .* could run code"),
+        (with_code_of_another_protocol, "not a readable checkpoint .*not written by torch.save"),
         (zipped_code, "refused .* could run code"),
         (lambda path: None, "no checkpoint at"),
     ],

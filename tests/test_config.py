@@ -18,7 +18,21 @@ from minmax.runtime.config import (
     to_plain,
     write_yaml,
 )
-from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.errors import RunError, SettingError, UsageError, check, check_range
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a library, which knows no flags."""
+
+    least_share: float = 0.5
+    """A share."""
+    span: tuple[float, float] = (0.0, 1.0)
+    """Two numbers."""
+
+    def __post_init__(self):
+        check(self, "least_share", 0 <= self.least_share <= 1, "a share in [0, 1]")
+        check_range(self, "span", 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,7 @@ class Group:
     """A number."""
     span: tuple[float, float] = (0.0, 0.2)
     """Two numbers."""
+    inner_part: Settings = Settings()
 
     def __post_init__(self):
         require_range("--group.span", self.span, 0.0, 1.0)
@@ -65,6 +80,10 @@ WRONG = [
     ({"group": 3}, "group"),
     ({"group": {"span": [0.1]}}, "span"),
     ({"group": {"span": [0.3, 0.1]}}, "--group.span 0.3 0.1: expected two numbers"),
+    (
+        {"group": {"inner_part": {"least_share": 2.0}}},
+        "least_share 2.0: expected a share in [0, 1] @ $.group.inner_part",
+    ),
     ({"steps": 3}, "steps"),
     ({"precision": "fp64"}, "precision"),
     ({"workers": -1}, "--workers -1: expected 0 or more"),
@@ -145,12 +164,29 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
             ["--group.span", "0.5", "0.1"],
             "error: --group.span 0.5 0.1: expected two numbers, 0.0 <= LOW <= HIGH <= 1.0",
         ),
+        (
+            ["--group.inner-part.least-share", "2"],
+            "error: --group.inner-part.least-share 2.0: expected a share in [0, 1]",
+        ),
         (["--config", "nothing.yaml"], "error: --config nothing.yaml: [Errno 2] No such file"),
     ],
 )
 def test_bad_flags_are_refused_in_one_line(arguments, message, monkeypatch, capsys):
     code, lines = end_of_script(monkeypatch, capsys, pytest.fail, "--name", "x", *arguments)
     assert code == 2 and len(lines) == 1 and lines[0].startswith(message)
+
+
+def test_settings_from_python_are_value_errors_that_name_the_field():
+    with pytest.raises(ValueError) as caught:
+        Settings(span=(0.5, 0.1))
+    assert isinstance(caught.value, SettingError)
+    assert str(caught.value) == "span 0.5 0.1: expected two numbers, 0.0 <= LOW <= HIGH <= 1.0"
+
+
+def test_what_tyro_refuses_is_shown_as_tyro_shows_it(capsys):
+    with pytest.raises(SystemExit):
+        parse_flags(Flags, None, ["--name", "x", "--count", "many"])
+    assert "invalid" in capsys.readouterr().err.lower()
 
 
 @pytest.mark.parametrize("content", ["colour: 3\nname: x", "a: [", "- 1", "just words", "\x00", ""])

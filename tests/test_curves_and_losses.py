@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from darkening.curve_estimator import Darkening
 from darkening.curves import CURVES, gamma_curve, quadratic_curve, reciprocal_curve
 from darkening.losses import DarkeningLoss, chroma_loss, colour_loss, exposure_loss, scale_loss, total_variation_loss
+from darkening.views import Darkening
 from minmax.similarity import feature_similarity
 
 RAMP = torch.linspace(0.0, 1.0, 101, dtype=torch.float64).view(1, 1, 1, -1)

@@ -3,26 +3,19 @@
 import json
 import math
 import pickle
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from darkening import curve_estimator
-from darkening.curve_estimator import (
-    CHECKPOINT_FORMAT,
-    Darkener,
-    DarkenerSettings,
-    DepthwiseSeparable,
-    encode_exposure,
-    load_darkener,
-    save_darkener,
-)
-from darkening.night_view import LearnedNight, within_training
-from darkening.starting_point import STARTING_POINT, export, load_starting_point, open_exposure_path
-from darkening.training import DarkenerOptim, RequestConfig
+from darkening import Darkener, DarkenerSettings, RequestConfig, load_darkener, pixel_view, save_darkener
+from darkening.darkener_files import CHECKPOINT_FORMAT, SHIPPED
+from darkening.fit import DarkenerOptim
+from darkening.night_view import LearnedNight
+from darkening.pixel_view import DepthwiseSeparable, encode_exposure
+from darkening.starting_point import open_exposure_path
 from minmax.runtime.errors import UsageError
 from scenes import render_labelled
 
@@ -50,7 +43,7 @@ def test_large_images_are_darkened_in_strips_with_the_same_result(monkeypatch):
     images = torch.rand(2, 3, 75, 20, dtype=torch.float64)
     for exposure in (torch.tensor(0.2), torch.rand(2, 1, 75, 20, dtype=torch.float64)):
         whole = darkener.darken(images, exposure)
-        monkeypatch.setitem(curve_estimator._PIXELS_AT_ONCE, "cpu", 1)  # so the least number of rows
+        monkeypatch.setitem(pixel_view._PIXELS_AT_ONCE, "cpu", 1)  # so the least number of rows
         torch.testing.assert_close(darkener.darken(images, exposure), whole, rtol=0, atol=1e-12)
         monkeypatch.undo()
 
@@ -58,9 +51,10 @@ def test_large_images_are_darkened_in_strips_with_the_same_result(monkeypatch):
 @torch.no_grad()
 def test_a_batch_is_split_into_images_before_an_image_is_split_into_rows(monkeypatch):
     darkener, shapes = darkener_of(), []
-    forward = darkener.forward
+    view = darkener.estimator
+    forward = view.forward
     monkeypatch.setattr(
-        darkener, "forward", lambda images, exposure: shapes.append(images.shape) or forward(images, exposure)
+        view, "forward", lambda images, exposure: shapes.append(images.shape) or forward(images, exposure)
     )
     images, exposure = torch.rand(5, 3, 40, 20, dtype=torch.float64), torch.rand(5, 1, 40, 20, dtype=torch.float64)
     whole = darkener.darken(images, exposure)
@@ -72,7 +66,7 @@ def test_a_batch_is_split_into_images_before_an_image_is_split_into_rows(monkeyp
     }
     for most, calls in expected.items():
         shapes.clear()
-        monkeypatch.setitem(curve_estimator._PIXELS_AT_ONCE, "cpu", most)
+        monkeypatch.setitem(pixel_view._PIXELS_AT_ONCE, "cpu", most)
         torch.testing.assert_close(darkener.darken(images, exposure), whole, rtol=0, atol=1e-12)
         assert [(shape[0], shape[2]) for shape in shapes] == calls
 
@@ -155,13 +149,13 @@ def test_gradients_reach_every_weight():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"exposure_channels": 3}, "exposure channels 3"),
-        ({"exposure_channels": 0}, "exposure channels 0"),
-        ({"curve": "cubic"}, "curve 'cubic': expected one of quadratic, reciprocal, gamma"),
-        ({"curve_rounds": 0}, "curve rounds"),
+        ({"exposure_channels": 3}, "exposure_channels 3: expected 1 or an even number"),
+        ({"exposure_channels": 0}, "exposure_channels 0"),
+        ({"curve": "cubic"}, "curve cubic: expected one of quadratic, reciprocal, gamma"),
+        ({"curve_rounds": 0}, "curve_rounds 0"),
         ({"width": 0}, "width"),
-        ({"min_scale": 0.0}, "least scale"),
-        ({"min_scale": 1.1}, "least scale"),
+        ({"min_scale": 0.0}, "min_scale 0.0"),
+        ({"min_scale": 1.1}, "min_scale 1.1"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
@@ -169,28 +163,27 @@ def test_impossible_settings_are_refused(settings, message):
         DarkenerSettings(**settings)
 
 
-SETTINGS = DarkenerSettings(
-    *("reciprocal", 5, 0.8712345, 4, 6), trained_exposure=(0.1, 0.8), trained_contrast=(0.0, 1.5)
-)
+SETTINGS = DarkenerSettings("reciprocal", 5, 0.8712345, 4, 6)
+TRAINED_ON = RequestConfig((0.1, 0.8), (0.0, 1.5))
 
 
 def assert_same_darkener(found, expected):
-    assert asdict(found.settings) == asdict(expected.settings)
+    assert found.settings == expected.settings and found.trained_on == expected.trained_on
     with torch.no_grad():
         for a, b in zip(found(images_of(), torch.tensor(0.2)), expected(images_of(), torch.tensor(0.2)), strict=True):
             assert torch.equal(a, b)
 
 
 def test_a_saved_darkener_comes_back_with_all_its_settings(tmp_path):
-    darkener = Darkener(SETTINGS)
+    darkener = Darkener(SETTINGS, TRAINED_ON)
     save_darkener(darkener, tmp_path / "darkener.pt", {"seed": 1})
     assert_same_darkener(load_darkener(tmp_path / "darkener.pt"), darkener)
 
 
 def test_an_exported_darkener_comes_back_with_all_its_settings(tmp_path):
-    darkener = Darkener(SETTINGS)
-    export(darkener, tmp_path / "darkener.safetensors")
-    assert_same_darkener(load_starting_point(tmp_path / "darkener.safetensors"), darkener)
+    darkener = Darkener(SETTINGS, TRAINED_ON)
+    save_darkener(darkener, tmp_path / "darkener.safetensors")
+    assert_same_darkener(load_darkener(tmp_path / "darkener.safetensors"), darkener)
 
 
 def released_names(darkener):
@@ -228,7 +221,7 @@ def test_no_subnormal_weight_is_saved_or_loaded(tmp_path):
     assert traces(darkener.state_dict()) == 8
     save_darkener(darkener, tmp_path / "saved.pt")
     assert traces(torch.load(tmp_path / "saved.pt")["darkener"]) == 0
-    export(darkener, tmp_path / "exported.safetensors")
+    save_darkener(darkener, tmp_path / "exported.safetensors")
     assert traces(load_file(tmp_path / "exported.safetensors")) == 0
     assert traces(darkener.state_dict()) == 8, "saving changes nothing in training"
     # Files that others made.
@@ -239,7 +232,7 @@ def test_no_subnormal_weight_is_saved_or_loaded(tmp_path):
     for loaded in (
         load_darkener(tmp_path / "ours.pt"),
         load_darkener(tmp_path / "Epoch15.pth"),
-        load_starting_point(tmp_path / "other.safetensors"),
+        load_darkener(tmp_path / "other.safetensors"),
     ):
         assert traces(loaded.state_dict()) == 0
         assert float(loaded.estimator.units[2].pointwise.weight[2, 0].detach()) == pytest.approx(-1e-29)
@@ -247,7 +240,7 @@ def test_no_subnormal_weight_is_saved_or_loaded(tmp_path):
 
 
 def test_no_subnormal_weight_ships():
-    assert traces(load_file(STARTING_POINT)) == 0
+    assert traces(load_file(SHIPPED["starting-point"])) == 0
 
 
 def without(mapping, name):
@@ -322,15 +315,15 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(save, tmp_path):
 def test_a_broken_starting_point_is_refused(content, tmp_path):
     file = tmp_path / "starting_point.safetensors"
     file.write_bytes(content)
-    with pytest.raises(UsageError, match="cannot read the shipped darkener"):
-        load_starting_point(file)
+    with pytest.raises(UsageError, match=f"{file} is not a"):
+        load_darkener(file)
 
 
 def test_safetensors_without_settings_are_no_starting_point(tmp_path):
     file = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(1)}, file)
-    with pytest.raises(UsageError, match="cannot read the shipped darkener"):
-        load_starting_point(file)
+    with pytest.raises(UsageError, match=f"{file} is not a"):
+        load_darkener(file)
 
 
 def test_a_fresh_darkener_with_an_open_path_listens_to_the_exposure():
@@ -344,7 +337,7 @@ def test_a_fresh_darkener_with_an_open_path_listens_to_the_exposure():
 
 def test_the_starting_point_obeys_the_requested_exposure():
     images = torch.from_numpy(render_labelled("day", 64, 64, seed=77)[0]).permute(0, 3, 1, 2) / 255.0
-    darkener = load_starting_point().eval()
+    darkener = load_darkener("starting-point").eval()
     means = {asked: float(darkener.darken(images, torch.tensor(asked)).mean()) for asked in (0.05, 0.1, 0.2, 0.3, 0.4)}
     assert means == pytest.approx({asked: asked for asked in means}, abs=0.05)
 
@@ -376,17 +369,16 @@ def test_requests_are_even_or_follow_the_day_and_never_ask_for_more_than_white()
 def test_a_darkener_is_asked_for_what_it_was_trained_on_and_never_to_brighten():
     day = torch.full((2, 3, 8, 8), 0.4)
     noisy = torch.tensor([-0.1, 0.3, 0.9, 0.1]).repeat(16).view(1, 1, 8, 8)  # its mean is 0.3
-    even = within_training(day, noisy, (0.0, 0.5), (0.0, 0.0))
+    even = RequestConfig((0.0, 0.5)).bounded(day, noisy)
     torch.testing.assert_close(even, noisy.clamp(0.0, 0.5).expand(1, 1, 8, 8).repeat(2, 1, 1, 1))
-    follows = within_training(day, noisy, (0.0, 0.5), (0.0, 1.5))
+    follows = RequestConfig((0.0, 0.5), (0.0, 1.5)).bounded(day, noisy)
     torch.testing.assert_close(follows[:1], noisy.clamp(0.0, 1.0))
-    bright = within_training(day, noisy + 0.5, (0.0, 0.5), (0.0, 1.5))
+    bright = RequestConfig((0.0, 0.5), (0.0, 1.5)).bounded(day, noisy + 0.5)
     torch.testing.assert_close(bright.mean(dim=(1, 2, 3)), torch.full((2,), 0.4))
 
 
 def test_use_asks_a_darkener_for_no_more_than_its_training():
-    darkener = Darkener(DarkenerSettings(width=4))
-    darkener.settings = replace(darkener.settings, trained_exposure=(0.1, 0.3))
+    darkener = Darkener(DarkenerSettings(width=4), RequestConfig((0.1, 0.3)))
     day, asked = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.full((2, 1, 1, 1), 0.9)
     night = LearnedNight(darkener)
     for request, expected in ((asked, 0.3), (asked - 0.9, 0.1)):
@@ -399,9 +391,9 @@ def test_use_asks_a_darkener_for_no_more_than_its_training():
 @pytest.mark.parametrize(
     ("settings", "flag"),
     [
-        ({"exposure": (0.5, 0.1)}, "--request.exposure 0.5 0.1"),
-        ({"contrast": (0.0, 5.0)}, "--request.contrast 0.0 5.0"),
-        ({"cell": 0}, "--request.cell 0"),
+        ({"exposure": (0.5, 0.1)}, "exposure 0.5 0.1"),
+        ({"contrast": (0.0, 5.0)}, "contrast 0.0 5.0"),
+        ({"cell": 0}, "cell 0"),
     ],
 )
 def test_requests_out_of_range_are_refused(settings, flag):

@@ -4,15 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from darkening.curve_estimator import Darkener, DarkenerSettings, save_darkener
-from darkening.heuristics import HEURISTICS
-from darkening.night_view import (
-    NightConfig,
-    NightView,
-    augmix_view,
-    build_night_view,
-    day_view,
-)
+from darkening import Darkener, DarkenerSettings, RequestConfig, save_darkener
+from darkening.camera import CameraConfig
+from darkening.heuristics import HEURISTICS, augmix_view, day_view
+from darkening.night_view import NightConfig, NightView, build_night_view
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 
@@ -110,20 +105,20 @@ RANGE = "expected two numbers, 0.0 <= LOW <= HIGH <= 1.0"
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"exposure": (0.3, 0.1)}, f"--night.exposure 0.3 0.1: {RANGE}"),
-        ({"exposure": (-0.1, 0.2)}, f"--night.exposure -0.1 0.2: {RANGE}"),
-        ({"exposure": (0.1, 1.2)}, f"--night.exposure 0.1 1.2: {RANGE}"),
-        ({"exposure": (float("nan"), 0.2)}, f"--night.exposure nan 0.2: {RANGE}"),
-        ({"noise": -0.1}, "--night.noise -0.1: expected 0 or more"),
-        ({"noise": float("nan")}, "--night.noise nan: expected 0 or more"),
-        ({"cell": 0}, "--night.cell 0: expected 1 or more"),
+        ({"exposure": (0.3, 0.1)}, f"exposure 0.3 0.1: {RANGE}"),
+        ({"exposure": (-0.1, 0.2)}, f"exposure -0.1 0.2: {RANGE}"),
+        ({"exposure": (0.1, 1.2)}, f"exposure 0.1 1.2: {RANGE}"),
+        ({"exposure": (float("nan"), 0.2)}, f"exposure nan 0.2: {RANGE}"),
+        ({"noise": -0.1}, "noise -0.1: expected 0 or more"),
+        ({"noise": float("nan")}, "noise nan: expected 0 or more"),
+        ({"cell": 0}, "cell 0: expected 1 or more"),
         (
             {"source": "gamma", "mix": ("gamma",)},
-            "--night.mix gamma: expected each once, and none that is the source, gamma",
+            "mix gamma: expected each once, and none that is the source, gamma",
         ),
         (
-            {"mix": ("short-exposure", "gamma", "short-exposure")},
-            "--night.mix short-exposure gamma short-exposure: expected each once, and none that is the source, learned",
+            {"source": "learned", "mix": ("short-exposure", "gamma", "short-exposure")},
+            "mix short-exposure gamma short-exposure: expected each once, and none that is the source, learned",
         ),
     ],
 )
@@ -131,6 +126,18 @@ def test_values_out_of_range_are_refused_with_one_message(flags, message):
     with pytest.raises(UsageError) as caught:
         NightConfig(**flags)
     assert str(caught.value) == message
+
+
+def test_without_a_darkener_nights_are_dim_and_photographed():
+    images = torch.rand(3, 3, 16, 16, generator=generator_of(1))
+    view = build_night_view(NightConfig(exposure=(0.1, 0.1)), None, CPU)
+    expected = NightView("dim", (0.1, 0.1), camera=CameraConfig(share=1.0))
+    assert torch.equal(view(images, generator_of()), expected(images, generator_of()))
+    kept = NightConfig(camera=CameraConfig(share=0.5, blurred=1.0))
+    assert build_night_view(kept, None, CPU).camera == kept.camera
+    learned = Darkener(DarkenerSettings())
+    with pytest.raises(UsageError, match="share 0: expected more than 0"):
+        build_night_view(NightConfig(camera=CameraConfig(blurred=1.0)), learned, CPU)
 
 
 @pytest.fixture
@@ -151,10 +158,10 @@ def test_learned_nights_need_a_darkener_and_others_refuse_one():
 def test_exposures_that_the_darkener_was_not_trained_on_are_refused():
     with pytest.raises(UsageError) as caught:
         build_night_view(NightConfig(exposure=(0.05, 0.8)), Darkener(DarkenerSettings(width=4)), CPU)
-    expected = "--night.exposure 0.05 0.8: expected 0.0 to 0.5, what the darkener was trained on (--request.exposure)"
+    expected = "--night.exposure 0.05 0.8: expected 0.0 to 0.5, what the darkener was trained on"
     assert str(caught.value) == expected
-    settings = DarkenerSettings(width=4, trained_exposure=(0.0, 0.8))
-    assert build_night_view(NightConfig(exposure=(0.05, 0.8)), Darkener(settings), CPU).exposure == (0.05, 0.8)
+    brighter = Darkener(DarkenerSettings(width=4), RequestConfig((0.0, 0.8)))
+    assert build_night_view(NightConfig(exposure=(0.05, 0.8)), brighter, CPU).exposure == (0.05, 0.8)
 
 
 def test_auto_is_no_night():
@@ -276,7 +283,7 @@ def test_every_frame_of_a_clip_follows_its_own_brightness_by_the_power_of_the_cl
 
 @pytest.mark.parametrize("contrast", [(-0.1, 1.0), (1.0, 0.5), (0.0, 5.0)])
 def test_contrast_out_of_range_is_refused(contrast):
-    with pytest.raises(UsageError, match="--night.contrast"):
+    with pytest.raises(UsageError, match="contrast"):
         NightConfig(contrast=contrast)
 
 

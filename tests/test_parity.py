@@ -13,9 +13,12 @@ import torch.nn.functional as F
 from classifier import ClassifierSettings, build_classifier
 from reference_weights import filled, rand
 
-from darkening.curve_estimator import DarkenerSettings, Darkening, darkener_from_released, encode_exposure
 from darkening.curves import quadratic_curve
+from darkening.darkener import DarkenerSettings
+from darkening.darkener_files import darkener_from_released
 from darkening.losses import DarkeningLoss, colour_loss, exposure_loss, scale_loss, total_variation_loss
+from darkening.pixel_view import encode_exposure
+from darkening.views import Darkening
 from minmax.byol import MomentumPair, byol_loss
 from minmax.features import freeze
 from minmax.similarity import feature_similarity

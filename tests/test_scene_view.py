@@ -7,22 +7,21 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-from darkening import curve_estimator
-from darkening.curve_estimator import Darkener, DarkenerSettings, load_darkener, save_darkener
+from darkening import Darkener, DarkenerSettings, load_darkener, save_darkener, scene_view
+from darkening.darkener_files import NIGHT_TO_LOOK_AT, SHIPPED
 from darkening.night_view import LearnedNight, NightView
+from darkening.planned_night import planned_night
 from darkening.scene_view import (
     SMALL_SIDE,
     SceneCurves,
     SceneMemory,
     brightness,
     darkened,
-    planned_night,
     shrunk,
     solved_strength,
     spread_weights,
     spreads,
 )
-from darkening.starting_point import NIGHT_TO_LOOK_AT_NAME, load_darkener_or_starting_point
 from minmax.runtime.errors import UsageError
 from minmax.runtime.seeding import generator_for
 from scenes import render_segmented
@@ -30,7 +29,7 @@ from scenes import render_segmented
 
 @pytest.fixture(scope="module")
 def shipped():
-    return load_darkener_or_starting_point(NIGHT_TO_LOOK_AT_NAME).eval()
+    return load_darkener(NIGHT_TO_LOOK_AT).eval()
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +122,7 @@ def test_strips_give_the_same_as_the_whole(monkeypatch):
     for exposure in (torch.tensor(0.2), torch.rand(2, 1, 75, 20)):
         whole = darkener.darken(images, exposure)
         torch.testing.assert_close(whole, darkener(images, exposure).image, rtol=0, atol=1e-12)
-        monkeypatch.setitem(curve_estimator._SCENE_PIXELS_AT_ONCE, "cpu", 1)  # so one row
+        monkeypatch.setitem(scene_view._PIXELS_AT_ONCE, "cpu", 1)  # so one row
         torch.testing.assert_close(darkener.darken(images, exposure), whole, rtol=0, atol=1e-12)
         monkeypatch.undo()
 
@@ -165,7 +164,10 @@ def test_view_is_a_setting_that_older_checkpoints_lack(tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"view": "far"}, "view 'far'"), ({"view": "scene", "curve": "reciprocal"}, "curve 'reciprocal': view scene")],
+    [
+        ({"view": "far"}, "view far: expected one of"),
+        ({"view": "scene", "curve": "reciprocal"}, "curve reciprocal: expected quadratic"),
+    ],
 )
 def test_impossible_views_are_refused(settings, message):
     with pytest.raises(UsageError, match=message):
@@ -210,9 +212,7 @@ def test_the_shipped_night_is_the_same_whatever_the_size_of_the_photo(shipped, s
 
 
 def test_the_shipped_file_holds_no_subnormal_weights():
-    from darkening.starting_point import NIGHT_TO_LOOK_AT
-
-    with safe_open(NIGHT_TO_LOOK_AT, framework="pt") as file:
+    with safe_open(SHIPPED[NIGHT_TO_LOOK_AT], framework="pt") as file:
         for name in file.keys():  # noqa: SIM118  (not a dict)
             weights = file.get_tensor(name).abs()
             assert ((weights == 0) | (weights >= torch.finfo(torch.float32).tiny)).all()

@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 from video_files import frame_pixels, save_truncated, save_video
 
-from darkening import apply
+from darkening import apply, load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view
-from darkening.starting_point import load_starting_point
 from media import video_frames, video_writer
 from media.video_frames import BrokenVideo, expected_frames, probe, read_frames
 from media.video_writer import VideoOptions
@@ -172,7 +171,7 @@ def test_sound_that_a_container_cannot_hold_is_left_out_with_a_warning(tmp_path,
 
 def test_a_video_has_one_exposure_and_one_noise_map(tmp_path):
     """Every frame of a still video comes out alike, and as the night view makes it of the whole clip."""
-    view = build_night_view(NightConfig(), load_starting_point(), RUNTIME)
+    view = build_night_view(NightConfig(), load_darkener("starting-point"), RUNTIME)
     frames = torch.rand(1, 3, 32, 48).expand(6, -1, -1, -1)
     darkener = view.for_video(32, 48, generator_for("draws"))
     parts = torch.cat([darkener(frames[:2]), darkener(frames[2:])])
@@ -195,7 +194,7 @@ def test_the_number_of_frames_at_a_time_changes_nothing(tmp_path):
 def test_a_learned_night_ends_at_every_number_of_frames_at_a_time(sound, tmp_path):
     """Behind the last whole batch there may be sound and no frame."""
     file, frames = save_video(tmp_path / "a.mkv", frames=6, sound=sound), 6
-    view = build_night_view(NightConfig(exposure=(0.1, 0.1)), load_starting_point(), RUNTIME)
+    view = build_night_view(NightConfig(exposure=(0.1, 0.1)), load_darkener("starting-point"), RUNTIME)
     made = []
     for batch in (*range(1, frames + 2), 0):
         counts, target = [], tmp_path / f"{batch}.mkv"

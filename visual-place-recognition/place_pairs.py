@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from place_images import (
     QUICK_PLACES,
@@ -21,13 +22,13 @@ from place_images import (
     ScenePlaces,
     check_files,
 )
-from plain_pickle import read_plain_pickle
 from ranking import Relevance
 from torch import Tensor
 
 from media.pictures import PICTURE_SUFFIXES, files_below
 from minmax.runtime.config import REPOSITORY
 from minmax.runtime.errors import UsageError
+from minmax.runtime.plain_pickle import read_plain_pickle
 from minmax.runtime.splits import opened, refuse_night
 from scenes import render_places
 
@@ -205,7 +206,9 @@ def _listed(listed: Any, name: str, pickle: Path) -> list[Any]:
     if not isinstance(listed, Mapping) or name not in listed:
         there = ", ".join(map(str, listed)) if isinstance(listed, Mapping) else type(listed).__name__
         raise UsageError(f"{pickle}: expected lists cids, cluster, qidxs and pidxs, {name} is missing; found {there}")
-    return list(listed[name])
+    if not isinstance(listed[name], list | tuple | np.ndarray):
+        raise UsageError(f"{pickle}: {name} is a {type(listed[name]).__name__}, expected a list")
+    return np.ravel(listed[name]).tolist() if isinstance(listed[name], np.ndarray) else list(listed[name])
 
 
 def _integers(listed: Any, name: str, pickle: Path) -> list[int]:

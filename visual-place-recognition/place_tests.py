@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from place_images import QUICK_PLACES, SCENES, Box, PlaceConfig, PlaceFiles, PlaceImages, ScenePlaces, check_files
 from place_pairs import SCENE_PLACES, SCENE_SEEDS
-from plain_pickle import read_plain_pickle
 from ranking import Relevance, RetrievalScore
 
 from media.pictures import PICTURE_SUFFIXES, files_below
 from minmax.runtime.config import REPOSITORY
 from minmax.runtime.errors import UsageError
+from minmax.runtime.plain_pickle import read_plain_pickle
 from scenes import HELD_OUT_NIGHT, render_places
 
 log = logging.getLogger(__name__)
@@ -130,6 +131,8 @@ def read_toolbox(file: Path, quick: bool = False) -> RetrievalTest:
     """
     lists = read_plain_pickle(file)
     for name in ("imlist", "qimlist", "gnd"):
+        if isinstance(lists.get(name), np.ndarray):
+            lists[name] = lists[name].ravel().tolist()
         if not isinstance(lists.get(name), list):
             raise UsageError(f"{file}: expected lists imlist, qimlist and gnd, {name} is missing or no list")
     names, asked, wanted = [str(n) for n in lists["imlist"]], [str(n) for n in lists["qimlist"]], lists["gnd"]

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from tuple_mining import EpochTuples, TrainingTuples, TupleConfig, contrastive_loss
 from tuple_pair import TuplePair, few_at_a_time, refuse_data_parallel
 
-from darkening.curve_estimator import load_darkener
+from darkening.darkener_files import load_darkener
 from darkening.night_view import NightConfig, build_night_view
 from darkening.source_choice import with_chosen_source
 from minmax.byol import ByolConfig, build_pair, byol_loss
@@ -54,7 +54,7 @@ class Config(CommonFlags):
     model: str = "resnet101"
     """The network of torchvision whose bare weights --checkpoint holds, if it does."""
     darkener: Path | None = None
-    """The darkener, a best.pt of train_darkener.py; needed by --night.source learned."""
+    """The darkener, a best.pt of train_darkener.py or the name of a shipped one; by default nights are made by hand."""
     images: PlaceConfig = field(default_factory=PlaceConfig)
     tuples: TupleConfig = field(default_factory=TupleConfig)
     night: NightConfig = field(default_factory=lambda: NightConfig(contrast=(0.5, 1.5), cell=8))

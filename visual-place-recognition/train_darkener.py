@@ -19,16 +19,11 @@ from gem import load_place_network
 from place_images import DEFAULT_DATA, PlaceConfig
 from place_pairs import open_pairs
 
-from darkening.curve_estimator import DarkenerSettings
+from darkening.darkener import DarkenerSettings
+from darkening.exposures import RequestConfig
+from darkening.fit import DarkenerOptim
 from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
-from darkening.starting_point import STARTS, initial_darkener
-from darkening.training import (
-    DarkenerOptim,
-    DarkenerTraining,
-    RequestConfig,
-    save_and_show,
-    train_darkener,
-)
+from darkening.training import STARTS, DarkenerTraining, initial_darkener, save_and_show, train_darkener
 from minmax.features import InputNormalization
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain

@@ -1,21 +1,27 @@
 """Flags and configuration files: one dataclass field is one flag, one line of help and one line of YAML."""
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 import cattrs
 import tyro
 import yaml
+from cattrs.v import format_exception
 
 from minmax.runtime.devices import Precision
-from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.errors import RunError, SettingError, UsageError
+from minmax.runtime.errors import require as require
+from minmax.runtime.errors import require_range as require_range
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -41,6 +47,10 @@ Switch = Annotated[
     ),
 ]
 """A boolean that is on unless it is told otherwise: `--flag false`."""
+
+
+SHIPPED_DARKENERS = ("starting-point", "night-to-look-at")
+"""Names that stand for files of the package, where a path is expected."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +86,8 @@ class CommonFlags:
         """Refuse values that no script can work with, and make paths absolute: a run can be replayed from anywhere."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if isinstance(value, Path) and str(value) in SHIPPED_DARKENERS:
+                continue
             if isinstance(value, Path) or (field.name == "data" and value != "scenes"):
                 absolute = Path(value).expanduser().absolute()
                 object.__setattr__(self, field.name, str(absolute) if field.name == "data" else absolute)
@@ -135,18 +147,6 @@ class MeasuringFlags:
         return folder
 
 
-def require(condition: bool, flag: str, value: object, expected: str) -> None:
-    """Raise a UsageError that names the flag, its value and what was expected, unless `condition` holds."""
-    if not condition:
-        shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-        raise UsageError(f"{flag} {shown}: expected {expected}")
-
-
-def require_range(flag: str, value: tuple[float, float], low: float, high: float) -> None:
-    """Raise a UsageError unless `value` is an ascending pair within [low, high]."""
-    require(low <= value[0] <= value[1] <= high, flag, value, f"two numbers, {low} <= LOW <= HIGH <= {high}")
-
-
 _converter = cattrs.Converter(forbid_extra_keys=True)
 _converter.register_unstructure_hook(Path, str)
 _converter.register_structure_hook(Path, lambda value, _: Path(value))
@@ -183,8 +183,12 @@ def from_plain(config_class: type[ConfigT], plain: Any, source: Path | str) -> C
     try:
         return _converter.structure(plain, config_class)
     except cattrs.BaseValidationError as error:
-        details = "; ".join(cattrs.transform_error(error))
+        details = "; ".join(cattrs.transform_error(error, format_exception=_told))
         raise UsageError(f"{source} does not fit {config_class.__module__}'s flags: {details}") from error
+
+
+def _told(error: BaseException, kind: type | None) -> str:
+    return str(error) if isinstance(error, UsageError) else format_exception(error, kind)
 
 
 def write_yaml(config: DataclassInstance, path: Path) -> None:
@@ -217,9 +221,41 @@ def parse_flags(config_class: type[ConfigT], description: str | None, argv: Sequ
             # Whether to resume is asked anew each time; it is not a property of a run.
             plain["resume"] = False
         default = from_plain(config_class, plain, f"--config {file}")
-    if default is None:
-        return tyro.cli(config_class, args=arguments, description=description)
-    return tyro.cli(config_class, args=arguments, default=default, description=description)
+    parse: Callable[..., ConfigT] = partial(tyro.cli, config_class, args=arguments, description=description)
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(shown):
+            return parse() if default is None else parse(default=default)
+    except SystemExit as stop:
+        # tyro turns what a group of settings refuses into a box of its own; ours is one line with the flag.
+        refused = _setting_error(stop)
+        if refused is None:
+            sys.stderr.write(shown.getvalue())
+            raise
+    raise _by_flag(refused, config_class) from refused
+
+
+def _setting_error(error: BaseException | None) -> SettingError | None:
+    """The SettingError that an error was raised for."""
+    while error is not None and not isinstance(error, SettingError):
+        error = error.__context__
+    return error
+
+
+def _by_flag(error: SettingError, config_class: type) -> UsageError:
+    """The same error, which names the flag in place of the field."""
+    name = error.name.replace("_", "-")
+    flags = [f"{prefix}{name}" for prefix in _prefixes(config_class, error.owner)]
+    return UsageError(f"{' or '.join(flags) or name} {error.problem}")
+
+
+def _prefixes(config_class: type, group: type, prefix: str = "--") -> Iterator[str]:
+    """What the flags of a group of settings begin with, wherever a config has it."""
+    if issubclass(config_class, group):
+        yield prefix
+    for name, kind in get_type_hints(config_class).items():
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            yield from _prefixes(kind, group, f"{prefix}{name.replace('_', '-')}.")
 
 
 def run_script(config_class: type[ConfigT], main: Callable[[ConfigT], object], description: str | None) -> None:
@@ -229,6 +265,8 @@ def run_script(config_class: type[ConfigT], main: Callable[[ConfigT], object], d
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     try:
         main(parse_flags(config_class, description))
+    except SettingError as error:
+        sys.exit(_fail(_by_flag(error, config_class), 2))
     except UsageError as error:
         sys.exit(_fail(error, 2))
     except RunError as error:

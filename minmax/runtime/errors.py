@@ -1,4 +1,4 @@
-"""The two ways in which a script stops because of what it was given, not because of a bug of ours."""
+"""The ways in which we stop because of what we were given, not because of a bug of ours."""
 
 
 class UsageError(Exception):
@@ -7,3 +7,52 @@ class UsageError(Exception):
 
 class RunError(Exception):
     """Failed during work that had begun: a non-finite loss, a full disk, a file that vanished (exit code 1)."""
+
+
+class SettingError(UsageError, ValueError):
+    """A value that a group of settings cannot have. It names the field; `parse_flags` tells it by its flag.
+
+    Args:
+        owner: the class of the settings.
+        name: of the field.
+        problem: the value, and what was expected.
+    """
+
+    def __init__(self, owner: type, name: str, problem: str) -> None:
+        super().__init__(f"{name} {problem}")
+        self.owner, self.name, self.problem = owner, name, problem
+
+
+def require(condition: bool, flag: str, value: object, expected: str) -> None:
+    """Raise a UsageError that names the flag, its value and what was expected, unless `condition` holds."""
+    if not condition:
+        raise UsageError(f"{flag} {_problem(value, expected)}")
+
+
+def require_range(flag: str, value: tuple[float, float], low: float, high: float) -> None:
+    """Raise a UsageError unless `value` is an ascending pair within [low, high]."""
+    require(_is_range(value, low, high), flag, value, _range(low, high))
+
+
+def check(settings: object, name: str, condition: bool, expected: str) -> None:
+    """Raise a SettingError about a field of `settings`, unless `condition` holds."""
+    if not condition:
+        raise SettingError(type(settings), name, _problem(getattr(settings, name), expected))
+
+
+def check_range(settings: object, name: str, low: float, high: float) -> None:
+    """Raise a SettingError unless a field of `settings` is an ascending pair within [low, high]."""
+    check(settings, name, _is_range(getattr(settings, name), low, high), _range(low, high))
+
+
+def _problem(value: object, expected: str) -> str:
+    shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+    return f"{shown}: expected {expected}"
+
+
+def _is_range(value: tuple[float, float], low: float, high: float) -> bool:
+    return low <= value[0] <= value[1] <= high
+
+
+def _range(low: float, high: float) -> str:
+    return f"two numbers, {low} <= LOW <= HIGH <= {high}"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from minmax.runtime.config import require
+from minmax.runtime.errors import check
 
 Decay = Literal["milestones", "cosine", "polynomial", "exponential"]
 
@@ -41,15 +41,15 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        require(self.epochs >= 1, "--optim.epochs", self.epochs, "1 or more")
-        require(self.batch_size >= 1, "--optim.batch-size", self.batch_size, "1 or more")
-        require(self.lr > 0, "--optim.lr", self.lr, "more than 0")
-        require(self.head_lr is None or self.head_lr > 0, "--optim.head-lr", self.head_lr, "more than 0")
-        require(0 <= self.momentum < 1, "--optim.momentum", self.momentum, "0 or more, less than 1")
-        require(self.weight_decay >= 0, "--optim.weight-decay", self.weight_decay, "0 or more")
-        require(self.at_once >= 1, "--optim.at-once", self.at_once, "1 or more")
+        check(self, "epochs", self.epochs >= 1, "1 or more")
+        check(self, "batch_size", self.batch_size >= 1, "1 or more")
+        check(self, "lr", self.lr > 0, "more than 0")
+        check(self, "head_lr", self.head_lr is None or self.head_lr > 0, "more than 0")
+        check(self, "momentum", 0 <= self.momentum < 1, "0 or more, less than 1")
+        check(self, "weight_decay", self.weight_decay >= 0, "0 or more")
+        check(self, "at_once", self.at_once >= 1, "1 or more")
         falls = self.decay == "milestones"
-        require(falls or not self.milestones, "--optim.milestones", self.milestones, f"none beside {self.decay}")
+        check(self, "milestones", falls or not self.milestones, f"none beside {self.decay}")
 
     def rate_factor(self, step: int, steps_per_epoch: int) -> float:
         """Share of the learning rate that is left after `step` steps."""

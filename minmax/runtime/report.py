@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from minmax.runtime.checkpoints import write_atomically
+
+# matplotlib is imported where it draws: it takes as long as all the rest that a darkening of pictures needs.
 
 SMOOTHING = 20  # training steps averaged into one point of a curve
 MOST_NUMBERED = 25  # classes of a confusion matrix with a number in each cell, and class names along an axis
@@ -27,6 +28,8 @@ def last_validation(run: Path) -> dict[str, Any]:
 
 def draw_curves(metrics: Path, picture: Path) -> None:
     """Draw every number of a run's `metrics.jsonl` over the steps, one panel each."""
+    from matplotlib.figure import Figure
+
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     curves: dict[str, list[tuple[int, float]]] = {}
     for line in lines:
@@ -66,6 +69,8 @@ def draw_confusion(
         picture: the .png file, written atomically.
         counted: what the counts are of.
     """
+    from matplotlib.figure import Figure
+
     count = len(classes)
     named = range(0, count, math.ceil(count / MOST_NUMBERED))
     names = [shortened(classes[i]) for i in named]

@@ -140,7 +140,8 @@ class Run:
         self.runtime, self.seed = runtime, config.seed
         # A run is continued with the data and with what it starts from alone; both shape every step.
         parts = {name: value.fingerprint() for name, value in data.items()}
-        parts |= {f"--{name}": file_digest(path) for name, path in input_files(config).items()}
+        for name, path in input_files(config).items():
+            parts[f"--{name}"] = file_digest(path) if path.is_file() else str(path)
         self.data_fingerprint = joint_fingerprint(parts)
         self._losses: list[tuple[Progress, dict[str, Tensor]]] = []
         self.progress = Progress()
