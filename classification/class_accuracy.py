@@ -1,15 +1,17 @@
 """Accuracy of a classifier on a split, by day, by real night, or by a hand-made night for choosing a checkpoint."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from class_folders import ImageConfig, LabelledImages
-from image_views import WholeImages, refuse_night
+from image_views import WholeImages
 from torch import Tensor, nn
 
-from darkening.night_view import NightView
-from darkening.selection_nights import SELECTION_NIGHTS, SelectionNight, selection_numbers
+from darkening.selection_nights import SelectionNight, by_day, selection_numbers
 from minmax.runtime.batches import one_pass
+from minmax.runtime.comparison import verdicts
 from minmax.runtime.devices import Runtime
 from minmax.runtime.seeding import generator_for
 
@@ -64,6 +66,21 @@ class ClassAccuracy:
         gaps = (self.predictions == self.labels).double() - confidences
         return float(torch.zeros(CALIBRATION_BINS).double().index_add(0, bins, gaps).abs().sum() / len(gaps))
 
+    def as_plain(self, images: LabelledImages) -> dict[str, Any]:
+        """All of it for JSON, down to each image of the split."""
+        classes = images.classes
+        return {
+            "count": len(images),
+            "top1": self.top1,
+            "balanced": self.balanced,
+            "calibration_error": self.calibration_error,
+            "per_class": dict(zip(classes, self.per_class, strict=True)),
+            "class_counts": dict(zip(classes, self.confusion.sum(dim=1).tolist(), strict=True)),
+            "confusion": self.confusion.tolist(),
+            "predictions": self.predictions.tolist(),
+            "images": verdicts(images, self.predictions, self.confidences),
+        }
+
 
 @torch.no_grad()
 def measure(
@@ -71,36 +88,39 @@ def measure(
     images: LabelledImages,
     config: ImageConfig,
     runtime: Runtime,
-    night: NightView | SelectionNight | None = None,
+    nights: Sequence[SelectionNight] = (by_day,),
     batch_size: int = 64,
     workers: int = 0,
-) -> ClassAccuracy:
-    """Classify every image of a split.
+) -> list[ClassAccuracy]:
+    """Classify every image of a split as each of some nights shows it; each image is decoded once for all.
 
     Args:
         network: images `(N, 3, H, W)` in [0, 1] to logits `(N, C)`; put into evaluation mode and left there.
         images: the split.
         config: how its images are read.
         runtime: the devices.
-        night: darkens the images first, the same way in every call.
+        nights: each darkens the images first, the same way in every call; by default they stay as they are.
         batch_size: images per forward pass.
         workers: processes that decode.
     """
     network.eval()
-    count = len(images.classes)
-    found: list[tuple[Tensor, Tensor, Tensor]] = []  # labels, predictions and confidences of each batch
+    found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in nights]  # predictions and confidences of each batch
     batches = one_pass(WholeImages(images, config), batch_size, images.split, workers, runtime.is_main)
-    for number, (batch, labels) in enumerate(batches):
-        pictures = runtime.to_device(batch)
-        if night is not None:
-            pictures = night(pictures, generator_for(images.split, number))
-        with runtime.autocast():
-            logits = network(pictures)
-        confidences = logits.float().softmax(dim=1).amax(dim=1)
-        found.append((labels, logits.argmax(dim=1).cpu(), confidences.cpu()))
-    truth, predicted, confident = (torch.cat(parts) for parts in zip(*found, strict=True))
-    confusion = torch.bincount(truth * count + predicted, minlength=count * count).view(count, count)
-    return ClassAccuracy(confusion, predicted, confident, truth)
+    for number, (batch, _) in enumerate(batches):
+        day = runtime.intensities(batch)
+        for night, parts in zip(nights, found, strict=True):
+            pictures = night(day, generator_for(images.split, number))
+            with runtime.autocast():
+                logits = network(pictures)
+            confidences = logits.float().softmax(dim=1).amax(dim=1)
+            parts.append((logits.argmax(dim=1).cpu(), confidences.cpu()))
+    count, labels = len(images.classes), torch.tensor(images.labels)
+    accuracies = []
+    for parts in found:
+        predicted, confident = (torch.cat(some) for some in zip(*parts, strict=True))
+        confusion = torch.bincount(labels * count + predicted, minlength=count * count).view(count, count)
+        accuracies.append(ClassAccuracy(confusion, predicted, confident, labels))
+    return accuracies
 
 
 def selection_score(
@@ -111,9 +131,6 @@ def selection_score(
     Raises:
         ValueError: for a night split; nothing is ever selected on one.
     """
-    refuse_night(images)
-    day = measure(network, images, config, runtime).balanced
-    nights = {
-        name: measure(network, images, config, runtime, night).balanced for name, night in SELECTION_NIGHTS.items()
-    }
-    return selection_numbers(day, nights)
+    return selection_numbers(
+        images, lambda nights: [a.balanced for a in measure(network, images, config, runtime, nights)]
+    )

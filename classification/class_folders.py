@@ -5,7 +5,7 @@ Beside them stand the built-in scenes, under the same interface.
 
 import hashlib
 import logging
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,12 +26,12 @@ from minmax.runtime.archives import unpacking_folder
 from minmax.runtime.checked import find_problems
 from minmax.runtime.config import REPOSITORY, require
 from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.splits import NIGHT_SPLITS, Labelled, evenly_spaced, opened
+from minmax.runtime.splits import Split as Split
 from scenes import CLASSES, HELD_OUT_NIGHT, render_labelled
 
 log = logging.getLogger(__name__)
 
-Split = Literal["train", "val", "test_day", "test_night"]
-NIGHT_SPLITS: tuple[Split, ...] = ("test_night",)
 DEFAULT_DATA = Path(__file__).resolve().parent / "data"
 
 SCENES = "scenes"
@@ -57,32 +57,12 @@ class ImageConfig:
         require(0 <= self.skip_corrupt <= 1, "--images.skip-corrupt", self.skip_corrupt, "a share in [0, 1]")
 
 
-class LabelledImages(ABC):
-    """A split: images with class labels, and whether they were taken by day."""
-
-    def __init__(self, split: Split, classes: tuple[str, ...], labels: list[int]) -> None:
-        self.split, self.classes, self.labels = split, classes, labels
-
-    @property
-    def is_night(self) -> bool:
-        """Night images are for reporting only."""
-        return self.split in NIGHT_SPLITS
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.labels)
+class LabelledImages(Labelled):
+    """A split: images with class labels."""
 
     @abstractmethod
     def load(self, index: int) -> Tensor:
         """One image as uint8 RGB `(3, H, W)`."""
-
-    @abstractmethod
-    def name(self, index: int) -> str:
-        """What to call one image in a report."""
-
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """A short hash that changes when the images do."""
 
 
 class FolderImages(LabelledImages):
@@ -164,12 +144,11 @@ def open_split(
         images: LabelledImages = SceneImages(split, count, config.size, cache / "scenes")
         if classes is not None and classes != images.classes:
             raise UsageError(f"the network knows {_listed(classes)}, the scenes show {_listed(images.classes)}")
-        return images
+        return opened(images, split)
     root = Path(data)
     found, files, labels = _scan(root, split, classes)
     if quick:
-        every = max(1, len(files) // QUICK_SCENES)
-        files, labels = files[::every], labels[::every]
+        files, labels = evenly_spaced(files, QUICK_SCENES), evenly_spaced(labels, QUICK_SCENES)
     images = FolderImages(root, split, found, files, labels)
     bad = _unreadable(images, cache / "checked")
     if len(bad) > config.skip_corrupt * len(images):
@@ -184,7 +163,7 @@ def open_split(
     readable = FolderImages(root, split, found, [files[i] for i in kept], [labels[i] for i in kept])
     if config.evaluation == "native":
         _require_one_size(readable)
-    return readable
+    return opened(readable, split)
 
 
 def class_names(data: str, split: Split) -> tuple[str, ...]:

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from class_folders import Split, class_names
+from class_folders import class_names
 from classifier import RELEASED_CLASSES, ClassifierSettings, NormalizationFlag, classifier_settings, load_classifier
 
 from minmax.features import FeatureModel
 from minmax.runtime.config import require
 from minmax.runtime.errors import UsageError
+from minmax.runtime.splits import Split
 
 
 @dataclass(frozen=True, kw_only=True)

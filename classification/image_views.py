@@ -1,29 +1,19 @@
 """What training and evaluation see of a split: augmented pairs of views, or whole images."""
 
-from typing import NamedTuple
-
 import torch
 from class_folders import ImageConfig, LabelledImages
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional
 
 from minmax.runtime.seeding import derive_seed
-
-
-class Views(NamedTuple):
-    """Two independently cropped views of one day image, float RGB in [0, 1], and its label."""
-
-    day: Tensor
-    to_darken: Tensor
-    label: Tensor
+from minmax.runtime.splits import Views, refuse_night
 
 
 class TrainingViews(Dataset[Views]):
-    """Views of day images for training, indexed by (epoch, image).
+    """Views `(3, size, size)` of day images for training, indexed by (epoch, image).
 
-    Each view is a RandomResizedCrop (area 0.5 to 1), mirrored or not. The draws of an image in an epoch depend on
+    Each of both is a RandomResizedCrop (area 0.5 to 1), mirrored or not. The draws of an image in an epoch depend on
     (seed, epoch, image) alone, so the number of workers and restarts change nothing.
 
     Args:
@@ -53,16 +43,12 @@ class TrainingViews(Dataset[Views]):
         image = self.images.load(index)
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.manual_seed(derive_seed(self.seed, "views", epoch, index))
-            day, to_darken = self.geometry(image), self.geometry(image)
-        return Views(
-            functional.to_dtype(day, torch.float32, scale=True),
-            functional.to_dtype(to_darken, torch.float32, scale=True),
-            torch.tensor(self.images.labels[index]),
-        )
+            day, night = self.geometry(image), self.geometry(image)
+        return Views(day, night, torch.tensor(self.images.labels[index]))
 
 
 class WholeImages(Dataset[tuple[Tensor, Tensor]]):
-    """Whole images without augmentation, `(3, H, W)` in [0, 1], with their labels."""
+    """Whole images without augmentation, uint8 RGB `(3, H, W)`, with their labels."""
 
     def __init__(self, images: LabelledImages, config: ImageConfig) -> None:
         self.images = images
@@ -78,31 +64,4 @@ class WholeImages(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """One image and its label."""
-        image = self.geometry(self.images.load(index))
-        return functional.to_dtype(image, torch.float32, scale=True), torch.tensor(self.images.labels[index])
-
-
-class DayImages(Dataset[Tensor]):
-    """Whole day images without labels, indexed by (epoch, image): what a darkener is trained on.
-
-    Raises:
-        ValueError: for a night split.
-    """
-
-    def __init__(self, images: LabelledImages, config: ImageConfig) -> None:
-        refuse_night(images)
-        self.whole = WholeImages(images, config)
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.whole)
-
-    def __getitem__(self, position: tuple[int, int]) -> Tensor:
-        """Image `position[1]`; the epoch does not matter, as nothing is drawn."""
-        return self.whole[position[1]][0]
-
-
-def refuse_night(images: LabelledImages) -> None:
-    """Raise ValueError for night images: they are reported on, never trained or selected on."""
-    if images.is_night:
-        raise ValueError(f"the split {images.split!r} holds night images; zero-shot adaptation must not see them here")
+        return self.geometry(self.images.load(index)), torch.tensor(self.images.labels[index])

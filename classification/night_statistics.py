@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from class_folders import ImageConfig, LabelledImages
-from image_views import WholeImages, refuse_night
+from image_views import WholeImages
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader
@@ -14,6 +14,7 @@ from darkening.night_view import NightView
 from minmax.runtime.batches import readable
 from minmax.runtime.devices import Runtime
 from minmax.runtime.seeding import generator_for
+from minmax.runtime.splits import refuse_night
 
 
 def reestimate_statistics(
@@ -50,7 +51,7 @@ def reestimate_statistics(
 
     def batches() -> Iterator[Tensor]:
         for number, (batch, _) in enumerate(readable(bar)):
-            day = runtime.to_device(batch)
+            day = runtime.intensities(batch)
             yield torch.cat([day, night(day, generator_for("statistics", number))])
 
     with runtime.autocast():

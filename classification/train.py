@@ -17,7 +17,7 @@ from class_accuracy import selection_score
 from class_folders import DEFAULT_DATA, ImageConfig, open_split
 from classifier import save_classifier
 from foreign_weights import ForeignFlags, load_classifiers
-from image_views import TrainingViews, Views
+from image_views import TrainingViews
 from night_statistics import reestimate_statistics
 from torch import Tensor, nn
 
@@ -35,6 +35,7 @@ from minmax.runtime.optimisation import OptimConfig
 from minmax.runtime.report import picture_grid, save_picture
 from minmax.runtime.run import Run, started
 from minmax.runtime.seeding import seed_globally
+from minmax.runtime.splits import Views
 
 TASK = "classification"
 
@@ -73,9 +74,9 @@ def build_views(
     views: Views, night_view: NightView, config: Config, run: Run, runtime: Runtime
 ) -> tuple[Tensor, Tensor]:
     """Day and night images of a batch on the device: darken one view, then jitter both, each its own way."""
-    night = night_view(runtime.to_device(views.to_darken), run.generator("night"))
+    night = night_view(runtime.intensities(views.night), run.generator("night"))
     night = jitter(night, config.jitter, run.generator("night jitter"))
-    day = jitter(runtime.to_device(views.day), config.jitter, run.generator("day jitter"))
+    day = jitter(runtime.intensities(views.day), config.jitter, run.generator("day jitter"))
     return day, night
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from class_folders import DEFAULT_DATA, ImageConfig, open_split
 from foreign_weights import ForeignFlags, load_classifiers
-from image_views import DayImages, WholeImages
+from image_views import WholeImages
 
 from darkening.darkener import DarkenerSettings
 from darkening.exposures import RequestConfig
@@ -26,6 +26,7 @@ from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
 from minmax.runtime.run import Run, started
 from minmax.runtime.seeding import seed_globally
+from minmax.runtime.splits import DayPictures, evenly_spaced
 
 TASK = "classification"
 VALIDATION_IMAGES = 256
@@ -74,12 +75,12 @@ def main(config: Config) -> Path:
         encoder = runtime.place(network)
         if config.features == "unnormalised":
             encoder.normalization = runtime.place(InputNormalization.identity())
-        held_out = WholeImages(validation, config.images)
-        every = max(1, len(held_out) // VALIDATION_IMAGES)
-        held_out_images = torch.stack([held_out[index][0] for index in range(0, len(held_out), every)])
+        held_out = DayPictures(validation, WholeImages(validation, config.images))
+        chosen = evenly_spaced(range(len(held_out)), VALIDATION_IMAGES)
+        held_out_images = runtime.intensities(torch.stack([held_out[0, index] for index in chosen]))
         seed_globally(config.seed, "darkener")
         darkener = runtime.place(initial_darkener(config.init, config.darkener))
-        dataset = DayImages(training, config.images)
+        dataset = DayPictures(training, WholeImages(training, config.images))
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
         with Run(TASK, config, runtime, training=training) as run:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from class_accuracy import measure
 from class_folders import DEFAULT_DATA, ImageConfig, open_split
 from classifier import NormalizationFlag, build_classifier, classifier_settings, save_classifier
-from image_views import TrainingViews, Views
+from image_views import TrainingViews
 from torch import Tensor, nn
 
 from minmax.augmentation import AugmentConfig
@@ -27,6 +27,7 @@ from minmax.runtime.devices import Runtime
 from minmax.runtime.optimisation import OptimConfig
 from minmax.runtime.run import Run, started
 from minmax.runtime.seeding import seed_globally
+from minmax.runtime.splits import Views
 
 TASK = "classification"
 
@@ -63,7 +64,7 @@ class Config(CommonFlags):
 
 def step(network: nn.Module, views: Views, config: Config, runtime: Runtime, generator: torch.Generator) -> Tensor:
     """Cross-entropy of one batch."""
-    images = jitter(runtime.to_device(views.day), config.jitter, generator)
+    images = jitter(runtime.intensities(views.day), config.jitter, generator)
     with runtime.autocast():
         logits = network(images)
     return F.cross_entropy(logits.float(), views.label.to(logits.device))
@@ -97,7 +98,7 @@ def main(config: Config) -> Path:
                 for views in run.batches(loader, epoch):
                     loss = step(parallel, views, config, runtime, run.generator("jitter"))
                     run.update(optimizer, {"loss": loss}, schedule)
-                accuracy = measure(network, validation, config.images, runtime)
+                [accuracy] = measure(network, validation, config.images, runtime)
                 run.finish_epoch({"day": accuracy.balanced}, accuracy.balanced, save)
             return run.finish()
 

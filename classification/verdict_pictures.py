@@ -9,8 +9,10 @@ from class_folders import ImageConfig, LabelledImages
 from image_views import WholeImages
 from matplotlib.figure import Figure
 
+from media.pictures import as_intensities
 from minmax.runtime.checkpoints import write_atomically
 from minmax.runtime.report import shortened
+from minmax.runtime.splits import evenly_spaced
 
 CHANGES = ("wrong_to_right", "right_to_wrong")
 SHOWN = 16  # images per picture
@@ -49,8 +51,8 @@ def draw_verdicts(
         config: how its images are read.
         picture: the .png file, written atomically.
     """
-    count = min(SHOWN, len(changed))
-    chosen = [changed[i * len(changed) // count] for i in range(count)]
+    chosen = evenly_spaced(changed, SHOWN)
+    count = len(chosen)
     whole = WholeImages(images, config)
     height, width = whole[chosen[0]][0].shape[-2:]
     rows, columns = math.ceil(count / COLUMNS), min(COLUMNS, max(count, 4))
@@ -62,7 +64,7 @@ def draw_verdicts(
         panel.set_axis_off()
     for place, index in enumerate(chosen):
         row, column = 2 * (place // columns), place % columns
-        image = whole[index][0].permute(1, 2, 0)
+        image = as_intensities(whole[index][0]).permute(1, 2, 0)
         for panel, pixels in ((panels[row, column], image), (panels[row + 1, column], image**GAMMA)):
             panel.set_axis_on()
             panel.set_xticks([])

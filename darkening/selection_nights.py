@@ -5,7 +5,7 @@ The same for every run, and never offered as a night to train on, so that the nu
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,18 +13,36 @@ from torch import Tensor
 
 from darkening.camera import DISPLAY_GAMMA, with_sensor_noise
 from darkening.heuristics import brightness_night
+from minmax.runtime.splits import Examples, refuse_night
 
 _MEAN = (0.05, 0.25)
 SelectionNight = Callable[[Tensor, torch.Generator], Tensor]
 
 
-def selection_numbers(day: float, nights: Mapping[str, float]) -> dict[str, float]:
+def selection_numbers(
+    images: Examples, measure: Callable[[Sequence[SelectionNight]], Iterable[float]]
+) -> dict[str, float]:
     """A metric by day and on each of `SELECTION_NIGHTS`, their mean `darkened`, and `score`, the mean of day and that.
 
     `score` is what checkpoints are chosen by.
+
+    Args:
+        images: day validation images.
+        measure: the metric on them as each of some nights shows them; `by_day` among these leaves them as they are.
+
+    Raises:
+        ValueError: for night images; nothing is ever selected on them.
     """
-    darkened = statistics.fmean(nights.values())
+    refuse_night(images)
+    day, *found = measure((by_day, *SELECTION_NIGHTS.values()))
+    nights = dict(zip(SELECTION_NIGHTS, found, strict=True))
+    darkened = statistics.fmean(found)
     return {"day": day, **nights, "darkened": darkened, "score": (day + darkened) / 2}
+
+
+def by_day(images: Tensor, _: torch.Generator) -> Tensor:
+    """Images as they are."""
+    return images
 
 
 def _draw(low: float, high: float, generator: torch.Generator) -> float:

@@ -98,7 +98,7 @@ def train_darkener(
     for epoch in run.epochs(optim.epochs):
         darkener.train()
         for batch in run.batches(loader, epoch):
-            day = runtime.to_device(batch)
+            day = runtime.intensities(batch)
             losses = darkening_step(
                 *(darkener, encoder, day, config.request, config.loss, run.generator),
                 parallel=parallel,

@@ -6,13 +6,14 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from clips import SCENES, ClipConfig, Split
+from clips import SCENES, ClipConfig
 from recogniser import RELEASED_CLASSES
 
 from media.pictures import files_below
 from media.video_frames import VIDEO_SUFFIXES
 from minmax.runtime.errors import UsageError
 from minmax.runtime.seeding import derive_seed
+from minmax.runtime.splits import Split
 
 log = logging.getLogger(__name__)
 DEFAULT_DATA = Path(__file__).resolve().parent / "dataset" / "NormalLight"

@@ -1,15 +1,17 @@
 """Accuracy on a split of clips, by day, by real night, or by a hand-made night for choosing a checkpoint."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from clip_views import WholeClips
-from clips import ClipConfig, LabelledClips, refuse_night
+from clips import ClipConfig, LabelledClips
 from torch import Tensor, nn
 
-from darkening.night_view import NightView
-from darkening.selection_nights import SELECTION_NIGHTS, SelectionNight, selection_numbers
+from darkening.selection_nights import SelectionNight, by_day, selection_numbers
 from minmax.runtime.batches import one_pass
+from minmax.runtime.comparison import verdicts
 from minmax.runtime.devices import Runtime
 from minmax.runtime.seeding import generator_for
 
@@ -47,6 +49,17 @@ class ClipAccuracy:
         confusion = self.confusion.double()
         return (confusion.diagonal() / confusion.sum(dim=1)).tolist()
 
+    def as_plain(self, clips: LabelledClips) -> dict[str, Any]:
+        """All of it for JSON, down to each video of the split."""
+        return {
+            "count": len(clips),
+            "top1": self.top(1),
+            "top5": self.top(5),
+            "per_class": dict(zip(clips.classes, self.per_class, strict=True)),
+            "confusion": self.confusion.tolist(),
+            "videos": verdicts(clips, self.predictions, self.probabilities.amax(dim=1)),
+        }
+
 
 @torch.no_grad()
 def measure(
@@ -54,40 +67,40 @@ def measure(
     clips: LabelledClips,
     config: ClipConfig,
     runtime: Runtime,
-    night: NightView | SelectionNight | None = None,
+    nights: Sequence[SelectionNight] = (by_day,),
     rounds: int | None = None,
     batch_size: int = 16,
     workers: int = 0,
-) -> ClipAccuracy:
-    """Recognise every video of a split: the mean of its rounds' softmax.
+) -> list[ClipAccuracy]:
+    """Recognise every video of a split, as each of some nights shows it, by the mean of its rounds' softmax.
 
     Args:
         network: clips `(N, 3, T, H, W)` in [0, 1] to logits `(N, C)`; put into evaluation mode and left there.
-        clips: the split.
+        clips: the split; each clip is decoded once for all nights.
         config: how its clips are chosen and read.
         runtime: the devices.
-        night: darkens the clips first, the same way in every call.
+        nights: each darkens the clips first, the same way in every call; by default they stay as they are.
         rounds: clips per video; by default those of the config.
         batch_size: clips per forward pass.
         workers: processes that decode.
     """
     network.eval()
     dataset = WholeClips(clips, config, rounds)
-    found: list[tuple[Tensor, Tensor]] = []
+    found: list[list[Tensor]] = [[] for _ in nights]  # probabilities of each batch
     videos_at_once = max(1, batch_size // dataset.rounds)
     batches = one_pass(dataset, videos_at_once, clips.split, workers, runtime.is_main)
     for number, (videos, labels) in enumerate(batches):
-        scores = []
+        scores: list[list[Tensor]] = [[] for _ in nights]
         for part, chunk in enumerate(videos.flatten(0, 1).split(batch_size)):
-            pictures = runtime.to_device(chunk) / 255.0
-            if night is not None:
-                pictures = night(pictures, generator_for(clips.split, number, part))
-            with runtime.autocast():
-                logits = network(pictures)
-            scores.append(logits.float().softmax(dim=1).cpu())
-        found.append((torch.cat(scores).view(len(labels), dataset.rounds, -1).mean(dim=1), labels))
-    probabilities, truth = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return ClipAccuracy(probabilities, truth)
+            day = runtime.intensities(chunk)
+            for night, parts in zip(nights, scores, strict=True):
+                pictures = night(day, generator_for(clips.split, number, part))
+                with runtime.autocast():
+                    logits = network(pictures)
+                parts.append(logits.float().softmax(dim=1).cpu())
+        for probabilities, parts in zip(found, scores, strict=True):
+            probabilities.append(torch.cat(parts).view(len(labels), dataset.rounds, -1).mean(dim=1))
+    return [ClipAccuracy(torch.cat(parts), torch.tensor(clips.labels)) for parts in found]
 
 
 def selection_score(
@@ -103,9 +116,9 @@ def selection_score(
     Raises:
         ValueError: for a night split; nothing is ever selected on one.
     """
-    refuse_night(clips)
 
-    def top1(night: SelectionNight | None) -> float:
-        return measure(network, clips, config, runtime, night, 1, batch_size, workers).top(1)
+    def top1(nights: Sequence[SelectionNight]) -> list[float]:
+        found = measure(network, clips, config, runtime, nights, 1, batch_size, workers)
+        return [accuracy.top(1) for accuracy in found]
 
-    return selection_numbers(top1(None), {name: top1(night) for name, night in SELECTION_NIGHTS.items()})
+    return selection_numbers(clips, top1)

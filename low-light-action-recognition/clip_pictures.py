@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from minmax.runtime.checkpoints import write_atomically
 from minmax.runtime.report import picture_grid, shortened
+from minmax.runtime.splits import evenly_spaced
 
 VIDEOS, FRAMES = 8, 6
 GAMMA = 0.5
@@ -30,8 +31,8 @@ def draw_strips(clips: LabelledClips, config: ClipConfig, verdicts: dict[str, Cl
     changed = first.predictions != last.predictions
     order = torch.cat([changed.nonzero().flatten(), (~changed).nonzero().flatten()]).tolist()
     candidates = order[: max(VIDEOS, int(changed.sum()))]
-    count = min(VIDEOS, len(candidates))
-    chosen = [candidates[i * len(candidates) // count] for i in range(count)]
+    chosen = evenly_spaced(candidates, VIDEOS)
+    count = len(chosen)
     whole = WholeClips(clips, config, rounds=1)
     figure = Figure(figsize=(11, 1.15 * count + 0.4), layout="constrained")
     of_both = f": {int(changed.sum())} of {len(clips)} verdicts changed" if len(verdicts) > 1 else ""
@@ -39,7 +40,7 @@ def draw_strips(clips: LabelledClips, config: ClipConfig, verdicts: dict[str, Cl
     panels = figure.subplots(count, 2, squeeze=False)
     for row, index in zip(panels, chosen, strict=True):
         frames = whole[index][0][0].transpose(0, 1) / 255.0
-        kept = frames[[i * len(frames) // min(FRAMES, len(frames)) for i in range(min(FRAMES, len(frames)))]]
+        kept = frames[evenly_spaced(range(len(frames)), FRAMES)]
         for panel, shown in zip(row, (kept, kept**GAMMA), strict=True):
             panel.imshow(picture_grid([shown]), interpolation="nearest")
             panel.set_xticks([])

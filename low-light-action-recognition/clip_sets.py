@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from arid import find_videos
-from clips import QUICK_CLIPS, SCENE_COUNTS, SCENES, ClipConfig, LabelledClips, SceneClips, Split
+from clips import QUICK_CLIPS, SCENE_COUNTS, SCENES, ClipConfig, LabelledClips, SceneClips
 from video_clips import VideoClips, checked_clips
 
 from minmax.runtime.config import REPOSITORY
 from minmax.runtime.errors import UsageError
+from minmax.runtime.splits import Split, evenly_spaced, opened
 from scenes import MOTIONS
 
 
@@ -36,10 +37,8 @@ def open_clips(
         if classes is not None and classes != MOTIONS:
             raise UsageError(f"the network knows {', '.join(classes)}, the scenes show {', '.join(MOTIONS)}")
         count = min(QUICK_CLIPS, SCENE_COUNTS[split]) if quick else SCENE_COUNTS[split]
-        return SceneClips(split, count, config, cache / "scenes")
+        return opened(SceneClips(split, count, config, cache / "scenes"), split)
     found = find_videos(Path(data).expanduser(), split, config, classes)
-    videos = found.videos
-    if quick:
-        count = min(QUICK_CLIPS, len(videos))
-        videos = [videos[i * len(videos) // count] for i in range(count)]
-    return checked_clips(VideoClips(found.root, split, found.classes, videos, [], config.interval), config, cache)
+    videos = evenly_spaced(found.videos, QUICK_CLIPS) if quick else found.videos
+    clips = VideoClips(found.root, split, found.classes, videos, [], config.interval)
+    return opened(checked_clips(clips, config, cache), split)

@@ -1,35 +1,23 @@
 """What training and evaluation see of a split: augmented pairs of views of the same frames, or whole clips."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
-from clips import ClipConfig, LabelledClips, frames_of_clip, refuse_night
+from clips import ClipConfig, LabelledClips, frames_of_clip
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
 
 from minmax.runtime.seeding import generator_for
+from minmax.runtime.splits import Views, refuse_night
 
 ASPECT = (0.8, 1.25)
 LARGEST_SIDE = 9 / 7  # of the crop: the authors' 288 to 224
 WHOLE_SIDE = 8 / 7  # their 256
 
 
-class ClipViews(NamedTuple):
-    """Two views of the same frames of a day video, each with a geometry of its own, and its label.
-
-    Clips are uint8 RGB `(3, T, H, W)`. `night` is the day clip once more, to be darkened on the device, or the clip
-    that was darkened in advance.
-    """
-
-    day: Tensor
-    night: Tensor
-    label: Tensor
-
-
-class TrainingClips(Dataset[ClipViews]):
-    """Views of day clips for training, indexed by (epoch, video).
+class TrainingClips(Dataset[Views]):
+    """Views `(3, T, size, size)` of the same frames of day videos for training, indexed by (epoch, video).
 
     Frames, and the geometry of each view, are drawn from (seed, epoch, video) alone, so the number of workers and
     restarts change nothing. One geometry holds for all frames of a view.
@@ -60,14 +48,14 @@ class TrainingClips(Dataset[ClipViews]):
         """Number of videos."""
         return len(self.clips)
 
-    def __getitem__(self, position: tuple[int, int]) -> ClipViews:
+    def __getitem__(self, position: tuple[int, int]) -> Views:
         """The views of video `position[1]` in epoch `position[0]`."""
         epoch, index = position
         generator = generator_for(self.seed, "clip", epoch, index)
         frames = draw_frames(self.clips, index, self.config, generator)
         day = self.clips.load(index, frames)
         night = day if self.darkened is None else self.darkened.load(index, frames)
-        return ClipViews(
+        return Views(
             augmented(day, self.config.size, generator, self.flip),
             augmented(night, self.config.size, generator, self.flip),
             torch.tensor(self.clips.labels[index]),
@@ -167,7 +155,7 @@ class WholeClips(Dataset[tuple[Tensor, Tensor]]):
 
 
 class DayClips(Dataset[Tensor]):
-    """Day clips without labels, `(3, T, H, W)` in [0, 1], indexed by (epoch, video): what a darkener is trained on.
+    """Day clips without labels, uint8 RGB `(3, T, H, W)`, indexed by (epoch, video): what a darkener is trained on.
 
     Raises:
         ValueError: for a night split.
@@ -186,4 +174,4 @@ class DayClips(Dataset[Tensor]):
         epoch, index = position
         generator = generator_for(self.seed, "day clip", epoch, index)
         frames = self.clips.load(index, draw_frames(self.clips, index, self.config, generator))
-        return augmented(frames, self.config.size, generator, self.flip) / 255.0
+        return augmented(frames, self.config.size, generator, self.flip)

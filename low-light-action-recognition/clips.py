@@ -1,7 +1,7 @@
 """Labelled clips: what every split is asked for, how frames are chosen from a video, and the built-in clips."""
 
 import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from minmax.runtime.config import require
+from minmax.runtime.splits import NIGHT_SPLITS, Labelled, Split
 from scenes import HELD_OUT_NIGHT, MOTIONS, render_clips
-
-Split = Literal["train", "val", "test_day", "test_night"]
-NIGHT_SPLITS: tuple[Split, ...] = ("test_night",)
 
 SCENES = "scenes"
 SCENE_SEEDS: dict[Split, int] = {"train": 31, "val": 32, "test_day": 33, "test_night": 34}
@@ -71,8 +69,8 @@ def frames_of_clip(count: int, length: int, interval: int, start: float) -> list
     return [(first + i * interval) % count for i in range(length)]
 
 
-class LabelledClips(ABC):
-    """A split: clips with class labels, and whether they were taken by day.
+class LabelledClips(Labelled):
+    """A split: clips with class labels.
 
     Args:
         split: which.
@@ -85,29 +83,12 @@ class LabelledClips(ABC):
     def __init__(
         self, split: Split, classes: tuple[str, ...], labels: Sequence[int], counts: Sequence[int], interval: int
     ) -> None:
-        self.split, self.classes, self.labels = split, classes, list(labels)
+        super().__init__(split, classes, labels)
         self.counts, self.interval = list(counts), interval
-
-    @property
-    def is_night(self) -> bool:
-        """Night clips are for reporting only."""
-        return self.split in NIGHT_SPLITS
-
-    def __len__(self) -> int:
-        """Number of videos."""
-        return len(self.labels)
 
     @abstractmethod
     def load(self, index: int, frames: Sequence[int]) -> Tensor:
         """Frames of one video, uint8 RGB `(T, 3, H, W)`, in the order asked for; a frame may be asked for twice."""
-
-    @abstractmethod
-    def name(self, index: int) -> str:
-        """What to call one video in a report."""
-
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """A short hash that changes when the videos do."""
 
 
 class SceneClips(LabelledClips):
@@ -133,9 +114,3 @@ class SceneClips(LabelledClips):
     def fingerprint(self) -> str:
         """Hash of the pixels."""
         return hashlib.sha256(self.clips.tobytes()).hexdigest()[:16]
-
-
-def refuse_night(clips: LabelledClips) -> None:
-    """Raise ValueError for night clips: they are reported on, never trained or selected on."""
-    if clips.is_night:
-        raise ValueError(f"the split {clips.split!r} holds night clips; zero-shot adaptation must not see them here")

@@ -18,7 +18,7 @@ from arid import DEFAULT_DATA
 from clip_accuracy import selection_score
 from clip_optim import ClipOptim
 from clip_sets import open_clips
-from clip_views import ClipViews, TrainingClips
+from clip_views import TrainingClips
 from clips import ClipConfig
 from hls_shift import shift_hls
 from recogniser import load_recogniser, save_recogniser
@@ -37,6 +37,7 @@ from minmax.runtime.errors import UsageError
 from minmax.runtime.report import picture_grid, save_picture
 from minmax.runtime.run import Run, started
 from minmax.runtime.seeding import seed_globally
+from minmax.runtime.splits import Views
 
 TASK = "low-light-action-recognition"
 
@@ -72,14 +73,14 @@ class Config(CommonFlags):
 
 
 def build_views(
-    views: ClipViews, night_view: NightView | None, config: Config, run: Run, runtime: Runtime
+    views: Views, night_view: NightView | None, config: Config, run: Run, runtime: Runtime
 ) -> tuple[Tensor, Tensor]:
     """Day and night clips of a batch on the device: darkened first, then shifted in colour, each its own way."""
-    night = runtime.to_device(views.night) / 255.0
+    night = runtime.intensities(views.night)
     if night_view is not None:
         night = night_view(night, run.generator("night"))
     night = shift_hls(night, config.shift, run.generator("night shift"))
-    day = shift_hls(runtime.to_device(views.day) / 255.0, config.shift, run.generator("day shift"))
+    day = shift_hls(runtime.intensities(views.day), config.shift, run.generator("day shift"))
     return day, night
 
 

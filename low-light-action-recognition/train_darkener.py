@@ -31,6 +31,7 @@ from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
 from minmax.runtime.run import Run, started
 from minmax.runtime.seeding import seed_globally
+from minmax.runtime.splits import evenly_spaced
 
 TASK = "low-light-action-recognition"
 VALIDATION_VIDEOS = 64
@@ -86,10 +87,10 @@ def main(config: Config) -> Path:
         if config.features == "unnormalised":
             encoder.normalization = runtime.place(InputNormalization.identity())
         held_out = WholeClips(validation, config.clips, rounds=1)
-        every = max(1, len(held_out) // VALIDATION_VIDEOS)
         # One frame of each, from the middle: obedience is a matter of single frames.
         middle = config.clips.length // 2
-        frames = [held_out[index][0][0, :, middle] for index in range(0, len(held_out), every)]
+        chosen = evenly_spaced(range(len(held_out)), VALIDATION_VIDEOS)
+        frames = [held_out[index][0][0, :, middle] for index in chosen]
         held_out_frames = torch.stack(frames) / 255.0
         dataset = DayClips(training, config.clips, config.seed, config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)

@@ -17,7 +17,7 @@ from arid import DEFAULT_DATA
 from clip_accuracy import measure
 from clip_optim import ClipOptim
 from clip_sets import open_clips
-from clip_views import ClipViews, TrainingClips
+from clip_views import TrainingClips
 from clips import ClipConfig
 from hls_shift import shift_hls
 from recogniser import NormalizationFlag, build_recogniser, for_images, recogniser_settings, save_recogniser
@@ -30,6 +30,7 @@ from minmax.runtime.config import CommonFlags, replaced, require, run_script, to
 from minmax.runtime.devices import Runtime
 from minmax.runtime.run import Run, started
 from minmax.runtime.seeding import seed_globally
+from minmax.runtime.splits import Views
 
 TASK = "low-light-action-recognition"
 
@@ -67,9 +68,9 @@ class Config(CommonFlags):
         refuse_two_starts(self.pretrained, self.init)
 
 
-def step(network: nn.Module, views: ClipViews, config: Config, runtime: Runtime, generator: torch.Generator) -> Tensor:
+def step(network: nn.Module, views: Views, config: Config, runtime: Runtime, generator: torch.Generator) -> Tensor:
     """Cross-entropy of one batch."""
-    day = shift_hls(runtime.to_device(views.day) / 255.0, config.shift, generator)
+    day = shift_hls(runtime.intensities(views.day), config.shift, generator)
     with runtime.autocast():
         logits = network(day)
     return F.cross_entropy(logits.float(), views.label.to(logits.device))
@@ -104,7 +105,8 @@ def main(config: Config) -> Path:
                 for views in run.batches(loader, epoch):
                     loss = step(parallel, views, config, runtime, run.generator("shift"))
                     run.update(optimizer, {"loss": loss}, schedule)
-                score = measure(network, validation, config.clips, runtime, rounds=1, workers=config.workers).top(1)
+                [found] = measure(network, validation, config.clips, runtime, rounds=1, workers=config.workers)
+                score = found.top(1)
                 run.finish_epoch({"day": score}, score, save)
             return run.finish()
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from arid import Video
-from clips import ClipConfig, LabelledClips, Split
+from clips import ClipConfig, LabelledClips
 from torch import Tensor
 from tqdm import tqdm
 
@@ -16,6 +16,7 @@ from media.pictures import files_below, listed_below
 from media.video_frames import VIDEO_SUFFIXES, BrokenVideo, probe, read_frames
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.report import write_json
+from minmax.runtime.splits import Split
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ from street_images import (
     SCENES,
     SceneStreets,
     Size,
-    Split,
     StreetFile,
     StreetFiles,
     StreetImages,
@@ -21,6 +20,7 @@ from street_images import (
 from media.pictures import PICTURE_SUFFIXES, files_below
 from minmax.runtime.config import REPOSITORY, require
 from minmax.runtime.errors import UsageError
+from minmax.runtime.splits import Split, opened
 
 DEFAULT_DATA = Path(__file__).resolve().parent / "data" / "Cityscapes"
 LAYOUT = "{leftImg8bit,gtFine}/{train,val}/CITY/NAME{_leftImg8bit,_gtFine_labelIds}.png"
@@ -65,15 +65,17 @@ def open_streets(
         cache: folder for rendered scenes and for the record of which files were checked.
 
     Raises:
-        UsageError: when a folder is missing or laid out otherwise, or files are missing, surplus or broken.
+        UsageError: when a folder or split is missing or laid out otherwise, or files are missing, surplus or broken.
     """
     if data == SCENES:
         square = config.size[0] == config.size[1]
         require(square, "--images.size", config.size, "a square for the built-in scenes, such as 96 96")
         count = min(QUICK_IMAGES, SCENE_COUNTS[split]) if quick else SCENE_COUNTS[split]
-        return SceneStreets(split, count, config.size[0], cache / "scenes")
-    images = find_cityscapes(Path(data).expanduser(), "val" if split == "val" else "train")
-    return check_files(images.subset(QUICK_IMAGES) if quick else images, cache / "checked")
+        return opened(SceneStreets(split, count, config.size[0], cache / "scenes"), split)
+    if split not in ("train", "val"):
+        raise UsageError(f"{data} has no split {split}: Cityscapes' layout has train and val, both by day")
+    images = find_cityscapes(Path(data).expanduser(), split)
+    return opened(check_files(images.subset(QUICK_IMAGES) if quick else images, cache / "checked"), split)
 
 
 def find_cityscapes(root: Path, split: Literal["train", "val"], is_night: bool = False) -> StreetFiles:

@@ -1,20 +1,22 @@
 """Intersection over union from an integer confusion matrix, counted on the device that predicts."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from street_images import Size, StreetImages, refuse_night
-from street_labels import VOID
+from street_images import Size, StreetImages
+from street_labels import CLASSES, VOID
 from street_views import WholeStreet, WholeStreets
 from torch import Tensor, nn
 
-from darkening.selection_nights import SELECTION_NIGHTS, selection_numbers
+from darkening.selection_nights import SelectionNight, by_day, selection_numbers
 from minmax.runtime.batches import one_pass
 from minmax.runtime.devices import Runtime
 from minmax.runtime.seeding import generator_for
+from minmax.runtime.splits import evenly_spaced
 
 _ROWS = VOID + 1
 _SETS = 8  # of counters
@@ -42,10 +44,12 @@ def count_confusion(predictions: Tensor, labels: Tensor) -> Tensor:
 class StreetScore:
     """A confusion matrix `(20, 20)` of counts, truth by row and prediction by column, and what follows from it.
 
-    Pixels whose truth is void are left out; a prediction of void on any other pixel is a miss.
+    Pixels whose truth is void are left out; a prediction of void on any other pixel is a miss. A few images may be kept
+    with the predictions `(H, W)` on them, to be looked at.
     """
 
     confusion: Tensor
+    kept: tuple[tuple[WholeStreet, Tensor], ...] = ()
 
     @property
     def per_class(self) -> list[float]:
@@ -59,6 +63,10 @@ class StreetScore:
     def occurring(self) -> list[bool]:
         """Whether each class has a pixel in the truth."""
         return (self.confusion[:VOID].sum(dim=1) > 0).tolist()
+
+    def per_occurring_class(self) -> list[float]:
+        """Intersection over union of the 19 classes; NaN for one that does not occur in the truth."""
+        return [share if there else math.nan for share, there in zip(self.per_class, self.occurring, strict=True)]
 
     @property
     def accuracy(self) -> float:
@@ -79,7 +87,57 @@ class StreetScore:
     def mean(self, classes: ScoredClasses = "all") -> float:
         """Mean intersection over union of the classes that count; NaN when there are none."""
         shares = [share for share, counts in zip(self.per_class, self.scored(classes), strict=True) if counts]
-        return sum(shares) / len(shares) if shares else float("nan")
+        return sum(shares) / len(shares) if shares else math.nan
+
+    def as_plain(self, classes: ScoredClasses) -> dict[str, Any]:
+        """All of it for JSON."""
+        return {
+            "mean_iou": self.mean(classes),
+            "mean_iou_all": self.mean("all"),
+            "mean_iou_occurring": self.mean("occurring"),
+            "accuracy": self.accuracy,
+            "per_class": dict(zip(CLASSES, self.per_class, strict=True)),
+            "confusion": self.confusion.tolist(),
+        }
+
+
+def measure(
+    network: nn.Module,
+    images: StreetImages,
+    size: Size,
+    runtime: Runtime,
+    nights: Sequence[SelectionNight] = (by_day,),
+    full_labels: bool = False,
+    keep: int = 0,
+    batch_size: int = 4,
+    workers: int = 0,
+) -> list[StreetScore]:
+    """Score a split as each of some nights shows it.
+
+    Args:
+        network: as for `predict`.
+        images: the split, with labels; each image is decoded once for all nights.
+        size: what images are brought to.
+        runtime: the devices.
+        nights: each darkens the images first, the same way in every call; by default they stay as they are.
+        full_labels: keep labels at their own size, and bring the logits to it.
+        keep: so many images at most, evenly spaced, are kept with their predictions.
+        batch_size: images per forward pass.
+        workers: processes that decode.
+    """
+    confusions = torch.zeros(len(nights), _ROWS, _ROWS, dtype=torch.int64, device=runtime.device)
+    kept: list[list[tuple[WholeStreet, Tensor]]] = [[] for _ in nights]
+    chosen = evenly_spaced(range(len(images)), keep)
+    for number, streets, day in _batches(images, size, runtime, full_labels, batch_size, workers):
+        for night, confusion, few in zip(nights, confusions, kept, strict=True):
+            pictures = night(day, generator_for("selection", number))
+            for street, logits in _logits(network, streets, pictures, size, runtime):
+                assert street.labels is not None
+                prediction = logits.argmax(dim=0)
+                confusion += count_confusion(prediction, street.labels.to(prediction.device))
+                if street.position in chosen:
+                    few.append((street, prediction.cpu()))
+    return [StreetScore(confusion, tuple(few)) for confusion, few in zip(confusions.cpu(), kept, strict=True)]
 
 
 def predict(
@@ -103,11 +161,7 @@ def predict(
         workers: processes that decode.
     """
     for _, streets, pictures in _batches(images, size, runtime, full_labels, batch_size, workers):
-        for street, scores in zip(streets, _logits(network, pictures, runtime), strict=True):
-            shape = size if street.labels is None else street.labels.shape
-            if scores.shape[-2:] != shape:
-                scores = F.interpolate(scores[None], size=tuple(shape), mode="bilinear", align_corners=False)[0]
-            yield street, scores
+        yield from _logits(network, streets, pictures, size, runtime)
 
 
 def _batches(
@@ -116,26 +170,22 @@ def _batches(
     """The number of each batch, what it holds, and its images `(N, 3, H, W)` on the device."""
     dataset = WholeStreets(images, size, full_labels)
     for number, streets in enumerate(one_pass(dataset, batch_size, images.title, workers, runtime.is_main, list)):
-        yield number, streets, runtime.to_device(torch.stack([street.image for street in streets]))
+        yield number, streets, runtime.intensities(torch.stack([street.image for street in streets]))
 
 
 @torch.no_grad()
-def _logits(network: nn.Module, pictures: Tensor, runtime: Runtime) -> Tensor:
+def _logits(
+    network: nn.Module, streets: list[WholeStreet], pictures: Tensor, size: Size, runtime: Runtime
+) -> Iterator[tuple[WholeStreet, Tensor]]:
+    """The images of a batch, each with the logits of its pixels in the size of its labels."""
     network.eval()
     with runtime.autocast():
-        logits: Tensor = network(pictures)
-    return logits.float()
-
-
-def measure(
-    network: nn.Module, images: StreetImages, size: Size, runtime: Runtime, batch_size: int = 4, workers: int = 0
-) -> StreetScore:
-    """The confusion matrix of a whole split at network size; arguments as for `predict`."""
-    confusion = torch.zeros(_ROWS, _ROWS, dtype=torch.int64, device=runtime.device)
-    for street, logits in predict(network, images, size, runtime, batch_size=batch_size, workers=workers):
-        assert street.labels is not None
-        confusion += count_confusion(logits.argmax(dim=0), street.labels.to(logits.device))
-    return StreetScore(confusion.cpu())
+        logits = network(pictures)
+    for street, scores in zip(streets, logits.float(), strict=True):
+        shape = size if street.labels is None else street.labels.shape
+        if scores.shape[-2:] != shape:
+            scores = F.interpolate(scores[None], size=tuple(shape), mode="bilinear", align_corners=False)[0]
+        yield street, scores
 
 
 def selection_score(
@@ -149,22 +199,19 @@ def selection_score(
     """What checkpoints are chosen by: mean IoU on day validation images, and on each of the selection nights.
 
     Args:
-        network: as for `predict`, as are the other arguments.
+        network: as for `measure`, as are the other arguments.
         images: a day split.
         size: what images are brought to.
         runtime: the devices.
         batch_size: images per forward pass.
-        workers: processes that decode; each image is decoded once for all.
+        workers: processes that decode.
 
     Raises:
         ValueError: for night images; nothing is ever selected on them.
     """
-    refuse_night(images)
-    confusions = torch.zeros(1 + len(SELECTION_NIGHTS), _ROWS, _ROWS, dtype=torch.int64, device=runtime.device)
-    for number, streets, pictures in _batches(images, size, runtime, False, batch_size, workers):
-        labels = torch.stack([street.labels for street in streets if street.labels is not None]).to(runtime.device)
-        nights = (night(pictures, generator_for("selection", number)) for night in SELECTION_NIGHTS.values())
-        for confusion, shown in zip(confusions, (pictures, *nights), strict=True):
-            confusion += count_confusion(_logits(network, shown, runtime).argmax(dim=1), labels)
-    day, *dark = (StreetScore(confusion.cpu()).mean("occurring") for confusion in confusions)
-    return selection_numbers(day, dict(zip(SELECTION_NIGHTS, dark, strict=True)))
+
+    def mean_iou(nights: Sequence[SelectionNight]) -> list[float]:
+        found = measure(network, images, size, runtime, nights, batch_size=batch_size, workers=workers)
+        return [score.mean("occurring") for score in found]
+
+    return selection_numbers(images, mean_iou)

@@ -1,10 +1,10 @@
 """Street images with a class for every pixel: files on disk and built-in scenes under one interface."""
 
 import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor
 from media.pictures import DECODING_ERRORS, decode_picture, listed_below
 from minmax.runtime.checked import find_problems
 from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.splits import NIGHT_SPLITS, Examples, Split, evenly_spaced
 from scenes import HELD_OUT_NIGHT, render_segmented
 
-Split = Literal["train", "val", "test_day", "test_night"]
 Size = tuple[int, int]
 """Height and width in pixels."""
 
@@ -34,27 +34,12 @@ class Street(NamedTuple):
     labels: Tensor | None
 
 
-class StreetImages(ABC):
-    """Images of one split, and whether they were taken by day."""
-
-    def __init__(self, title: str, is_night: bool, count: int) -> None:
-        self.title, self.is_night, self._count = title, is_night, count
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return self._count
+class StreetImages(Examples):
+    """Street images with the classes of their pixels."""
 
     @abstractmethod
     def load(self, index: int, size: Size | None = None, label_size: Size | None = None) -> Street:
         """One image and its labels, each brought to a size: the image by Lanczos, labels by the nearest pixel."""
-
-    @abstractmethod
-    def name(self, index: int) -> str:
-        """What to call one image in a report."""
-
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """A short hash that changes when the images do."""
 
 
 class StreetFile(NamedTuple):
@@ -101,16 +86,14 @@ class StreetFiles(StreetImages):
 
     def subset(self, count: int) -> "StreetFiles":
         """At most `count` images, evenly spread."""
-        count = min(count, len(self))
-        chosen = [self.files[i * len(self) // count] for i in range(count)]
-        return StreetFiles(self.title, self.root, chosen, self.is_night)
+        return StreetFiles(self.title, self.root, evenly_spaced(self.files, count), self.is_night)
 
 
 class SceneStreets(StreetImages):
     """Built-in scenes with the label that the painter knows for every pixel; square, kept in memory."""
 
     def __init__(self, split: Split, count: int, size: int, cache: Path) -> None:
-        night = split == "test_night"
+        night = split in NIGHT_SPLITS
         super().__init__(f"scenes, {split}", night, count)
         self.split = split
         # The held-out lamps and cameras: nothing about the scenes' nights was tuned on them.
@@ -175,12 +158,6 @@ def check_files(images: StreetFiles, records: Path) -> StreetFiles:
             f"{len(bad)} of {len(images)} images of {images.root} cannot be used:{listed_below([*bad.values()])}"
         )
     return images
-
-
-def refuse_night(images: StreetImages) -> None:
-    """Raise ValueError for night images: they are reported on, never trained or selected on."""
-    if images.is_night:
-        raise ValueError(f"{images.title!r} holds night images; zero-shot adaptation must not see them here")
 
 
 def _resized(image: Image.Image, size: Size | None, how: Image.Resampling) -> Tensor:

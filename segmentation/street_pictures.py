@@ -1,14 +1,17 @@
 """What a segmentation network makes of images, to look at: image, truth and predictions side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from miou import StreetScore
+from street_images import StreetImages
 from street_labels import CLASSES, COLOURS, VOID, coloured
 from torch import Tensor
 
+from media.pictures import as_intensities
 from minmax.runtime.checkpoints import write_atomically
 from minmax.runtime.report import shortened
 
@@ -16,8 +19,23 @@ GAMMA = 0.5
 WIDTH = 2.6  # of a picture, inches
 
 
+def draw_predictions(images: StreetImages, scores: Mapping[str, StreetScore], picture: Path) -> None:
+    """Draw the images that were kept with the scores, with the truth and the predictions by caption.
+
+    Args:
+        images: the data set.
+        scores: by caption, of the same images each.
+        picture: the .png file, written atomically.
+    """
+    streets = [street for street, _ in next(iter(scores.values())).kept]
+    columns = {"truth": [street.labels for street in streets if street.labels is not None]}
+    columns |= {caption: [prediction for _, prediction in score.kept] for caption, score in scores.items()}
+    names, pixels = [images.name(street.position) for street in streets], [as_intensities(s.image) for s in streets]
+    draw_side_by_side(images.title, names, pixels, columns, picture)
+
+
 def draw_side_by_side(
-    title: str, names: Sequence[str], images: Sequence[Tensor], columns: dict[str, Sequence[Tensor]], picture: Path
+    title: str, names: Sequence[str], images: Sequence[Tensor], columns: Mapping[str, Sequence[Tensor]], picture: Path
 ) -> None:
     """Draw one row per image: as it is, brightened, and its label maps.
 

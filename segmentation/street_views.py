@@ -13,35 +13,22 @@ from street_images import (
     StreetFiles,
     StreetImages,
     check_files,
-    refuse_night,
 )
 from street_labels import VOID
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional
 from torchvision.tv_tensors import Image as ImageTensor
 from torchvision.tv_tensors import Mask
 
 from media.pictures import DECODING_ERRORS, PICTURE_SUFFIXES, decode_picture, files_below, orientation
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.seeding import derive_seed
+from minmax.runtime.splits import Views, refuse_night
 
 
-class StreetViews(NamedTuple):
-    """A day image, what becomes its night view, and the labels of both, after one and the same random geometry.
-
-    Images are float RGB in [0, 1], labels train ids (int64). `night` is the day image once more, to be darkened on the
-    device, or the image that was darkened in advance.
-    """
-
-    day: Tensor
-    night: Tensor
-    labels: Tensor
-
-
-class TrainingStreets(Dataset[StreetViews]):
-    """Augmented day images for training, indexed by (epoch, image).
+class TrainingStreets(Dataset[Views]):
+    """Augmented day images for training, indexed by (epoch, image), labelled by the train ids of pixels (int64).
 
     Zoom, crop and flip are drawn once for image, night and labels, from (seed, epoch, image) alone, so the number of
     workers and restarts change nothing. What the zoom leaves empty is black and void.
@@ -75,7 +62,7 @@ class TrainingStreets(Dataset[StreetViews]):
         """Number of images."""
         return len(self.images)
 
-    def __getitem__(self, position: tuple[int, int]) -> StreetViews:
+    def __getitem__(self, position: tuple[int, int]) -> Views:
         """The views of image `position[1]` in epoch `position[0]`."""
         epoch, index = position
         image, labels = self.images.load(index, self.size, self.size)
@@ -86,8 +73,8 @@ class TrainingStreets(Dataset[StreetViews]):
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.manual_seed(derive_seed(self.seed, "geometry", epoch, index))
             *views, labels = self.geometry(*views, Mask(labels))
-        pictures = [functional.to_dtype(view, torch.float32, scale=True).as_subclass(Tensor) for view in views]
-        return StreetViews(pictures[0], pictures[-1], labels.as_subclass(Tensor).long())
+        day, night = (view.as_subclass(Tensor) for view in (views[0], views[-1]))
+        return Views(day, night, labels.as_subclass(Tensor).long())
 
     def _darkened(self, index: int) -> Tensor:
         assert self.darkened is not None
@@ -165,7 +152,7 @@ def _read_header(file: Path) -> tuple[str, bool]:
 
 
 class WholeStreet(NamedTuple):
-    """A whole image `(3, H, W)` in [0, 1], the train ids of its pixels (uint8; None where secret), and its position."""
+    """A whole image, uint8 RGB `(3, H, W)`, the train ids of its pixels (uint8; None: secret), and its position."""
 
     image: Tensor
     labels: Tensor | None
@@ -190,25 +177,4 @@ class WholeStreets(Dataset[WholeStreet]):
 
     def __getitem__(self, index: int) -> WholeStreet:
         """One image and its labels."""
-        image, labels = self.images.load(index, self.size, None if self.full_labels else self.size)
-        return WholeStreet(functional.to_dtype(image, torch.float32, scale=True), labels, index)
-
-
-class DayStreets(Dataset[Tensor]):
-    """Whole day images without labels, indexed by (epoch, image): what a darkener is trained on.
-
-    Raises:
-        ValueError: for night images.
-    """
-
-    def __init__(self, images: StreetImages, size: Size) -> None:
-        refuse_night(images)
-        self.whole = WholeStreets(images, size)
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.whole)
-
-    def __getitem__(self, position: tuple[int, int]) -> Tensor:
-        """Image `position[1]`; the epoch does not matter, as nothing is drawn."""
-        return self.whole[position[1]].image
+        return WholeStreet(*self.images.load(index, self.size, None if self.full_labels else self.size), index)

@@ -17,7 +17,7 @@ from miou import selection_score
 from segmenter import build_projectors, load_segmenter, pixel_cross_entropy, save_segmenter
 from street_images import StreetFile, StreetFiles
 from street_photometry import PhotometryConfig, change_views
-from street_views import StreetViews, TrainingStreets, find_darkened
+from street_views import TrainingStreets, find_darkened
 from torch import Tensor, nn
 
 from darkening.darkener_files import load_darkener
@@ -34,6 +34,7 @@ from minmax.runtime.optimisation import OptimConfig
 from minmax.runtime.report import picture_grid, save_picture
 from minmax.runtime.run import Run, started
 from minmax.runtime.seeding import seed_globally
+from minmax.runtime.splits import Views
 
 TASK = "segmentation"
 
@@ -85,13 +86,13 @@ class Config(CommonFlags):
 
 
 def build_views(
-    views: StreetViews, night_view: NightView | None, config: Config, run: Run, runtime: Runtime
+    views: Views, night_view: NightView | None, config: Config, run: Run, runtime: Runtime
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Day images, night images and labels of a batch on the device: darkened first, then changed in photometry."""
-    day = runtime.to_device(views.day)
-    night = night_view(day, run.generator("night")) if night_view else runtime.to_device(views.night)
+    day = runtime.intensities(views.day)
+    night = night_view(day, run.generator("night")) if night_view else runtime.intensities(views.night)
     changed, labels = change_views(
-        [day, night], views.labels.to(runtime.device), config.photometry, run.generator("photometry")
+        [day, night], views.label.to(runtime.device), config.photometry, run.generator("photometry")
     )
     return changed[0], changed[1], labels
 

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from cityscapes import DEFAULT_DATA, StreetConfig, open_streets
 from segmenter import load_segmenter
-from street_views import DayStreets, WholeStreets
+from street_views import WholeStreets
 
 from darkening.darkener import DarkenerSettings
 from darkening.exposures import RequestConfig
@@ -27,6 +27,7 @@ from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
 from minmax.runtime.run import Run, started
 from minmax.runtime.seeding import seed_globally
+from minmax.runtime.splits import DayPictures, evenly_spaced
 
 TASK = "segmentation"
 VALIDATION_IMAGES = 64
@@ -82,10 +83,10 @@ def main(config: Config) -> Path:
         require_size(encoder, "--images.size", *config.images.size)
         if config.features == "unnormalised":
             encoder.normalization = runtime.place(InputNormalization.identity())
-        held_out = WholeStreets(validation, config.images.size)
-        every = max(1, len(held_out) // VALIDATION_IMAGES)
-        held_out_images = torch.stack([held_out[index].image for index in range(0, len(held_out), every)])
-        dataset = DayStreets(training, config.images.size)
+        held_out = DayPictures(validation, WholeStreets(validation, config.images.size))
+        chosen = evenly_spaced(range(len(held_out)), VALIDATION_IMAGES)
+        held_out_images = runtime.intensities(torch.stack([held_out[0, index] for index in chosen]))
+        dataset = DayPictures(training, WholeStreets(training, config.images.size))
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
         with Run(TASK, config, runtime, training=training) as run:

@@ -15,7 +15,7 @@ from miou import measure
 from segmenter import SegmenterSettings, build_segmenter, pixel_cross_entropy, save_segmenter
 from street_labels import CLASSES
 from street_photometry import PhotometryConfig, change_views
-from street_views import StreetViews, TrainingStreets
+from street_views import TrainingStreets
 from torch import Tensor, nn
 
 from minmax.augmentation import AugmentConfig
@@ -26,6 +26,7 @@ from minmax.runtime.devices import Runtime
 from minmax.runtime.optimisation import OptimConfig
 from minmax.runtime.run import Run, started
 from minmax.runtime.seeding import seed_globally
+from minmax.runtime.splits import Views
 
 TASK = "segmentation"
 
@@ -61,11 +62,9 @@ class Config(CommonFlags):
         refuse_two_starts(self.pretrained, self.init)
 
 
-def step(
-    network: nn.Module, views: StreetViews, config: Config, runtime: Runtime, generator: torch.Generator
-) -> Tensor:
+def step(network: nn.Module, views: Views, config: Config, runtime: Runtime, generator: torch.Generator) -> Tensor:
     """Cross-entropy of one batch."""
-    day, labels = runtime.to_device(views.day), views.labels.to(runtime.device)
+    day, labels = runtime.intensities(views.day), views.label.to(runtime.device)
     [day], labels = change_views([day], labels, config.photometry, generator)
     with runtime.autocast():
         logits = network(day)
@@ -103,9 +102,8 @@ def main(config: Config) -> Path:
                 for views in run.batches(loader, epoch):
                     loss = step(parallel, views, config, runtime, run.generator("photometry"))
                     run.update(optimizer, {"loss": loss}, schedule)
-                score = measure(network, validation, config.images.size, runtime, workers=config.workers).mean(
-                    "occurring"
-                )
+                [found] = measure(network, validation, config.images.size, runtime, workers=config.workers)
+                score = found.mean("occurring")
                 run.finish_epoch({"day": score}, score, save)
             return run.finish()
 

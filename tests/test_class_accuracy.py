@@ -66,7 +66,7 @@ class HalfPrecision(torch.nn.Module):
 
 def test_measure_keeps_labels_and_confidences_in_single_precision(data):
     images = open_split(str(data), "test_day", ImageConfig(size=32))
-    found = measure(HalfPrecision(), images, ImageConfig(size=32), RUNTIME, batch_size=5)
+    [found] = measure(HalfPrecision(), images, ImageConfig(size=32), RUNTIME, batch_size=5)
     assert found.labels.tolist() == images.labels == [0] * 6 + [1] * 6
     assert found.confidences.dtype == torch.float32 and found.confidences.shape == (12,)
     confidence = 1 / (1 + math.exp(-1))

@@ -133,7 +133,7 @@ class AlwaysSecond(torch.nn.Module):
 
 def test_measure_fills_the_confusion_matrix_row_by_truth(data):
     images = open_split(str(data), "test_day", ImageConfig(size=32))
-    found = measure(AlwaysSecond(), images, ImageConfig(size=32), RUNTIME, batch_size=5)
+    [found] = measure(AlwaysSecond(), images, ImageConfig(size=32), RUNTIME, batch_size=5)
     assert found.confusion.tolist() == [[0, 6], [0, 6]]
     assert found.predictions.tolist() == [1] * 12
 
@@ -166,11 +166,11 @@ def test_views_depend_on_seed_epoch_and_image_alone(data):
     views[2, 6], views[0, 5]
     torch.manual_seed(99)
     assert torch.equal(views[2, 5].day, first.day)
-    assert not torch.equal(first.day, first.to_darken)
+    assert not torch.equal(first.day, first.night)
     assert not torch.equal(views[3, 5].day, first.day)
     assert not torch.equal(TrainingViews(images, 32, seed=4)[2, 5].day, first.day)
     assert first.day.shape == (3, 32, 32)
-    assert 0 <= first.day.min() <= first.day.max() <= 1
+    assert first.day.dtype == first.night.dtype == torch.uint8
 
 
 def test_without_flips_views_are_the_same_crops_never_mirrored():

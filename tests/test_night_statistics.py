@@ -82,8 +82,8 @@ def test_each_batch_is_half_day_and_half_the_same_images_darkened(training):
         assert torch.equal(darkened, GAMMA(day, generator_for("statistics", number)))
         assert darkened.mean() < 0.7 * day.mean()
     seen = torch.cat([batch.chunk(2)[0] for batch in batches])
-    whole = WholeImages(training, IMAGES)
-    places = [[i for i in range(12) if torch.equal(whole[i][0], image)] for image in seen]
+    whole = [RUNTIME.intensities(image) for image, _ in WholeImages(training, IMAGES)]
+    places = [[i for i in range(12) if torch.equal(whole[i], image)] for image in seen]
     assert sorted(place for (place,) in places) == list(range(12)), "each image once"
     # The files are sorted by class; a batch of one class has too small a variance.
     labels = torch.tensor(training.labels)[torch.tensor(places).flatten()].view(3, 4)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from darkening.night_view import NightSource
-from darkening.selection_nights import SELECTION_NIGHTS, selection_numbers
+from darkening.selection_nights import SELECTION_NIGHTS, by_day, selection_numbers
+from minmax.runtime.splits import Labelled
 from scenes import render_labelled
 
 NAMES = sorted(SELECTION_NIGHTS)
@@ -79,5 +80,23 @@ def test_the_long_exposure_smears_along_a_line():
 
 
 def test_the_score_is_the_mean_of_day_and_of_the_nights():
-    found = selection_numbers(0.9, {"a": 0.3, "b": 0.6, "c": 0.0})
-    assert found == pytest.approx({"day": 0.9, "a": 0.3, "b": 0.6, "c": 0.0, "darkened": 0.3, "score": 0.6})
+    metrics = dict(zip((by_day, *SELECTION_NIGHTS.values()), (0.9, 0.3, 0.6, 0.0), strict=True))
+    found = selection_numbers(images_of("val"), lambda nights: [metrics[night] for night in nights])
+    nights = dict(zip(SELECTION_NIGHTS, (0.3, 0.6, 0.0), strict=True))
+    assert found == pytest.approx({"day": 0.9, **nights, "darkened": 0.3, "score": 0.6})
+
+
+def test_nothing_is_ever_selected_on_a_night():
+    with pytest.raises(ValueError, match="holds night images"):
+        selection_numbers(images_of("test_night"), lambda nights: [1.0 for _ in nights])
+
+
+def images_of(split):
+    class Named(Labelled):
+        def name(self, index):
+            return str(index)
+
+        def fingerprint(self):
+            return split
+
+    return Named(split, ("a",), [0, 0])

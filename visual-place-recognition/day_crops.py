@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 import torch
-from place_images import PlaceImages, refuse_night
+from place_images import PlaceImages
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
 
 from minmax.runtime.config import require
 from minmax.runtime.seeding import generator_for
+from minmax.runtime.splits import refuse_night
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class CropConfig:
 
 
 class DayCrops(Dataset[Tensor]):
-    """Random square crops `(3, S, S)` in [0, 1], indexed by (epoch, number); an epoch sees its own choice of images.
+    """Random square crops, uint8 `(3, S, S)`, indexed by (epoch, number); an epoch sees its own choice of images.
 
     Raises:
         ValueError: for night images.
@@ -69,6 +70,5 @@ class DayCrops(Dataset[Tensor]):
     def _resized(self, index: int) -> Tensor:
         # A panorama of more than four to one is enlarged again; others are only ever shrunk.
         image = self.images.load(index, 4 * self.config.short_side)
-        resized = functional.resize(image, [self.config.short_side], antialias=True)
-        pixels: Tensor = functional.to_dtype(resized, torch.float32, scale=True)
-        return pixels
+        resized: Tensor = functional.resize(image, [self.config.short_side], antialias=True)
+        return resized

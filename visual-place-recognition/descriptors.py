@@ -6,12 +6,11 @@ import torch
 from gem import describe_images
 from place_images import PlaceImages
 from place_pairs import PlacePairs
-from ranking import Relevance, nearest, score_rankings
+from ranking import nearest, score_rankings
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional
 
-from darkening.selection_nights import SELECTION_NIGHTS, SelectionNight, selection_numbers
+from darkening.selection_nights import SelectionNight, by_day, selection_numbers
 from minmax.features import FeatureModel
 from minmax.runtime.batches import one_pass
 from minmax.runtime.devices import Runtime
@@ -91,7 +90,7 @@ def describe(
     chosen = range(len(images)) if positions is None else positions
     parts, order = [], []
     for numbers, pixels in batches_by_shape(images, chosen, size, batch_size, workers, runtime.is_main):
-        batch = functional.to_dtype(runtime.to_device(pixels), torch.float32, scale=True)
+        batch = runtime.intensities(pixels)
         if darken is not None:
             batch = darken(batch, [chosen[number] for number in numbers])
         try:
@@ -121,32 +120,43 @@ def selection_score(
         batch_size: images per forward pass.
         workers: processes that decode.
     """
-    positions, relevances = pairs.relevances()
-    database = describe(network, pairs.images, size, runtime, None, (1.0,), batch_size, workers)
-
-    def dark_queries(night: SelectionNight) -> Tensor:
-        def darken(batch: Tensor, at: Sequence[int]) -> Tensor:
-            # One image at a time: its draws then depend on itself alone, not on the batch it came in.
-            nights = [night(batch[i : i + 1], generator_for("selection", place)) for i, place in enumerate(at)]
-            return torch.cat(nights)
-
-        return describe(network, pairs.images, size, runtime, positions, (1.0,), batch_size, workers, darken)
-
-    nights = {name: _precision(dark_queries(night), database, relevances) for name, night in SELECTION_NIGHTS.items()}
-    return selection_numbers(_precision(database[positions], database, relevances), nights)
+    return selection_numbers(
+        pairs.images, lambda nights: _precisions(nights, network, pairs, size, runtime, batch_size, workers)
+    )
 
 
 def day_precision(
     network: FeatureModel, pairs: PlacePairs, size: int, runtime: Runtime, batch_size: int = 16, workers: int = 0
 ) -> float:
     """Mean average precision of day queries; arguments as for `selection_score`."""
+    [precision] = _precisions([by_day], network, pairs, size, runtime, batch_size, workers)
+    return precision
+
+
+def _precisions(
+    nights: Sequence[SelectionNight],
+    network: FeatureModel,
+    pairs: PlacePairs,
+    size: int,
+    runtime: Runtime,
+    batch_size: int,
+    workers: int,
+) -> Iterator[float]:
+    """Mean average precision of the queries as each of some nights shows them, in the data base by day."""
     positions, relevances = pairs.relevances()
     database = describe(network, pairs.images, size, runtime, None, (1.0,), batch_size, workers)
-    return _precision(database[positions], database, relevances)
+    for night in nights:
 
+        def darken(batch: Tensor, at: Sequence[int], night: SelectionNight = night) -> Tensor:
+            # One image at a time: its draws then depend on itself alone, not on the batch it came in.
+            dark = [night(batch[i : i + 1], generator_for("selection", place)) for i, place in enumerate(at)]
+            return torch.cat(dark)
 
-def _precision(queries: Tensor, database: Tensor, relevances: Sequence[Relevance]) -> float:
-    return score_rankings(nearest(queries, database), relevances, [""] * len(relevances)).mean_average_precision
+        queries = database[positions]
+        if night is not by_day:
+            queries = describe(network, pairs.images, size, runtime, positions, (1.0,), batch_size, workers, darken)
+        rankings = nearest(queries, database)
+        yield score_rankings(rankings, relevances, [""] * len(relevances)).mean_average_precision
 
 
 def draw_positions(count: int, of: int, *keys: int | str) -> list[int]:

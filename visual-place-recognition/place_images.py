@@ -1,7 +1,7 @@
 """Images of places: files on disk and built-in ones under one interface."""
 
 import hashlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from media.pictures import DECODING_ERRORS, as_rgb, listed_below
 from minmax.runtime.checked import find_problems
 from minmax.runtime.config import require
 from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.splits import Examples
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels of the stored image."""
@@ -38,27 +39,12 @@ class PlaceConfig:
         require(self.size >= 32, "--images.size", self.size, "32 or more")
 
 
-class PlaceImages(ABC):
-    """Images in an order, and whether they were taken by day."""
-
-    def __init__(self, title: str, is_night: bool, count: int) -> None:
-        self.title, self.is_night, self._count = title, is_night, count
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return self._count
+class PlaceImages(Examples):
+    """Images of places in an order."""
 
     @abstractmethod
     def load(self, index: int, size: int) -> Tensor:
         """One image as uint8 RGB `(3, H, W)`, its longest side at most `size`."""
-
-    @abstractmethod
-    def name(self, index: int) -> str:
-        """What to call one image in a report."""
-
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """A short hash that changes when the images do."""
 
 
 class PlaceFiles(PlaceImages):
@@ -169,12 +155,6 @@ def check_files(images: PlaceFiles, records: Path) -> PlaceFiles:
             f"{len(bad)} of {len(images)} images of {images.root} cannot be used:{listed_below([*bad.values()])}"
         )
     return images
-
-
-def refuse_night(images: PlaceImages) -> None:
-    """Raise ValueError for night images: they are reported on, never trained or selected on."""
-    if images.is_night:
-        raise ValueError(f"{images.title!r} holds night images; zero-shot adaptation must not see them here")
 
 
 def by_shape(images: Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor]]:

@@ -21,7 +21,6 @@ from place_images import (
     PlaceImages,
     ScenePlaces,
     check_files,
-    refuse_night,
 )
 from ranking import Relevance
 from torch import Tensor
@@ -30,6 +29,7 @@ from media.pictures import PICTURE_SUFFIXES, files_below
 from minmax.runtime.config import REPOSITORY
 from minmax.runtime.errors import UsageError
 from minmax.runtime.plain_pickle import read_plain_pickle
+from minmax.runtime.splits import opened, refuse_night
 from scenes import render_places
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,8 @@ def open_pairs(
         pixels, numbers = render_places(
             "day", places, SCENE_VIEWS, config.size, SCENE_SEEDS[split], None, cache / SCENES
         )
-        return all_pairs(ScenePlaces(f"scenes/{split}", pixels, is_night=False), torch.from_numpy(numbers))
+        scenes = opened(ScenePlaces(f"scenes/{split}", pixels, is_night=False), split)
+        return all_pairs(scenes, torch.from_numpy(numbers))
     root = Path(data).expanduser()
     if (root / SFM).is_dir():
         pairs = read_sfm(root / SFM / f"{SFM.name}.pkl", split, quick)
@@ -128,6 +129,7 @@ def open_pairs(
             f"no training data at {root}: expected {SFM}/ or {split}/PLACE/day/*.jpg, found {there or 'nothing'}; "
             f"{WHERE_TO_GET}, or use --data scenes"
         )
+    opened(pairs.images, split)
     return _checked(pairs, cache)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from place_images import QUICK_PLACES, SCENES, Box, PlaceConfig, PlaceFiles, PlaceImages, ScenePlaces, check_files
 from place_pairs import SCENE_PLACES, SCENE_SEEDS
-from ranking import Relevance
+from ranking import Relevance, RetrievalScore
 
 from media.pictures import PICTURE_SUFFIXES, files_below
 from minmax.runtime.config import REPOSITORY
@@ -31,6 +31,30 @@ class RetrievalTest:
     queries: PlaceImages
     relevances: Sequence[Relevance]
     places: Sequence[str]
+
+    def as_plain(self, score: RetrievalScore) -> dict[str, Any]:
+        """What was measured on it, down to each query and its first results, for JSON; shares are in [0, 1]."""
+        precision, recall = score.by_place_mean
+        return {
+            "mean_average_precision": score.mean_average_precision,
+            "recall": {str(n): share for n, share in score.recalls.items()},
+            "by_place": {"mean_average_precision": precision, "recall_at_1": recall},
+            "database": len(self.database),
+            "answerable": score.answerable,
+            "places": {
+                place: {"mean_average_precision": ap, "recall_at_1": r1, "queries": count}
+                for place, (ap, r1, count) in score.by_place.items()
+            },
+            "queries": [
+                {
+                    "name": self.queries.name(i),
+                    "place": self.places[i],
+                    "average_precision": score.average_precisions[i],
+                    "first_results": [self.database.name(int(position)) for position in ranking[:5]],
+                }
+                for i, ranking in enumerate(score.rankings)
+            ],
+        }
 
 
 def open_tests(

@@ -1,6 +1,6 @@
 """What queries find, to look at: the query and its first results before and after, right and wrong ones marked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from minmax.runtime.checkpoints import write_atomically
 from minmax.runtime.report import shortened
+from minmax.runtime.splits import evenly_spaced
 
 SHOWN_QUERIES = 8
 SHOWN_RESULTS = 5
@@ -24,14 +25,9 @@ def choose_queries(scores: Mapping[str, RetrievalScore], test: RetrievalTest) ->
     answerable = [i for i, wanted in enumerate(test.relevances) if wanted.ok]
     firsts = [[_results(score, test, i)[0][1] for i in answerable] for score in scores.values()]
     changed = [i for i, verdicts in zip(answerable, zip(*firsts, strict=True), strict=True) if len(set(verdicts)) > 1]
-    shown = _spread(changed, SHOWN_QUERIES // 2)
-    shown += _spread([i for i in answerable if i not in changed], SHOWN_QUERIES - len(shown))
+    shown = evenly_spaced(changed, SHOWN_QUERIES // 2)
+    shown += evenly_spaced([i for i in answerable if i not in changed], SHOWN_QUERIES - len(shown))
     return sorted(shown)
-
-
-def _spread(items: Sequence[int], count: int) -> list[int]:
-    count = min(count, len(items))
-    return [items[i * len(items) // count] for i in range(count)]
 
 
 def _results(score: RetrievalScore, test: RetrievalTest, query: int) -> list[tuple[int, bool]]:

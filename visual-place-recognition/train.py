@@ -21,7 +21,7 @@ from place_images import DEFAULT_DATA, PlaceConfig
 from place_pairs import open_pairs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tuple_mining import EpochTuples, PlaceTuple, TrainingTuples, TupleConfig, contrastive_loss
+from tuple_mining import EpochTuples, TrainingTuples, TupleConfig, contrastive_loss
 from tuple_pair import TuplePair, few_at_a_time, refuse_data_parallel
 
 from darkening.darkener_files import load_darkener
@@ -143,15 +143,16 @@ def main(config: Config) -> Path:
                     optimizer.zero_grad(set_to_none=True)
                     totals = {name: torch.zeros((), device=runtime.device) for name in ("contrastive", "byol")}
                     for first, few in few_at_a_time(places, config.optim.at_once, parallel):
-                        days = [runtime.to_device(place.query) for place in few]
+                        days = [runtime.intensities(place.query) for place in few]
                         # One by one, so that a night depends neither on its neighbours nor on how many are at once.
                         nights = [
                             night_view(day[None], run.generator(f"night {number}"))[0]
                             for number, day in enumerate(days, first)
                         ]
-                        others = [runtime.to_device(image) for place in few for image in place.others]
+                        others = [runtime.intensities(image) for place in few for image in place.others]
                         if run.progress.step == 0 and runtime.is_main:
-                            show_tuple(few[0], nights[0], run.directory / "pictures" / "first_tuple.png")
+                            first_tuple = [days[0], nights[0], *others[: len(few[0].others)]]
+                            show_tuple(first_tuple, run.directory / "pictures" / "first_tuple.png")
                         losses = step(parallel, days, nights, others, config, runtime)
                         for name, loss in losses.items():
                             totals[name] += loss.detach()
@@ -176,9 +177,8 @@ def warn_of_fall(score: float, start: float, run: Run) -> None:
         )
 
 
-def show_tuple(place: PlaceTuple, night: Tensor, picture: Path) -> None:
+def show_tuple(images: list[Tensor], picture: Path) -> None:
     """Draw a query by day and by night, its positive, and its negatives."""
-    images = [place.query, night.cpu(), *place.others]
     side = max(max(image.shape[-2:]) for image in images)
     framed = torch.ones(len(images), 3, side, side)
     for frame, image in zip(framed, images, strict=True):

@@ -29,6 +29,7 @@ from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
 from minmax.runtime.run import Run, started
 from minmax.runtime.seeding import seed_globally
+from minmax.runtime.splits import evenly_spaced
 
 TASK = "visual-place-recognition"
 VALIDATION_IMAGES = 64
@@ -87,8 +88,8 @@ def main(config: Config) -> Path:
         if config.features == "unnormalised":
             encoder.normalization = runtime.place(InputNormalization.identity())
         held_out = DayCrops(validation, config.images)
-        every = -(-len(validation) // VALIDATION_IMAGES)
-        held_out_images = torch.stack([held_out.central(index) for index in range(0, len(validation), every)])
+        chosen = evenly_spaced(range(len(validation)), VALIDATION_IMAGES)
+        held_out_images = runtime.intensities(torch.stack([held_out.central(index) for index in chosen]))
         dataset = DayCrops(training, config.images, config.seed)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 

@@ -70,7 +70,7 @@ class Config(CommonFlags):
 
 def step(network: nn.Module, places: Sequence[PlaceTuple], config: Config, runtime: Runtime) -> Tensor:
     """Contrastive loss of a few tuples."""
-    images = [runtime.to_device(image) for place in places for image in (place.query, *place.others)]
+    images = [runtime.intensities(image) for place in places for image in (place.query, *place.others)]
     with runtime.autocast():
         described = network(images).float().unflatten(0, (len(places), -1))
     return contrastive_loss(described[:, 0], described[:, 1:2], described[:, 2:], config.tuples.margin)

@@ -14,7 +14,6 @@ from place_images import PlaceImages
 from place_pairs import PlacePairs
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional
 
 from minmax.features import FeatureModel
 from minmax.runtime.config import require
@@ -186,7 +185,7 @@ class EpochTuples:
 
 
 class PlaceTuple(NamedTuple):
-    """A query and its positive and negatives, each float RGB `(3, H, W)` in [0, 1] in a format of its own."""
+    """A query and its positive and negatives, each uint8 RGB `(3, H, W)` in a format of its own."""
 
     query: Tensor
     others: list[Tensor]
@@ -207,8 +206,5 @@ class TrainingTuples(Dataset[PlaceTuple]):
         epoch, number = position
         if epoch != self.tuples.epoch:
             raise ValueError(f"the tuples are of epoch {self.tuples.epoch}, not {epoch}")
-        query, *others = [
-            functional.to_dtype(self.images.load(int(i), self.size), torch.float32, scale=True)
-            for i in self.tuples.members[number]
-        ]
+        query, *others = [self.images.load(int(i), self.size) for i in self.tuples.members[number]]
         return PlaceTuple(query, others)

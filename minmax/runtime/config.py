@@ -102,6 +102,10 @@ class CommonFlags:
 class MeasuringFlags:
     """The flags that every script that only measures has."""
 
+    checkpoint: Path
+    """The network to measure: best.pt or last-epoch.pt of a run."""
+    before: Path | None = None
+    """A second network to compare with, such as the daytime one."""
     output: Path | None = None
     """Folder of the results; by default test/ beside the checkpoint."""
     device: str = "auto"
@@ -123,13 +127,19 @@ class MeasuringFlags:
         require(self.workers >= 0, "--workers", self.workers, "0 or more")
         require(self.threads >= 0, "--threads", self.threads, "0 or more")
 
-    def open_output(self, checkpoint: Path) -> Path:
+    @property
+    def checkpoints(self) -> dict[str, Path]:
+        """The files to measure by name: `before`, if there is one, and `checkpoint`."""
+        files = {"before": self.before, "checkpoint": self.checkpoint}
+        return {name: file for name, file in files.items() if file is not None}
+
+    def open_output(self) -> Path:
         """The folder of the results, made when it is missing.
 
         Raises:
             UsageError: when it cannot be made.
         """
-        folder = self.output or checkpoint.parent / "test"
+        folder = self.output or self.checkpoint.parent / "test"
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -70,6 +70,14 @@ class Runtime:
         layout = torch.channels_last if images.dim() == 4 else torch.preserve_format
         return images.to(self.device, non_blocking=True, memory_format=layout)
 
+    def intensities(self, pixels: Tensor) -> Tensor:
+        """A batch of images or clips on the device, in [0, 1]: pixels of 8 bits as float32, others as they are."""
+        placed = self.to_device(pixels)
+        if placed.is_floating_point():
+            return placed
+        # Images as torchvision scales them, clips as they always were here: on a CPU these differ in the last bit.
+        return placed / 255.0 if placed.dim() == 5 else placed.float().mul_(1.0 / 255.0)
+
     def require_pairs(self, batch_size: int) -> None:
         """Refuse a batch of which DataParallel would hand a device one image: BatchNorm needs two in training.
 

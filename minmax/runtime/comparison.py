@@ -1,0 +1,162 @@
+"""What one checkpoint, or two side by side, score on several splits: tables for the eye, JSON for everything else."""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+
+from minmax.runtime.checkpoints import write_atomically
+from minmax.runtime.config import MeasuringFlags
+from minmax.runtime.errors import UsageError
+from minmax.runtime.report import markdown_table, write_json
+from minmax.runtime.splits import Labelled
+
+log = logging.getLogger(__name__)
+NetworkT = TypeVar("NetworkT")
+SplitT = TypeVar("SplitT")
+ScoreT = TypeVar("ScoreT")
+
+
+@dataclass(frozen=True)
+class Comparison(Generic[ScoreT]):
+    """Scores by checkpoint (`before`, if there is one, and `checkpoint`) and split.
+
+    Args:
+        files: the checkpoints by name.
+        found: their scores by name and split.
+    """
+
+    files: Mapping[str, Path]
+    found: dict[str, dict[str, ScoreT]]
+
+    def captions(self, alone: str = "") -> dict[str, str]:
+        """What to call each checkpoint: `before` and `after`, or as told if there is but one."""
+        return {"before": "before", "checkpoint": "after"} if "before" in self.found else {"checkpoint": alone}
+
+    def of(self, split: str, alone: str) -> dict[str, ScoreT]:
+        """The scores on one split by caption."""
+        return {caption: self.found[name][split] for name, caption in self.captions(alone).items()}
+
+    @property
+    def titled(self) -> dict[str, ScoreT]:
+        """The scores by split and caption, as in `test_night after`: the checkpoints of one split side by side."""
+        return {
+            f"{split} {caption}".strip(): score
+            for split in self.found["checkpoint"]
+            for caption, score in self.of(split, "").items()
+        }
+
+    def panels(self, panel: Callable[[str, ScoreT], tuple[str, Tensor]]) -> list[list[tuple[str, Tensor]]]:
+        """Rows for `draw_confusion`, one for each checkpoint: what `panel` makes of a title and a score."""
+        return [
+            [panel(f"{split} {caption}".strip(), score) for split, score in self.found[name].items()]
+            for name, caption in self.captions().items()
+        ]
+
+    def summary(self, columns: Sequence[str], row: Callable[[ScoreT], Sequence[int | float]], of: str = "split") -> str:
+        """A table of one line per split and checkpoint.
+
+        Args:
+            columns: what stands in them.
+            row: their values for a score: numbers, and shares, which are shown in percent.
+            of: what the lines are of.
+        """
+        rows = [[title, *map(shown, row(score))] for title, score in self.titled.items()]
+        return markdown_table([of, *columns], rows)
+
+    def by_class(self, title: str, classes: Sequence[str], shares: Callable[[ScoreT], Sequence[float]]) -> str:
+        """A table of one line per class, and of one column of percent per split and checkpoint; NaN shows `-`."""
+        columns = [list(map(shown, shares(score))) for score in self.titled.values()]
+        rows = [[name, *(column[i] for column in columns)] for i, name in enumerate(classes)]
+        return markdown_table([title, *self.titled], rows)
+
+    def write(
+        self,
+        folder: Path,
+        tables: Sequence[str],
+        settings: Mapping[str, Any],
+        as_plain: Callable[[str, ScoreT], Mapping[str, Any]],
+        **more: Any,
+    ) -> str:
+        """Write the tables into results.md and everything into results.json.
+
+        Args:
+            folder: of both.
+            tables: Markdown.
+            settings: of the measurement.
+            as_plain: a split's score as plain values; shares are in [0, 1].
+            more: what else the JSON holds.
+
+        Returns:
+            What results.md holds, to be printed.
+        """
+        captions = self.captions("checkpoint")
+        files = "\n".join(f"{captions[name]}: {path}" for name, path in self.files.items())
+        text = "\n\n".join([files, *tables])
+        write_atomically(folder / "results.md", lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+        results = {
+            name: {"file": str(self.files[name]), **{split: as_plain(split, score) for split, score in scores.items()}}
+            for name, scores in self.found.items()
+        }
+        write_json({**settings, "results": results, **more}, folder / "results.json")
+        return text
+
+
+def compare(
+    config: MeasuringFlags,
+    networks: Mapping[str, NetworkT],
+    splits: Mapping[str, SplitT],
+    measure: Callable[[str, NetworkT, SplitT], ScoreT],
+) -> Comparison[ScoreT]:
+    """Measure every network, by the name of its checkpoint, on every split."""
+    found: dict[str, dict[str, ScoreT]] = {}
+    for name, network in networks.items():
+        found[name] = {}
+        for title, split in splits.items():
+            log.info("measuring %s on %s", config.checkpoints[name], title)
+            found[name][title] = measure(name, network, split)
+    return Comparison(config.checkpoints, found)
+
+
+def shared_classes(config: MeasuringFlags, known: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """The classes that all checkpoints know.
+
+    Raises:
+        UsageError: when they know different ones.
+    """
+    classes, *others = set(known)
+    if others:
+        raise UsageError(f"{config.before} and {config.checkpoint} know different classes")
+    return classes
+
+
+def shown(value: int | float) -> str:
+    """A number as it is, a share in percent, and `-` for NaN."""
+    if isinstance(value, int):
+        return str(value)
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def verdicts(examples: Labelled, predictions: Tensor, confidences: Tensor) -> list[dict[str, Any]]:
+    """What was said of each example of a split, for JSON.
+
+    Args:
+        examples: the split.
+        predictions: a class for each `(N,)`.
+        confidences: of these `(N,)`.
+    """
+    told = zip(examples.labels, predictions.tolist(), confidences.tolist(), strict=True)
+    classes = examples.classes
+    return [
+        {"name": examples.name(i), "truth": classes[label], "prediction": classes[said], "confidence": confidence}
+        for i, (label, said, confidence) in enumerate(told)
+    ]
+
+
+def file_name(title: str, instead: str = "-") -> str:
+    """A title as part of a file's name; what is no letter or digit is replaced."""
+    return "".join(c if c.isalnum() else instead for c in title).strip(instead)
