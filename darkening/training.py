@@ -4,23 +4,26 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from darkening.darkener import Darkener, DarkenerSettings
 from darkening.darkener_files import NIGHT_TO_LOOK_AT, STARTING_POINT, load_darkener, save_darkener
 from darkening.exposures import RequestConfig
 from darkening.fit import DarkenerOptim, check_training, darkening_step
-from darkening.losses import DarkeningLoss
+from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
 from darkening.preview import contact_sheet
-from minmax.features import FeatureModel, freeze
+from minmax.features import FeatureModel, InputNormalization, freeze
+from minmax.runtime.batches import epoch_loader
+from minmax.runtime.config import CommonFlags, to_plain
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.report import draw_curves, markdown_table, save_picture
-from minmax.runtime.run import Run
+from minmax.runtime.run import Fingerprinted, Run
+from minmax.runtime.seeding import seed_globally
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +39,66 @@ class DarkenerTraining:
     request: RequestConfig = field(default_factory=RequestConfig)
     loss: DarkeningLoss = field(default_factory=DarkeningLoss)
     optim: DarkenerOptim = field(default_factory=DarkenerOptim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DarkenerFlags(CommonFlags):
+    """The flags that every train_darkener.py has."""
+
+    name: str = "darkener"
+    """Name of the run; its folder is RUNS/TASK/NAME and must not exist yet."""
+    checkpoint: Path
+    """The daytime model: a best.pt of train_day.py, a released checkpoint, or what else train.py takes."""
+    init: str = "auto"
+    """auto (the shipped one of the same --darkener.view; camera starts as a night made by hand), starting-point,
+    night-to-look-at, scratch, or a darkener's path to continue from."""
+    features: Literal["normalised", "unnormalised"] = "normalised"
+    """What the frozen model is fed: images normalised as it was trained, or raw as in the authors' code."""
+    request: RequestConfig = field(default_factory=RequestConfig)
+    darkener: DarkenerSettings = field(default_factory=DarkenerSettings)
+    loss: DarkeningLoss = OBEDIENT_LOSS
+    """Weights of the losses (docs/deviations.md has the paper's); view camera has similarity and recognisable alone."""
+    optim: DarkenerOptim = field(default_factory=DarkenerOptim)
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range; `init` may be a path as well."""
+        super().__post_init__()
+        if self.init not in STARTS:
+            object.__setattr__(self, "init", str(Path(self.init).expanduser().absolute()))
+
+
+def run_darkener(
+    task: str,
+    config: DarkenerFlags,
+    runtime: Runtime,
+    network: FeatureModel,
+    training: Fingerprinted,
+    views: Dataset[Tensor],
+    held_out: Tensor,
+    columns: int = 8,
+) -> Path:
+    """What every train_darkener.py does once its data are open: train against the frozen network, save and show.
+
+    Args:
+        task: folder of the runs.
+        config: the flags.
+        runtime: the devices.
+        network: the daytime model.
+        training: the day data, which tell themselves from others.
+        views: the same, indexed by (epoch, index): RGB of 8 bits, `(3, H, W)` or `(3, T, H, W)`.
+        held_out: other day images `(N, 3, H, W)` in [0, 1].
+        columns: of the picture.
+    """
+    network = runtime.place(network)
+    if config.features == "unnormalised":
+        network.normalization = runtime.place(InputNormalization.identity())
+    seed_globally(config.seed, "darkener")
+    darkener = runtime.place(initial_darkener(config.init, config.darkener))
+    loader = epoch_loader(views, config.optim.batch_size, config.seed, config.workers, runtime)
+    recipe = DarkenerTraining(config.request, config.loss, config.optim)
+    with Run(task, config, runtime, training=training) as run:
+        train_darkener(darkener, network, loader, held_out, recipe, run, runtime)
+        return save_and_show(darkener, held_out, config.request, to_plain(config), run, runtime, columns)
 
 
 def initial_darkener(init: str, settings: DarkenerSettings) -> Darkener:
