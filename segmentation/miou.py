@@ -198,13 +198,7 @@ def selection_score(
 ) -> dict[str, float]:
     """What checkpoints are chosen by: mean IoU on day validation images, and on each of the selection nights.
 
-    Args:
-        network: as for `measure`, as are the other arguments.
-        images: a day split.
-        size: what images are brought to.
-        runtime: the devices.
-        batch_size: images per forward pass.
-        workers: processes that decode.
+    Arguments as for `measure`.
 
     Raises:
         ValueError: for night images; nothing is ever selected on them.

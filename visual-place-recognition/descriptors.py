@@ -112,13 +112,7 @@ def selection_score(
 ) -> dict[str, float]:
     """What checkpoints are chosen by: mean average precision of day queries, and of each selection night's.
 
-    Args:
-        network: as for `describe`, as are the other arguments.
-        pairs: of a day split, which refuses night images.
-        size: longest side.
-        runtime: the devices.
-        batch_size: images per forward pass.
-        workers: processes that decode.
+    Arguments as for `describe`; `pairs` refuse night images.
     """
     return selection_numbers(
         pairs.images, lambda nights: _precisions(nights, network, pairs, size, runtime, batch_size, workers)
