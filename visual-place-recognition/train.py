@@ -161,6 +161,8 @@ def main(config: Config) -> Path:
                     pair.update_target()
                 score = validate()
                 run.finish_epoch(score, score["score"], save)
+                if runtime.is_main:
+                    warn_of_fall(score["score"], tuples.start_score, run)
             return run.finish(save)
 
 
