@@ -35,7 +35,7 @@ def main(count: int = 1536, epochs: int = 8, unseen_count: int = 400) -> dict[st
     network = FeatureModel(model, ["layer4"], InputNormalization.imagenet())
     train_by_day(network, day, lambda images, labels: F.cross_entropy(network(images), labels), epochs)
 
-    darkener = fit_darkener(DarkenerSettings(view="camera"), day, network.features, epochs=2, lr=3e-4)
+    darkener = fit_darkener(DarkenerSettings(view="camera"), day, network, epochs=2, lr=3e-4, clip=1.0)
     night = NightView(darkener, exposure=(0.05, 0.4))
     adapted = adapt(network, day, F.cross_entropy, night, epochs=epochs)
     return {"before": accuracies(network, unseen_count), "after": accuracies(adapted, unseen_count)}
