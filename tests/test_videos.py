@@ -251,12 +251,6 @@ def test_sound_whose_times_repeat_or_step_back_is_copied(name, back, tmp_path):
     assert [*copied[:6], *copied[7:]] == pytest.approx([*given[:6], *given[7:]], abs=0.002)
 
 
-def test_sound_in_steps_that_an_avi_cannot_tell_is_copied(tmp_path):
-    file = save_video(tmp_path / "s.avi", frames=40, sound="adpcm_ms")
-    darken(file, tmp_path / "out.avi")
-    assert packets_of_sound(file) and packets_of_sound(tmp_path / "out.avi") == packets_of_sound(file)
-
-
 def test_sound_that_a_container_cannot_hold_is_left_out_with_a_warning(tmp_path, caplog):
     file = save_video(tmp_path / "s.mp4", sound=True)
     disguised = file.rename(tmp_path / "s.webm")

@@ -67,7 +67,7 @@ def save_video(
         stream.codec_context.time_base = Fraction(1, RATE) if times is None else Fraction(1, 100)
         track = None
         if sound:
-            track = out.add_stream("aac" if sound is True else sound, rate=8000)
+            track = out.add_stream("aac", rate=8000)
             track.layout = "mono"
         for number in range(frames):
             pixels = frame_pixels(number, height, width) // darker
@@ -80,11 +80,8 @@ def save_video(
             out.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
         if track is not None:
             for number in range(int(frames / RATE * 8)):
-                wave = 0.1 * np.sin(np.arange(1000) / (5 + number))[None]
-                if sound is True:
-                    piece = av.AudioFrame.from_ndarray(wave.astype(np.float32), format="fltp", layout="mono")
-                else:
-                    piece = av.AudioFrame.from_ndarray((30000 * wave).astype(np.int16), format="s16", layout="mono")
+                wave = (0.1 * np.sin(np.arange(1000) / (5 + number % 50))).astype(np.float32)[None]
+                piece = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
                 piece.sample_rate, piece.pts = 8000, 1000 * number
                 out.mux(track.encode(piece))
             out.mux(track.encode(None))
