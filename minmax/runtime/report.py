@@ -138,7 +138,10 @@ def draw_sheet(
     height = width * min(1.0, max(cell.image.shape[1] / cell.image.shape[2] for cell in shown)) + 0.08
     lines = sum(max(cell.caption.count("\n") + bool(cell.caption) for cell in cells if cell) for _, cells in rows)
     margin = 0.07 * max(len(line) for label, _ in rows for line in label.split("\n")) + 0.2
-    size = (width * columns + margin, height * len(rows) + 0.13 * lines + (1.1 if legend else 0.6))
+    size = (
+        max(width * columns + margin, 0.09 * len(title)),
+        height * len(rows) + 0.13 * lines + (1.1 if legend else 0.6),
+    )
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title, fontsize=11)
     panels = figure.subplots(len(rows), columns, squeeze=False)
@@ -149,7 +152,7 @@ def draw_sheet(
             if cell is None:
                 continue
             panel.set_axis_on()
-            panel.imshow(cell.image.permute(1, 2, 0).numpy(), interpolation="nearest")
+            panel.imshow(cell.image.permute(1, 2, 0).numpy(), interpolation="nearest" if legend else "auto")
             panel.set(xticks=[], yticks=[])
             panel.spines[:].set(color=cell.frame, linewidth=0.8 if cell.frame == "black" else 3)
             # Names come from files and folders: a dollar sign is no formula.
