@@ -6,18 +6,16 @@ import torch
 from clip_accuracy import ClipAccuracy
 from clip_views import WholeClips
 from clips import ClipConfig, LabelledClips
-from matplotlib.figure import Figure
+from torch.nn.functional import pad
 
-from minmax.runtime.checkpoints import write_atomically
-from minmax.runtime.report import picture_grid, shortened
+from minmax.runtime.report import GAMMA, Shown, draw_sheet, shortened
 from minmax.runtime.splits import evenly_spaced
 
 VIDEOS, FRAMES = 8, 6
-GAMMA = 0.5
 
 
 def draw_strips(clips: LabelledClips, config: ClipConfig, verdicts: dict[str, ClipAccuracy], picture: Path) -> None:
-    """Draw a few videos, evenly spread: their frames as they are and brightened, the truth and the verdicts.
+    """Draw a few videos, evenly evenly_spaced: their frames as they are and brightened, the truth and the verdicts.
 
     Videos on which the last of the verdicts differs from the first come first: these show what a training changed.
 
@@ -30,25 +28,13 @@ def draw_strips(clips: LabelledClips, config: ClipConfig, verdicts: dict[str, Cl
     first, last = next(iter(verdicts.values())), list(verdicts.values())[-1]
     changed = first.predictions != last.predictions
     order = torch.cat([changed.nonzero().flatten(), (~changed).nonzero().flatten()]).tolist()
-    candidates = order[: max(VIDEOS, int(changed.sum()))]
-    chosen = evenly_spaced(candidates, VIDEOS)
-    count = len(chosen)
+    rows = []
     whole = WholeClips(clips, config, rounds=1)
-    figure = Figure(figsize=(11, 1.15 * count + 0.4), layout="constrained")
-    of_both = f": {int(changed.sum())} of {len(clips)} verdicts changed" if len(verdicts) > 1 else ""
-    figure.suptitle(f"{clips.split}{of_both}", fontsize=10)
-    panels = figure.subplots(count, 2, squeeze=False)
-    for row, index in zip(panels, chosen, strict=True):
+    for index in evenly_spaced(order[: max(VIDEOS, int(changed.sum()))], VIDEOS):
         frames = whole[index][0][0].transpose(0, 1) / 255.0
-        kept = frames[evenly_spaced(range(len(frames)), FRAMES)]
-        for panel, shown in zip(row, (kept, kept**GAMMA), strict=True):
-            panel.imshow(picture_grid([shown]), interpolation="nearest")
-            panel.set_xticks([])
-            panel.set_yticks([])
+        strip = torch.cat(evenly_spaced([*pad(frames, (0, 2), value=1.0)], FRAMES), dim=2)
         named = {"truth": clips.labels[index], **{who: int(a.predictions[index]) for who, a in verdicts.items()}}
         lines = [f"{who}: {shortened(clips.classes[label], 15)}" for who, label in named.items()]
-        row[0].set_ylabel("\n".join(lines), fontsize=7, rotation=0, ha="right", va="center", parse_math=False)
-        row[1].set_xlabel(shortened(clips.name(index), 50), fontsize=6, parse_math=False)
-    panels[0, 0].set_title("as it is", fontsize=8)
-    panels[0, 1].set_title(f"brightened (gamma {GAMMA})", fontsize=8)
-    write_atomically(picture, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
+        rows.append(("\n".join(lines), [Shown(strip), Shown(strip**GAMMA, shortened(clips.name(index), 50))]))
+    of_both = f": {int(changed.sum())} of {len(clips)} verdicts changed" if len(verdicts) > 1 else ""
+    draw_sheet(f"{clips.split}{of_both}", ["as it is", f"brightened (gamma {GAMMA})"], rows, picture, width=5)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from media.pictures import files_below, listed_below
-from media.video_frames import VIDEO_SUFFIXES, BrokenVideo, probe, read_frames
+from media.video_frames import VIDEO_SUFFIXES, BrokenVideo, count_frames, read_frames
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.report import write_json
 from minmax.runtime.splits import Split
@@ -109,7 +109,7 @@ def checked_clips(clips: VideoClips, config: ClipConfig, cache: Path) -> VideoCl
 
 def _frames_or_fault(file: Path) -> int | str:
     try:
-        return probe(file).frames
+        return count_frames(file)
     except (BrokenVideo, OSError) as error:
         return str(error)
 

@@ -1,33 +1,52 @@
 """Picture files in and out."""
 
 import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from minmax.runtime.checkpoints import write_atomically
 from minmax.runtime.errors import RunError, UsageError
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"})
-DECODING_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+DECODING_ERRORS = (
+    *(OSError, ValueError, SyntaxError, Image.DecompressionBombError),
+    *(TypeError, AttributeError, LookupError, ArithmeticError, struct.error),  # for entries of a type of their own
+)
 """What Pillow raises for files that are not, or not wholly, a picture."""
 
 _WRITTEN_AS = {".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff"}
 # PNG is lossless at every level; 2 takes a fifth of the time of Pillow's own 6 for a file of a fifth more.
 _OPTIONS = {"jpeg": {"quality": 95, "subsampling": 0}, "png": {"compress_level": 2}}
+_Turn = Image.Transpose
+_TO_UPRIGHT = {
+    **{2: _Turn.FLIP_LEFT_RIGHT, 3: _Turn.ROTATE_180, 4: _Turn.FLIP_TOP_BOTTOM},
+    **{5: _Turn.TRANSPOSE, 6: _Turn.ROTATE_270, 7: _Turn.TRANSVERSE, 8: _Turn.ROTATE_90},
+}
 
 
 def files_below(folder: Path, ending: str | tuple[str, ...]) -> list[Path]:
-    """All files with an ending (any case) below a folder, links to folders followed, hidden ones left out, sorted."""
-    found = []
-    for place, folders, names in os.walk(folder, followlinks=True):
-        # Hidden: macOS writes a ._photo.jpg beside photo.jpg, which is none, and editors keep copies of files.
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place) / name for name in names if name.lower().endswith(ending) and not name.startswith(".")]
+    """All files with an ending (any case) below a folder, links to folders followed, hidden ones left out, sorted.
+
+    Each folder is read once, however many links lead to it, by its own path where that lies below the folder too.
+    """
+    found, seen, starts = [], set(), [folder]
+    for start in starts:  # which grows by the links that are met
+        for place, folders, names in os.walk(start):
+            status = Path(place).stat()
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            # Hidden: macOS writes a ._photo.jpg beside photo.jpg, which is none, and editors keep copies of files.
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            starts += [Path(place, name) for name in folders if Path(place, name).is_symlink()]
+            found += [Path(place, name) for name in names if name.lower().endswith(ending) and name[0] != "."]
     return sorted(file for file in found if file.is_file())
 
 
@@ -63,7 +82,7 @@ def decode_picture(file: Path, size: tuple[int, int] | None = None, upright: boo
         upright: turn it as its EXIF entry says; off where a label for each pixel lies in a file of its own.
     """
     with Image.open(file) as opened:
-        image = as_rgb(ImageOps.exif_transpose(opened) if upright else opened)
+        image = as_rgb(upright_picture(opened) if upright else opened)
     if size is not None and (image.height, image.width) != size:
         image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
     pixels = np.array(image)
@@ -71,8 +90,19 @@ def decode_picture(file: Path, size: tuple[int, int] | None = None, upright: boo
 
 
 def orientation(image: Image.Image) -> int:
-    """How an opened picture is stored, as its EXIF entry says: 1 is upright, 5 to 8 lie on a side."""
-    return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    """How an opened picture is stored, as its EXIF entry says: 5 to 8 lie on a side, 1 is upright or not told."""
+    try:
+        told = image.getexif().get(ExifTags.Base.Orientation)
+    except DECODING_ERRORS:  # the entries are damaged, which says nothing of the pixels
+        return 1
+    return told if isinstance(told, int) and told in _TO_UPRIGHT else 1
+
+
+def upright_picture(image: Image.Image) -> Image.Image:
+    """A picture turned as its EXIF entry says; Pillow's own function writes all entries anew, and fails at odd ones."""
+    image.load()  # after which a TIFF is upright already
+    turn = _TO_UPRIGHT.get(orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ from torch import Tensor
 VIDEO_SUFFIXES = frozenset({".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm"})
 """Kinds of files that are read and written."""
 
-_COUNTED_CONTAINER = "avi"  # its header counts the frames, and it keeps no times
 # How much earlier than its header says a whole file may end: headers are rounded, and subtitles may last longer.
 _LENIENT_SECONDS, _LENIENT_SHARE = 0.5, 0.02
 _SEEK_FROM = 48  # frames that are decoded rather than skipped by a seek
@@ -33,27 +30,6 @@ class BrokenVideo(ValueError):
     """A file that is not, or not wholly, a video; says why."""
 
 
-@dataclass(frozen=True)
-class VideoFacts:
-    """What a file holds: number of frames, height and width as they are shown, and mean rate in frames per second."""
-
-    frames: int
-    height: int
-    width: int
-    rate: Fraction
-    audio: tuple[str, ...] = ()
-    """Codecs of the audio streams."""
-
-
-@contextlib.contextmanager
-def _naming_faults() -> Iterator[None]:
-    """What FFmpeg raises as a BrokenVideo in a few words."""
-    try:
-        yield
-    except av.FFmpegError as error:
-        raise BrokenVideo(str(error.strerror or error).lower()) from error
-
-
 @contextlib.contextmanager
 def open_video(file: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """A file and its first video stream, closed at the end.
@@ -61,107 +37,95 @@ def open_video(file: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     Raises:
         BrokenVideo: when it holds none, or for what FFmpeg raises meanwhile.
     """
-    # Titles and comments may be in any encoding, and nothing depends on them.
-    with _naming_faults(), av.open(str(file), metadata_errors="replace") as container:
-        # The first one, as players number them; a cover picture is a video stream too.
-        shown = (track for track in container.streams.video if not track.disposition & Disposition.attached_pic)
-        stream = next(shown, None)
-        if stream is None:
-            raise BrokenVideo("holds no video, or is cut off")
-        yield container, stream
+    try:
+        # A whole path, as the start of 12:30.avi reads like a protocol. Titles may be in any encoding.
+        with av.open(str(file.absolute()), metadata_errors="replace") as container:
+            # The first one, as players number them; a cover picture is a video stream too.
+            shown = (track for track in container.streams.video if not track.disposition & Disposition.attached_pic)
+            stream = next(shown, None)
+            if stream is None:
+                raise BrokenVideo("holds no video, or is cut off")
+            yield container, stream
+    except av.FFmpegError as error:
+        raise BrokenVideo(str(error.strerror or error).lower()) from error
 
 
-def frames_of(packet: Packet[Any], stream: VideoStream) -> Iterator[av.VideoFrame]:
-    """The frames of one packet of a video stream."""
-    if packet.is_corrupt:
-        raise BrokenVideo("is cut off or damaged")
-    for frame in packet.decode():
-        assert isinstance(frame, av.VideoFrame)
-        if frame.is_corrupt:
-            raise BrokenVideo("is cut off or damaged")
-        yield frame
+def mean_rate(stream: VideoStream) -> Fraction:
+    """Frames per second, as near as a file tells."""
+    return Fraction(stream.average_rate or stream.guessed_rate or 25)
 
 
-class FrameWatch:
-    """Looks at every packet and frame of a file: do all frames have one size, and is the end there?"""
+def whole_video(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame | Packet[Any]]:
+    """The frames of a stream, decoded, and all packets of sound, as they follow each other in the file.
 
-    def __init__(self, file: Path) -> None:
-        self.file, self.count, self.end = file, 0, 0.0
-        self.shape: tuple[int, int] | None = None
-
-    def packet(self, packet: Packet[Any]) -> None:
-        """Note when a packet of any stream ends; refuse a damaged one."""
-        if packet.is_corrupt:
+    Raises:
+        BrokenVideo: when a part is damaged, the frames change their size, there is none, or the file ends well before
+            its header says.
+    """
+    count, end, shape = 0, 0.0, None
+    for packet in container.demux():
+        is_shown = packet.stream.index == stream.index
+        frames = stream.decode(packet) if is_shown and not packet.is_corrupt else []
+        if packet.is_corrupt or any(frame.is_corrupt for frame in frames):
             raise BrokenVideo("is cut off or damaged")
         if packet.pts is not None and packet.time_base is not None:
-            self.end = max(self.end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-
-    def frame(self, frame: av.VideoFrame) -> None:
-        """Count a frame; refuse one of another size than the first."""
-        shape = (frame.height, frame.width) if frame.rotation % 180 == 0 else (frame.width, frame.height)
-        self.shape = self.shape or shape
-        if shape != self.shape:
-            raise BrokenVideo(f"changes its size at frame {self.count}, to {shape[1]}x{shape[0]}")
-        self.count += 1
-
-    def require_whole(self, container: InputContainer) -> None:
-        """Refuse a file without frames, or one that ends well before its header says."""
-        if self.count == 0:
-            raise BrokenVideo("holds no frame")
-        if container.format.name == _COUNTED_CONTAINER:
-            # The number of frames in its header counts repeated ones, which are not stored, so sizes must tell.
-            if _ends_inside_a_chunk(self.file):
-                raise BrokenVideo("is cut off")
-        elif container.duration:
-            seconds = container.duration / av.time_base
-            if self.end < seconds - max(_LENIENT_SECONDS, _LENIENT_SHARE * seconds):
-                raise BrokenVideo(f"ends after {self.end:.1f} of {seconds:.1f} seconds")
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream.type == "audio":
+            yield packet
+        for frame in frames:
+            found = (frame.width, frame.height, _to_upright(frame)[0])
+            shape = shape or found
+            if found != shape:
+                raise BrokenVideo(f"changes its size at frame {count}, to {frame.width}x{frame.height}")
+            count += 1
+            yield frame
+    if count == 0:
+        raise BrokenVideo("holds no frame")
+    # Of an AVI that is shorter than it says, FFmpeg shortens the duration and leaves the number of frames. That number
+    # counts repeated frames too, which are not stored.
+    if container.format.name == "avi" and (stream.duration or 0) < stream.frames:
+        raise BrokenVideo("is cut off")
+    seconds = (container.duration or 0) / av.time_base
+    if end < seconds - max(_LENIENT_SECONDS, _LENIENT_SHARE * seconds):
+        raise BrokenVideo(f"ends after {end:.1f} of {seconds:.1f} seconds")
 
 
-def _ends_inside_a_chunk(file: Path) -> bool:
-    """Whether an AVI file is shorter than the chunks that it starts say."""
-    length = file.stat().st_size
-    with file.open("rb") as stream:
-        position = 0
-        while position + 8 <= length:
-            stream.seek(position)
-            name, size = struct.unpack("<4sI", stream.read(8))
-            if name != b"RIFF" or size in (0, 2**32 - 1):  # padding, or a recording that was never closed
-                return False
-            position += 8 + size + size % 2
-    return position > length + 1
+def _to_upright(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """What makes a frame upright: do its axes change places, are then its columns and are its rows reversed?"""
+    try:
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # there is something beside it that PyAV has no name for
+        angle = np.radians(frame.rotation)  # from which a mirrored frame cannot be told
+        (a, b), (c, d) = (np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))
+    else:
+        if matrix is None:
+            return False, False, False
+        # A pixel at (x, y) is shown at (ax + cy, bx + dy), scaled and moved.
+        (a, b), (c, d) = np.frombuffer(bytes(matrix), np.int32).reshape(3, 3)[:2, :2].tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return True, c < 0, b < 0
+    return False, a < 0, d < 0
 
 
 def upright_pixels(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """A frame as uint8 RGB `(H, W, 3)`, turned upright, brought to a size (height and width) if one is given."""
-    height, width = size or (None, None)
-    if frame.rotation % 180 != 0:
-        height, width = width, height
+    across, mirrored, upside_down = _to_upright(frame)
+    height, width = (size[::-1] if across else size) if size else (None, None)
     pixels: NDArray[np.uint8] = frame.to_ndarray(format="rgb24", width=width, height=height)  # type: ignore[assignment]
-    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90) % 4)) if frame.rotation else pixels
+    if across:
+        pixels = pixels.swapaxes(0, 1)
+    return np.ascontiguousarray(pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1])
 
 
-def probe(file: Path) -> VideoFacts:
-    """Decode a whole file and say what it holds.
+def count_frames(file: Path) -> int:
+    """The number of frames of a video, all of which are decoded.
 
     Raises:
         BrokenVideo: when it is not, or not wholly, a video.
     """
     with open_video(file) as (container, stream):
         stream.thread_type = "AUTO"
-        watch = FrameWatch(file)
-        for packet in container.demux():
-            watch.packet(packet)
-            if packet.stream.index == stream.index:
-                for frame in frames_of(packet, stream):
-                    watch.frame(frame)
-        watch.require_whole(container)
-        height, width = watch.shape or (0, 0)
-        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        # FFmpeg has no decoder for some sound, such as that of newer phones, which then has no context either.
-        contexts = [track.codec_context for track in container.streams.audio]
-        audio = tuple(str(context.name) if context else "unknown" for context in contexts)
-        return VideoFacts(watch.count, height, width, Fraction(rate), audio)
+        return sum(isinstance(item, av.VideoFrame) for item in whole_video(container, stream))
 
 
 def read_frames(file: Path, frames: Sequence[int], size: tuple[int, int] | None = None) -> Tensor:
@@ -178,15 +142,14 @@ def read_frames(file: Path, frames: Sequence[int], size: tuple[int, int] | None 
     Raises:
         BrokenVideo: when the file is broken, or ends before one of the frames.
     """
-    wanted = set(frames)
-    found = None
-    if min(frames) >= _SEEK_FROM:
+    wanted, found = set(frames), {}
+    if min(wanted) >= _SEEK_FROM:
         with contextlib.suppress(BrokenVideo):  # a damage that only seeking meets
             found = _found_by_seeking(file, wanted, size)
-    if found is None:
+    if len(found) < len(wanted):
         found = {}
         with open_video(file) as (container, stream):
-            decoded = (frame for packet in container.demux(stream) for frame in frames_of(packet, stream))
+            decoded = (item for item in whole_video(container, stream) if isinstance(item, av.VideoFrame))
             for number, frame in enumerate(decoded):
                 if number in wanted:
                     found[number] = upright_pixels(frame, size)
@@ -200,44 +163,37 @@ def read_frames(file: Path, frames: Sequence[int], size: tuple[int, int] | None 
     return torch.from_numpy(np.stack([found[number] for number in frames])).permute(0, 3, 1, 2)
 
 
-def _found_by_seeking(
-    file: Path, wanted: set[int], size: tuple[int, int] | None
-) -> dict[int, NDArray[np.uint8]] | None:
-    """Frames by number, decoded from the last key frame before them on; None where a seek is not exact.
+def _found_by_seeking(file: Path, wanted: set[int], size: tuple[int, int] | None) -> dict[int, NDArray[np.uint8]]:
+    """Frames by number, decoded from the last key frame before them on; not all of them where a seek is not exact.
 
     A seek is by time, so the times of all frames are read first, from the packets, without decoding any.
     """
     found: dict[int, NDArray[np.uint8]] = {}
     with open_video(file) as (container, stream):
-        if container.format.name == _COUNTED_CONTAINER:  # what times FFmpeg makes up for it need not be in order
-            return None
-        times = []
-        for packet in container.demux(stream):  # none is kept: together they are the whole file
-            if packet.size and packet.is_discard:  # an edit list leaves frames out
-                return None
-            if packet.size:
-                times.append(packet.pts)
+        # None of the packets is kept: together they are the whole file.
+        packets = ((packet.pts, packet.is_discard) for packet in container.demux(stream) if packet.size)
+        times = [None if discarded else time for time, discarded in packets]  # an edit list leaves frames out
         known = sorted(time for time in times if time is not None)
-        if not len(known) == len(times) == len(set(known)) or max(wanted) >= len(known):
-            return None
+        exact = len(times) == len(set(known)) > max(wanted)
+        if not exact or container.format.name == "avi":  # what times FFmpeg makes up for it need not be in order
+            return found
         numbers = {time: number for number, time in enumerate(known)}
-        container.seek(known[min(wanted)], stream=stream, backward=True)
-        for packet in container.demux(stream):
-            for frame in packet.decode():
-                number = numbers.get(frame.pts)  # type: ignore[arg-type]
-                # Just behind a key frame there may be frames that need one before it; these are never wanted ones.
-                if number in wanted and isinstance(frame, av.VideoFrame) and not frame.is_corrupt:
-                    found[number] = upright_pixels(frame, size)
+        container.seek(known[min(wanted)], stream=stream)
+        for frame in (frame for packet in container.demux(stream) for frame in stream.decode(packet)):
+            number = numbers.get(frame.pts, -1) if frame.pts is not None else -1
+            # Just behind a key frame there may be frames that need one before it; these are never wanted ones.
+            if number in wanted and not frame.is_corrupt:
+                found[number] = upright_pixels(frame, size)
             if len(found) == len(wanted):
-                return found
-    return found if len(found) == len(wanted) else None
+                break
+    return found
 
 
 def expected_frames(file: Path) -> int:
     """About how many frames a video has, by its header; 0 where that does not say or cannot be read."""
     try:
         with open_video(file) as (_, stream):
-            seconds = float((stream.duration or 0) * (stream.time_base or 0))
-            return stream.frames or round(seconds * float(stream.average_rate or 0))
+            seconds = (stream.duration or 0) * (stream.time_base or 0)
+            return stream.frames or round(seconds * mean_rate(stream))
     except BrokenVideo:
         return 0

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import av
 import numpy as np
+from av.audio.stream import AudioStream
 from av.codec.context import Flags
 from av.container import InputContainer
 from av.packet import Packet
@@ -19,6 +20,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from media.video_frames import BrokenVideo, mean_rate
 from minmax.runtime.config import require
 
 log = logging.getLogger(__name__)
@@ -43,13 +45,6 @@ class VideoOptions:
         require(self.batch >= 0, "--video.batch", self.batch, "0 or more")
 
 
-class Shown(NamedTuple):
-    """When a frame is shown and for how long (0: unknown), in units of its stream."""
-
-    time: int | None
-    duration: int
-
-
 class VideoWriter:
     """Encodes frames into a file, and copies sound into it; `target` is what the file will be called."""
 
@@ -60,19 +55,19 @@ class VideoWriter:
         source: InputContainer,
         stream: VideoStream,
         options: VideoOptions,
-        size: tuple[int, int] | None,
+        shape: tuple[int, int],
     ) -> None:
-        self.source, self.original, self.options, self.size = source, stream, options, size
         suffix = target.suffix.lower()
-        self.keeps_times = suffix != ".avi"
-        self.codec = _VP9 if suffix == ".webm" else _H264
-        self.name = target.name
-        with _as_disk_error():
-            self.out = av.open(str(file), "w", format=_CONTAINERS.get(suffix, suffix[1:]))
-        self.video: VideoStream | None = None
-        self.tracks: dict[int, Any] = {}
-        self.converter = VideoReformatter()  # one for all frames, as each sets up tables
+        self.original, self.keeps_times = stream, suffix != ".avi"
+        self.allows_equal_times = suffix in (".mkv", ".webm")
         self.count, self.first, self.last = 0, 0, -1
+        self.sound_from: dict[int, int] = {}  # the earliest time that the next packet of a track may have
+        self.converter = VideoReformatter()  # one for all frames, as each sets up tables
+        with _naming_faults():
+            self.out = av.open(str(file.absolute()), "w", format=_CONTAINERS.get(suffix, suffix[1:]))
+            self.video = self._add_video(_VP9 if suffix == ".webm" else _H264, options, shape)
+            self.tracks = {track.index: self._add_sound(track, target.name) for track in source.streams.audio}
+            self.out.start_encoding()  # settles the time bases
 
     def __enter__(self) -> Self:
         """The writer itself."""
@@ -80,91 +75,92 @@ class VideoWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Close the file; when an error is on its way already, it is the one to tell."""
-        with contextlib.suppress(av.FFmpegError) if kind else _as_disk_error():
+        with contextlib.suppress(av.FFmpegError) if kind else _naming_faults():
             self.out.close()
 
-    def _open_streams(self, height: int, width: int) -> VideoStream:
-        rate = Fraction(self.original.average_rate or self.original.guessed_rate or 25)
-        # AVI tells frames by number alone, so none may be stored before one that is shown earlier.
-        fixed = {} if self.keeps_times else {"bf": "0"}
-        if self.codec == _VP9:
+    def _add_video(self, codec: str, options: VideoOptions, shape: tuple[int, int]) -> VideoStream:
+        rate, source = mean_rate(self.original), self.original.codec_context
+        if codec == _VP9:
             fixed = {"b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"}
         else:
-            # Twice as fast as "fast", for files no larger; a decibel less of 46 to 49 at crf 18.
-            fixed["preset"] = "veryfast"
-        video = self.out.add_stream(self.codec, rate=rate, options={"crf": str(self.options.crf), **fixed})
+            # Twice as fast as "fast", for files no larger; a decibel less of 46 to 49 at crf 18. No frame is stored
+            # before one that is shown earlier: AVI tells frames by number alone, and .mp4 and .mov would keep neither
+            # uneven times nor how long the last frame is shown.
+            fixed = {"preset": "veryfast", "bf": "0"}
+        video = self.out.add_stream(codec, rate=rate, options={"crf": str(options.crf), **fixed})
         assert isinstance(video, VideoStream)
-        video.width, video.height = width, height
-        video.pix_fmt = "yuv420p" if height % 2 == width % 2 == 0 else "yuv444p"
-        context, source = video.codec_context, self.original.codec_context
+        video.height, video.width = shape
+        video.pix_fmt = "yuv420p" if shape[0] % 2 == shape[1] % 2 == 0 else "yuv444p"
+        context = video.codec_context
         context.time_base = (self.original.time_base if self.keeps_times else None) or 1 / rate
-        aspect = source.sample_aspect_ratio
-        if aspect and self.size is None and (source.height, source.width) == (height, width):
-            context.sample_aspect_ratio = aspect
+        if source.sample_aspect_ratio and (source.height, source.width) == shape:
+            context.sample_aspect_ratio = source.sample_aspect_ratio
         self.matrix = Colorspace.ITU709 if source.colorspace == Colorspace.ITU709 else Colorspace.ITU601
         context.flags |= Flags.frame_duration  # of the last frame, that is, which no other one ends
         # What the colours are stored by, which need not be what the source says of its own.
         context.colorspace = _BT709 if self.matrix == Colorspace.ITU709 else _SMPTE170M
         context.color_range = ColorRange.MPEG
-        for track in self.source.streams.audio:
-            sound = track.codec_context  # none where FFmpeg does not know the sound
-            codec = sound.codec.canonical_name if sound else "an unknown codec"
-            if codec in self.out.supported_codecs:
-                self.tracks[track.index] = self.out.add_stream_from_template(track)
-            else:
-                log.warning("%s: its container cannot hold sound as %s, which is left out", self.name, codec)
         return video
 
-    def write(self, pixels: NDArray[np.uint8], times: list[Shown], sound: list[Packet[Any]]) -> None:
-        """Encode frames `(T, H, W, 3)` and copy packets of sound."""
-        with _as_disk_error():
-            if self.video is None:
-                self.video = self._open_streams(pixels.shape[1], pixels.shape[2])
-            self.write_sound(sound)
-            for picture, shown in zip(pixels, times, strict=True):
+    def _add_sound(self, track: AudioStream, name: str) -> Any:
+        sound = track.codec_context  # none where FFmpeg does not know the sound
+        codec = sound.codec.canonical_name if sound else "an unknown codec"
+        if codec in self.out.supported_codecs:
+            return self.out.add_stream_from_template(track)
+        log.warning("%s: its container cannot hold sound as %s, which is left out", name, codec)
+        return None
+
+    def write(self, pixels: NDArray[np.uint8], times: list[tuple[int | None, int]], sound: list[Packet[Any]]) -> None:
+        """Copy packets of sound and encode frames `(T, H, W, 3)`, each with its time and duration in the source."""
+        with _naming_faults():
+            for packet in sound:
+                self._copy(packet)
+            for picture, (time, duration) in zip(pixels, times, strict=True):
                 frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
                 frame = self.converter.reformat(frame, format=self.video.pix_fmt, dst_colorspace=self.matrix)
                 frame.time_base = self.video.codec_context.time_base
-                frame.pts = self._time(shown.time)
+                frame.pts = self._time(time, frame.time_base)
                 if self.keeps_times:
-                    frame.duration = shown.duration
+                    frame.duration = duration
                 self.out.mux(self.video.encode(frame))
 
-    def write_sound(self, sound: list[Packet[Any]]) -> None:
-        """Copy packets of sound; there must have been frames before."""
-        with _as_disk_error():
-            for packet in sound:
-                track = self.tracks.get(packet.stream.index)
-                if track is not None and packet.dts is not None:
-                    packet.stream = track
-                    self.out.mux(packet)
+    def _copy(self, packet: Packet[Any]) -> None:
+        """Copy a packet of sound; times that repeat or step back are moved on as little as can be, as ffmpeg does."""
+        track = self.tracks.get(packet.stream.index)
+        if track is None or packet.dts is None:
+            return
+        scale = packet.time_base / track.time_base
+        time = max(round(packet.dts * scale), self.sound_from.get(track.index, -(2**62)))
+        packet.pts = max(time, round((packet.dts if packet.pts is None else packet.pts) * scale))
+        packet.dts, packet.duration = time, round((packet.duration or 0) * scale)
+        packet.time_base, packet.stream = track.time_base, track
+        self.sound_from[track.index] = time if self.allows_equal_times else time + 1
+        self.out.mux(packet)
 
-    def _time(self, time: int | None) -> int:
+    def _time(self, time: int | None, base: Fraction) -> int:
         """When the next frame is shown: as in the source, but always after the last one."""
-        base = self.video.codec_context.time_base if self.video else None
-        assert base is not None
         if not self.keeps_times:
             # The place among its neighbours, with those that are shown twice and stored once.
             place = self.count if time is None else round(time * Fraction(self.original.time_base or base) / base)
             self.first = place if self.count == 0 else self.first
             time = max(place - self.first, self.last + 1)
         elif time is None or (self.count and time <= self.last):
-            rate = Fraction(self.original.average_rate or self.original.guessed_rate or 25)
-            time = self.last + max(1, round(1 / (rate * base)))
+            time = self.last + max(1, round(1 / (mean_rate(self.original) * base)))
         self.count, self.last = self.count + 1, time
         return time
 
     def finish(self) -> None:
         """Write what the encoder still holds."""
-        with _as_disk_error():
-            if self.video is not None:
-                self.out.mux(self.video.encode(None))
+        with _naming_faults():
+            self.out.mux(self.video.encode(None))
 
 
 @contextlib.contextmanager
-def _as_disk_error() -> Iterator[None]:
-    """What FFmpeg raises in writing as an OSError: `write_atomically` names the file."""
+def _naming_faults() -> Iterator[None]:
+    """What FFmpeg raises in writing: of the disk as an OSError, of what the source holds as a BrokenVideo."""
     try:
         yield
     except av.FFmpegError as error:
-        raise OSError(error.strerror or str(error)) from error
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror) from error
+        raise BrokenVideo(f"cannot be written anew: {str(error.strerror or error).lower()}") from error

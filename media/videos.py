@@ -6,20 +6,20 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import av
 import numpy as np
 import torch
-from av.container import InputContainer
 from av.packet import Packet
-from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from torch import Tensor
 
 from media.pictures import as_codes, as_intensities
-from media.video_frames import FrameWatch, frames_of, open_video, upright_pixels
-from media.video_writer import Shown, VideoOptions, VideoWriter
+from media.video_frames import open_video, upright_pixels, whole_video
+from media.video_writer import VideoOptions, VideoWriter
 from minmax.runtime.checkpoints import write_atomically
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError
@@ -33,11 +33,11 @@ _BATCH_PIXELS = {"cpu": 2**18, "other": 2**21}
 class _Batch(NamedTuple):
     """Frames in a row, uint8 `(T, H, W, 3)`, when and how long each is shown, and the sound that was read with them.
 
-    Without `pixels` it is the sound behind the last frame.
+    Behind the last frame there may be sound and no `pixels`.
     """
 
     pixels: Tensor | None
-    times: list[Shown]
+    times: list[tuple[int | None, int]]
     sound: list[Packet[Any]]
 
 
@@ -73,58 +73,40 @@ def darken_video(
         BrokenVideo: when the source is not, or not wholly, a video.
         RunError: when the target cannot be written.
     """
-    write_atomically(
-        target, lambda temporary: _convert(source, temporary, target, start, runtime, options, size, progress)
-    )
+    batch_pixels = _BATCH_PIXELS["cpu" if runtime.device.type == "cpu" else "other"]
 
+    def convert(temporary: Path) -> None:
+        with contextlib.ExitStack() as stack:
+            container, stream = stack.enter_context(open_video(source))
+            stream.thread_type = "AUTO"
+            batches = _batches(whole_video(container, stream), options.batch, batch_pixels, size)
+            first = next(batches)
+            assert first.pixels is not None
+            height, width = first.pixels.shape[1:3]
+            writer = stack.enter_context(VideoWriter(temporary, target, container, stream, options, (height, width)))
+            darken = start(height, width)
+            # Left before the files are closed: no thread works on a closed file.
+            decoding, encoding = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
+            written: deque[Future[None]] = deque()
+            for batch in chain([first], _ahead(batches, decoding)):
+                dark, count = np.empty(0, np.uint8), len(batch.times)
+                if batch.pixels is not None:
+                    try:
+                        night = darken(as_intensities(runtime.to_device(batch.pixels.permute(0, 3, 1, 2))))
+                    except torch.OutOfMemoryError as error:
+                        raise RunError(
+                            f"{source}: out of memory for {count} frames of {width}x{height}; lower --video.batch"
+                        ) from error
+                    dark = as_codes(night).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+                    progress(count)
+                written.append(encoding.submit(writer.write, dark, batch.times, batch.sound))
+                if len(written) > _BATCHES_AHEAD:
+                    written.popleft().result()
+            for future in written:
+                future.result()
+            writer.finish()
 
-def _convert(
-    source: Path,
-    temporary: Path,
-    target: Path,
-    start: Callable[[int, int], Callable[[Tensor], Tensor]],
-    runtime: Runtime,
-    options: VideoOptions,
-    size: tuple[int, int] | None,
-    progress: Callable[[int], object],
-) -> None:
-    with contextlib.ExitStack() as stack:
-        container, stream = stack.enter_context(open_video(source))
-        stream.thread_type = "AUTO"
-        writer = stack.enter_context(VideoWriter(temporary, target, container, stream, options, size))
-        # Left before the files are closed: no thread works on a closed file.
-        decoding, encoding = (stack.enter_context(_one_thread()) for _ in range(2))
-        darken: Callable[[Tensor], Tensor] | None = None
-        written: deque[Future[None]] = deque()
-        for batch in _ahead(_batches(source, container, stream, options.batch, size, runtime), decoding):
-            if batch.pixels is None:  # no frame came after this sound
-                written.append(encoding.submit(writer.write_sound, batch.sound))
-                continue
-            count, height, width = batch.pixels.shape[:3]
-            darken = darken or start(height, width)
-            try:
-                dark = darken(as_intensities(runtime.to_device(batch.pixels.permute(0, 3, 1, 2))))
-            except torch.OutOfMemoryError as error:
-                raise RunError(
-                    f"{source}: out of memory for {count} frames of {width}x{height}; lower --video.batch"
-                ) from error
-            pixels = as_codes(dark).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-            written.append(encoding.submit(writer.write, pixels, batch.times, batch.sound))
-            if len(written) > _BATCHES_AHEAD:
-                written.popleft().result()
-            progress(count)
-        for future in written:
-            future.result()
-        writer.finish()
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[ThreadPoolExecutor]:
-    pool = ThreadPoolExecutor(1)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+    write_atomically(target, convert)
 
 
 def _ahead(items: Iterator[ItemT], pool: ThreadPoolExecutor) -> Iterator[ItemT]:
@@ -136,35 +118,21 @@ def _ahead(items: Iterator[ItemT], pool: ThreadPoolExecutor) -> Iterator[ItemT]:
 
 
 def _batches(
-    source: Path,
-    container: InputContainer,
-    stream: VideoStream,
-    length: int,
-    size: tuple[int, int] | None,
-    runtime: Runtime,
+    items: Iterator[av.VideoFrame | Packet[Any]], length: int, batch_pixels: int, size: tuple[int, int] | None
 ) -> Iterator[_Batch]:
-    """All frames of the video and all packets of its sound, so many frames at a time."""
+    """All frames and packets of sound, so many frames at a time; 0: so many that they have `batch_pixels`."""
     pixels: list[NDArray[np.uint8]] = []
-    times: list[Shown] = []
+    times: list[tuple[int | None, int]] = []
     sound: list[Packet[Any]] = []
-    watch = FrameWatch(source)
-    for packet in container.demux():
-        watch.packet(packet)
-        if packet.stream.index != stream.index:
-            if packet.stream.type == "audio":
-                sound.append(packet)
+    for item in items:
+        if not isinstance(item, av.VideoFrame):
+            sound.append(item)
             continue
-        for frame in frames_of(packet, stream):
-            watch.frame(frame)
-            pixels.append(upright_pixels(frame, size))
-            times.append(Shown(frame.pts, frame.duration or 0))
-            height, width = pixels[-1].shape[:2]
-            most = _BATCH_PIXELS["cpu" if runtime.device.type == "cpu" else "other"]
-            if len(pixels) >= (length or max(1, most // (height * width))):
-                yield _Batch(torch.from_numpy(np.stack(pixels)), times, sound)
-                pixels, times, sound = [], [], []
-    watch.require_whole(container)
-    if pixels:
-        yield _Batch(torch.from_numpy(np.stack(pixels)), times, sound)
-    elif sound:
-        yield _Batch(None, [], sound)
+        pixels.append(upright_pixels(item, size))
+        times.append((item.pts, item.duration or 0))
+        height, width = pixels[-1].shape[:2]
+        if len(pixels) >= (length or max(1, batch_pixels // (height * width))):
+            yield _Batch(torch.from_numpy(np.stack(pixels)), times, sound)
+            pixels, times, sound = [], [], []
+    if pixels or sound:
+        yield _Batch(torch.from_numpy(np.stack(pixels)) if pixels else None, times, sound)

@@ -12,7 +12,7 @@ from clips import ClipConfig, SceneClips, frames_of_clip
 from hls_shift import AUTHORS_SHIFT, hls_to_rgb, rgb_to_hls, shift_hls
 from video_files import frame_pixels, save_truncated, save_video
 
-from media.video_frames import probe
+from media.video_frames import count_frames
 from minmax.runtime.errors import RunError, UsageError
 from scenes import MOTIONS, render_clips
 from scenes.motion import draw_motion, render_clip
@@ -176,9 +176,9 @@ def test_what_was_checked_is_remembered(spoilt, monkeypatch):
 
     def counted(file):
         asked.append(file.name)
-        return probe(file)
+        return count_frames(file)
 
-    monkeypatch.setattr("video_clips.probe", counted)
+    monkeypatch.setattr("video_clips.count_frames", counted)
     assert open_clips(*flags, cache=spoilt / "cache").counts == first.counts
     assert sorted(asked) == ["cut.mp4", "text.avi"]  # what was broken may be mended by now
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import struct
 import sys
 from pathlib import Path
 
@@ -13,7 +14,16 @@ from video_files import save_video
 
 from darkening import Darkener, DarkenerSettings, apply, load_darkener, preview, save_darkener
 from darkening.night_view import NightConfig
-from media.pictures import PICTURE_SUFFIXES, as_codes, as_intensities, find_pictures, read_picture, write_picture
+from media import pictures as media_pictures
+from media.pictures import (
+    PICTURE_SUFFIXES,
+    as_codes,
+    as_intensities,
+    decode_picture,
+    find_pictures,
+    read_picture,
+    write_picture,
+)
 from minmax.runtime.config import replaced, run_script
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError, UsageError
@@ -109,6 +119,51 @@ def test_a_photo_stays_upright(tmp_path):
     darken(file, tmp_path / "dark.png", DAY)
     with Image.open(tmp_path / "dark.png") as dark:
         assert dark.size == (20, 40) or dark.getexif().get(0x0112) == 6
+
+
+ODD_ENTRIES = {  # tag, kind and content of an entry in the manner of cameras that keep to no standard
+    "a width in words": (0x0100, 2, b"wide"),
+    "a rational name": (0x010F, 5, b"\0\0\0\1\0\0\0\0\0\0\0\1\0\0\0\1"),
+    "an unknown kind": (0x8769, 16, b"\0\0\0\1"),
+    "a kind of bytes": (0x0106, 3, b"\0\7\0\0"),
+}
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("entry", ODD_ENTRIES)
+def test_photos_with_odd_entries_are_turned_all_the_same(entry, ending, tmp_path):
+    tag, kind, content = ODD_ENTRIES[entry]
+    upright = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
+    count = len(content) // {2: 1, 3: 2, 5: 8, 16: 4}[kind]
+    odd = struct.pack(">HHI", tag, kind, count) + (content if len(content) == 4 else struct.pack(">I", 38))
+    entries = b"MM\0*\0\0\0\10\0\2" + b"".join(sorted([upright, odd])) + b"\0\0\0\0" + content
+    file = tmp_path / f"phone.{ending}"
+    Image.fromarray(np.zeros((20, 40, 3), np.uint8)).save(file, exif=b"Exif\0\0" + entries)
+    assert decode_picture(file).shape == (3, 40, 20)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("entries", [b"Exif\0\0rubbish", b"Exif\0\0MM\0*\0\0\0\10\0\1\1\22\0\2\0\0\0\2" + b"6\0\0\0"])
+def test_photos_whose_entries_tell_no_orientation_are_as_stored(entries, ending, tmp_path):
+    file = tmp_path / f"phone.{ending}"
+    Image.fromarray(np.zeros((20, 40, 3), np.uint8)).save(file, exif=entries)
+    assert decode_picture(file).shape == (3, 20, 40)
+
+
+def test_links_lead_to_each_folder_once(tmp_path):
+    real = tmp_path / "day" / "z" / "Car"
+    real.mkdir(parents=True)
+    write_picture(torch.zeros(3, 8, 8), real / "a.png")
+    for link, target in (("Car", real), ("back", tmp_path / "day")):  # either would be enough for no end
+        (real / link).symlink_to(target)
+    (tmp_path / "day" / "a_link").symlink_to(real)
+    (tmp_path / "elsewhere").mkdir()
+    write_picture(torch.zeros(3, 8, 8), tmp_path / "elsewhere" / "b.png")
+    (tmp_path / "day" / "linked").symlink_to(tmp_path / "elsewhere")
+    assert media_pictures.files_below(tmp_path / "day", ".png") == [
+        tmp_path / "day" / "linked" / "b.png",
+        real / "a.png",
+    ]
 
 
 def test_a_single_file_is_darkened_as_asked_each_time(photos, tmp_path):

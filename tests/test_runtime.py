@@ -13,12 +13,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly, save_checkpoint, write_atomically
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.errors import RunError, UsageError
-from minmax.runtime.report import draw_curves, markdown_table, picture_grid, save_picture, write_json
+from minmax.runtime.report import (
+    Shown,
+    draw_curves,
+    draw_sheet,
+    markdown_table,
+    picture_grid,
+    save_picture,
+    spread,
+    write_json,
+)
 from minmax.runtime.seeding import derive_seed, generator_for, seed_globally
 
 # --- seeding
@@ -261,6 +271,23 @@ def test_a_grid_places_rows_and_columns_with_white_gaps():
     assert (pixels[:2, :3] == (255, 0, 0)).all() and (pixels[:2, 4:] == (255, 0, 0)).all()
     assert (pixels[3:, :3] == 0).all()
     assert (pixels[2] == 255).all() and (pixels[:, 3] == 255).all() and (pixels[3:, 4:] == 255).all()
+
+
+def test_a_sheet_has_its_pictures_frames_and_empty_places(tmp_path):
+    grey = [torch.full((3, 8, 8), level) for level in (0.2, 0.4, 0.6)]
+    rows = [("$a_b$", [Shown(grey[0]), Shown(grey[1], "$c\\frac$", frame="#ff0000")]), ("", [None, Shown(grey[2])])]
+    draw_sheet("two rows", ["first"], rows, tmp_path / "sub" / "a.png", legend={"road": "#00ff00"})
+    pixels = np.asarray(Image.open(tmp_path / "sub" / "a.png").convert("RGB"))
+    places = [np.argwhere((pixels == round(255 * float(one[0, 0, 0]))).all(axis=2)) for one in grey]
+    assert min(map(len, places)) > 5000
+    (top, left), (_, right), (bottom, below) = (place.mean(axis=0) for place in places)
+    assert left < right == pytest.approx(below, abs=2) and top < bottom
+    for colour in ((255, 0, 0), (0, 255, 0)):
+        assert (pixels == colour).all(axis=2).sum() > 100
+
+
+def test_items_are_spread_evenly():
+    assert spread(range(10), 3) == [0, 3, 6] and spread("ab", 3) == ["a", "b"] and spread([], 3) == []
 
 
 def test_reports_are_written_whole(tmp_path):

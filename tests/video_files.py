@@ -1,11 +1,34 @@
 """Small video files made with PyAV, of the kinds that people have."""
 
 from fractions import Fraction
+from typing import NamedTuple
 
 import av
 import numpy as np
+from av.codec.context import Flags
+
+from media.video_frames import count_frames, read_frames
 
 RATE = 10
+
+
+class Facts(NamedTuple):
+    """What a file holds."""
+
+    frames: int
+    height: int
+    width: int
+    rate: Fraction
+    audio: tuple[str, ...]
+
+
+def probe(file):
+    """The facts of a video, size as it is shown; refused when it is broken."""
+    height, width = read_frames(file, [0]).shape[2:]
+    with av.open(str(file), metadata_errors="replace") as container:
+        contexts = [track.codec_context for track in container.streams.audio]
+        audio = tuple(str(context.name) if context else "unknown" for context in contexts)
+        return Facts(count_frames(file), height, width, container.streams.video[0].average_rate, audio)
 
 
 def frame_pixels(number, height, width):
@@ -24,25 +47,24 @@ def save_video(
     codec="libx264",
     times=None,
     sound=False,
-    rotation=0,
     darker=1,
     pix_fmt=None,
     title=None,
+    b_frames=2,
+    last=0,
 ):
-    """Write frames that tell their numbers; `times` are in hundredths of a second, one per frame."""
+    """Write frames that tell their numbers; `times` are in hundredths of a second, one per frame, `last` its length."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(file), "w") as out:
         if title:
             out.metadata["title"] = title
-        options = {"bf": "0"} if file.suffix == ".avi" else {"bf": "2", "g": "5"}
+        options = {"bf": "0"} if file.suffix == ".avi" else {"bf": str(b_frames), "g": "5"}
         if codec == "libx264":
             options["crf"] = "5"
         stream = out.add_stream(codec, rate=RATE, options=options)
         stream.width, stream.height = width, height
         stream.pix_fmt = pix_fmt or ("yuv420p" if height % 2 == width % 2 == 0 else "yuv444p")
         stream.codec_context.time_base = Fraction(1, RATE) if times is None else Fraction(1, 100)
-        if rotation:
-            stream.set_display_rotation(rotation)
         track = None
         if sound:
             track = out.add_stream("aac", rate=8000)
@@ -52,10 +74,13 @@ def save_video(
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts = number if times is None else times[number]
             frame.time_base = stream.codec_context.time_base
+            if last:
+                stream.codec_context.flags |= Flags.frame_duration
+                frame.duration = ([*times, times[-1] + last])[number + 1] - times[number]
             out.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
         if track is not None:
             for number in range(int(frames / RATE * 8)):
-                wave = (0.1 * np.sin(np.arange(1000) / 5)).astype(np.float32)[None]
+                wave = (0.1 * np.sin(np.arange(1000) / (5 + number % 50))).astype(np.float32)[None]
                 piece = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
                 piece.sample_rate, piece.pts = 8000, 1000 * number
                 out.mux(track.encode(piece))

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from media.pictures import DECODING_ERRORS, as_rgb, listed_below
+from media.pictures import DECODING_ERRORS, as_rgb, listed_below, upright_picture
 from minmax.runtime.checked import find_problems
 from minmax.runtime.config import require
 from minmax.runtime.errors import RunError, UsageError
@@ -117,7 +117,7 @@ def decode_shrunk(file: Path, size: int, box: Box | None = None) -> Tensor:
             opened.draft(None, (2 * size, 2 * size))
         elif not (box[0] >= 0 and box[1] >= 0 and box[2] <= opened.width and box[3] <= opened.height):
             raise ValueError(f"its box {box} leads out of its {opened.width}x{opened.height} pixels")
-        image = as_rgb(ImageOps.exif_transpose(opened) if box is None else opened.crop(box))
+        image = as_rgb(upright_picture(opened) if box is None else opened.crop(box))
     image.thumbnail((size, size), Image.Resampling.LANCZOS)
     return _to_tensor(image)
 

@@ -3,20 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from place_tests import RetrievalTest
 from ranking import RetrievalScore, without_junk
-from torch import Tensor
 
-from minmax.runtime.checkpoints import write_atomically
-from minmax.runtime.report import shortened
+from minmax.runtime.report import GAMMA, Shown, draw_sheet, shortened
 from minmax.runtime.splits import evenly_spaced
 
 SHOWN_QUERIES = 8
 SHOWN_RESULTS = 5
-SIDE = 1.35  # of a picture, inches
-GAMMA = 0.5
 _MARKS = {True: "#2a9d3a", False: "#c62828"}
 
 
@@ -46,34 +40,16 @@ def draw_results(test: RetrievalTest, scores: Mapping[str, RetrievalScore], size
         size: longest side that images are read with.
         picture: the .png file, written atomically.
     """
-    queries = choose_queries(scores, test)
-    columns = 2 + SHOWN_RESULTS * len(scores)
-    figure = Figure(figsize=(SIDE * columns + 0.3, SIDE * len(queries) + 0.9), layout="constrained")
-    figure.suptitle(f"{test.title}: first results, right ones framed green, wrong ones red", fontsize=11)
-    panels = figure.subplots(len(queries), columns, squeeze=False)
-    for row, query in zip(panels, queries, strict=True):
-        image = test.queries.load(query, size)
-        _show(row[0], image, shortened(test.places[query], 22))
-        _show(row[1], image, "", GAMMA)
-        column = 2
+    rows = []
+    for query in choose_queries(scores, test):
+        image = test.queries.load(query, size) / 255.0
+        cells: list[Shown | None] = [Shown(image), Shown(image**GAMMA)]
         for score in scores.values():
             results = _results(score, test, query)
-            for panel, (position, right) in zip(row[column:], results, strict=False):
-                _show(panel, test.database.load(position, size), "")
-                for edge in panel.spines.values():
-                    edge.set(color=_MARKS[right], linewidth=3)
-            for panel in row[column + len(results) : column + SHOWN_RESULTS]:
-                panel.set_axis_off()
-            column += SHOWN_RESULTS
-    panels[0, 0].set_title("query", fontsize=9)
-    panels[0, 1].set_title(f"gamma {GAMMA}", fontsize=9)
-    for number, caption in enumerate(scores):
-        panels[0, 2 + SHOWN_RESULTS * number].set_title(f"{caption} →", fontsize=9, loc="left")
-    write_atomically(picture, lambda temporary: figure.savefig(temporary, dpi=90, format="png"))
-
-
-def _show(panel: Axes, image: Tensor, label: str, gamma: float = 1.0) -> None:
-    panel.imshow(((image / 255.0) ** gamma).permute(1, 2, 0).numpy())
-    panel.set_xticks([])
-    panel.set_yticks([])
-    panel.set_ylabel(label, fontsize=7, parse_math=False)
+            cells += [Shown(test.database.load(i, size) / 255.0, frame=_MARKS[right]) for i, right in results]
+            cells += [None] * (SHOWN_RESULTS - len(results))
+        rows.append((shortened(test.places[query], 22), cells))
+    headings = ["query", f"gamma {GAMMA}"]
+    for caption in scores:
+        headings += [f"{caption} →", *[""] * (SHOWN_RESULTS - 1)]
+    draw_sheet(f"{test.title}: first results, right ones framed green, wrong ones red", headings, rows, picture)

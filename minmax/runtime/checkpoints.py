@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import glob
 import hashlib
 import os
@@ -30,7 +31,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, force it to disk and rename it: never a half-written file.
 
     Raises:
-        RunError: when the disk is full or the folder cannot be written; the former file is then untouched.
+        RunError: when the disk is full or the file cannot be written; the former file is then untouched.
     """
     temporary = path.with_name(f".{path.name}.{_HOST}{os.getpid()}.tmp")
     try:
@@ -42,7 +43,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except torch.OutOfMemoryError:  # of what `write` computes; it says nothing of the disk
         raise
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        raise RunError(f"could not write {path}: {error}; free some space or choose another folder") from error
+        number = getattr(error, "errno", errno.ENOSPC)
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            advice = "; free some space or choose another folder"
+        else:
+            advice = "; choose another folder" if number in (errno.EACCES, errno.EPERM, errno.EROFS) else ""
+        raise RunError(f"could not write {path}: {error}{advice}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from minmax.runtime.checkpoints import write_atomically
 # matplotlib is imported where it draws: it takes as long as all the rest that a darkening of pictures needs.
 
 SMOOTHING = 20  # training steps averaged into one point of a curve
+GAMMA = 0.5  # by which dark images are shown brightened
 MOST_NUMBERED = 25  # classes of a confusion matrix with a number in each cell, and class names along an axis
 
 
@@ -106,6 +107,69 @@ def shortened(name: str, limit: int = 18) -> str:
         return name
     end = (limit - 1) // 2
     return f"{name[: limit - 1 - end]}…{name[-end:]}"
+
+
+class Shown(NamedTuple):
+    """A picture of a sheet: `(3, H, W)` in [0, 1], what is written below it, and the colour of its frame."""
+
+    image: Tensor
+    caption: str = ""
+    frame: str = "black"
+
+
+def draw_sheet(
+    title: str,
+    headings: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[Shown | None]]],
+    picture: Path,
+    width: float = 1.4,
+    legend: Mapping[str, Any] | None = None,
+) -> None:
+    """Draw rows of pictures, such as images beside what a network makes of them.
+
+    Args:
+        title: of the sheet.
+        headings: of the columns, from the first on.
+        rows: label and pictures of each; None leaves a place empty.
+        picture: the .png file, written atomically.
+        width: of a picture, inches.
+        legend: names and colours, shown below.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    shown = [cell for _, cells in rows for cell in cells if cell is not None]
+    columns = max(len(cells) for _, cells in rows)
+    height = width * min(1.0, max(cell.image.shape[1] / cell.image.shape[2] for cell in shown)) + 0.08
+    lines = sum(max(cell.caption.count("\n") + bool(cell.caption) for cell in cells if cell) for _, cells in rows)
+    margin = 0.07 * max(len(line) for label, _ in rows for line in label.split("\n")) + 0.2
+    size = (
+        max(width * columns + margin, 0.09 * len(title)),
+        height * len(rows) + 0.13 * lines + (1.1 if legend else 0.6),
+    )
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    panels = figure.subplots(len(rows), columns, squeeze=False)
+    for panel in panels.flatten():
+        panel.set_axis_off()
+    for row, (label, cells) in zip(panels, rows, strict=True):
+        for panel, cell in zip(row, cells, strict=False):
+            if cell is None:
+                continue
+            panel.set_axis_on()
+            panel.imshow(cell.image.permute(1, 2, 0).numpy(), interpolation="nearest" if legend else "auto")
+            panel.set(xticks=[], yticks=[])
+            panel.spines[:].set(color=cell.frame, linewidth=0.8 if cell.frame == "black" else 3)
+            # Names come from files and folders: a dollar sign is no formula.
+            panel.set_xlabel(cell.caption, fontsize=7, parse_math=False)
+        row[0].set_ylabel(label, fontsize=7, rotation=0, ha="right", va="center", parse_math=False)
+    for panel, heading in zip(panels[0], headings, strict=False):
+        panel.set_title(heading, fontsize=8)
+    if legend:
+        patches = [Patch(color=colour, label=name) for name, colour in legend.items()]
+        columns = min(len(patches), 10)
+        figure.legend(handles=patches, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+    write_atomically(picture, lambda temporary: figure.savefig(temporary, dpi=100, format="png"))
 
 
 def picture_grid(rows: Sequence[Tensor], gap: int = 2) -> Image.Image:
