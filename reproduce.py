@@ -6,18 +6,18 @@
     python reproduce.py --task segmentation --data DATA --night NIGHT --recipe small --rows continued gamma full
     python reproduce.py --task visual-place-recognition --data scenes --recipe mine.yaml --rows continued gamma full
 
-A recipe is TASK/recipes/NAME.yaml, or a file of yours laid out like these; the rows are in rows.yaml. For each seed this
-trains a daytime model, the darkeners that the rows need, and every row, by the scripts of the task; then it tests each
-and writes RUNS/comparison.md, mean and spread by day and by night, and .json, with every seed and the number by which one
-may choose (day validation images, as they are and darkened in three ways that no row trains on), and names the row that
-one would choose by it. Given again, it goes on where it was stopped, and rows or seeds can be added. In the recipe
-`paper`, rows that only undo a change of ours are the same training as `full`.
+A recipe is TASK/recipes/NAME.yaml, or a file of yours laid out like these; the rows are in rows.yaml. For each seed
+this trains a daytime model, the darkeners that the rows need, and every row, by the scripts of the task; then it tests
+each and writes RUNS/comparison.md, mean and spread by day and by night, and .json, with every seed and the number by
+which one may choose (day validation images, as they are and darkened in three ways that no row trains on), and names
+the row that one would choose by it. Given again, it goes on where it was stopped, and rows or seeds can be added. In
+the recipe `paper`, rows that only undo a change of ours are the same training as `full`.
 """
 
 import math
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path

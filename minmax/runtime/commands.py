@@ -79,7 +79,7 @@ class Commands:
         if finished.exists():
             before = json.loads(finished.read_text(encoding="utf-8") or "{}")
             if before != made:
-                old = before.get("flags")
+                old = before.get("flags", "an earlier version")
                 what = "another recipe" if old == made["flags"] else f"`{old}`, where `{made['flags']}` is asked for"
                 raise UsageError(f"the finished run {run} is of {what}; choose another --runs, or remove it")
         else:

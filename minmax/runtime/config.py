@@ -256,7 +256,7 @@ def _own_defaults(config_class: type[Any]) -> dict[str, Any]:
             values[field.name] = field.default_factory()
         elif field.type is Path:
             typed[field.name] = tyro.MISSING
-    return yaml.safe_load(yaml.safe_dump(_converter.unstructure(values))) | typed  # type: ignore[no-any-return]
+    return {**yaml.safe_load(yaml.safe_dump(_converter.unstructure(values))), **typed}
 
 
 def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -273,8 +273,8 @@ def parse_flags(config_class: type[ConfigT], description: str | None, argv: Sequ
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", type=Path)
     file = finder.parse_known_args(arguments)[0].config
-    default = {} if file is None else {"default": read_defaults(config_class, file)}
-    config = tyro.cli(config_class, args=arguments, description=description, **default)
+    default: dict[str, Any] = {} if file is None else {"default": read_defaults(config_class, file)}
+    config: ConfigT = tyro.cli(config_class, args=arguments, description=description, **default)
     typed = {argument[2:].split("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")}
     object.__setattr__(config, "_typed", frozenset(typed))
     return config
@@ -314,7 +314,7 @@ def replaced(config: ConfigT, **groups: Any) -> ConfigT:
 
 def shrunk(config: ConfigT, **groups: Any) -> ConfigT:
     """`replaced` for --quick: what was typed beside it stays."""
-    typed = getattr(config, "_typed", frozenset())
+    typed: frozenset[str] = getattr(config, "_typed", frozenset())
     inside = {
         name: {key: new for key, new in value.items() if f"{name}.{key}" not in typed}
         for name, value in groups.items()
