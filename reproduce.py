@@ -17,7 +17,6 @@ the recipe `paper`, rows that only undo a change of ours are the same training a
 import math
 import os
 import statistics
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,13 @@ from minmax.runtime.errors import RunError
 from minmax.runtime.report import last_validation, markdown_table, write_json
 
 Task = Literal["classification", "segmentation", "visual-place-recognition", "low-light-action-recognition"]
+MEASURES: dict[Task, dict[str, tuple[str, ...]]] = {
+    "classification": {"top-1": ("top1",), "balanced": ("balanced",)},
+    "segmentation": {"mean IoU": ("mean_iou",)},
+    "visual-place-recognition": {"mAP": ("mean_average_precision",), "R@1": ("recall", "1")},
+    "low-light-action-recognition": {"top-1": ("top1",), "top-5": ("top5",)},
+}
+"""What a table reports on each test set, and where test.py puts it."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,11 @@ class Rows:
 def load_rows() -> Rows:
     """All rows of all tasks."""
     file = REPOSITORY / "rows.yaml"
-    return from_plain(Rows, read_yaml(file), file)
+    table = from_plain(Rows, read_yaml(file), file)
+    for name, row in table.rows.items():
+        known = row.darkener is None or row.darkener in table.darkeners
+        require(known, f"{file}: the darkener of {name},", row.darkener, f"null or one of {', '.join(table.darkeners)}")
+    return table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,54 +210,38 @@ def start_seed(
 
 def preferred_row(results: dict[str, list[dict[str, Any]]]) -> str:
     """The row with the highest mean of the number for choosing; `results` hold that of each seed as `selection`."""
-    means = {
-        title: statistics.fmean(found["selection"] for found in by_seed)
-        for title, by_seed in results.items()
-        if "selection" in by_seed[0]
-    }
-    return max(means, key=means.__getitem__)
+    trained = [title for title, by_seed in results.items() if "selection" in by_seed[0]]
+    return max(trained, key=lambda title: statistics.fmean(found["selection"] for found in results[title]))
 
 
 def comparison_table(results: dict[str, list[dict[str, Any]]], task: Task) -> str:
-    """Mean and, in brackets, the lowest and highest seed, in percent.
+    """Mean and, in brackets, the lowest and highest seed, in percent, of each measure of the task on each test set.
 
-    Top-1 and balanced accuracy (top-5 of actions) by day and by night, the mean IoU on each data set, or the mean
-    average precision and recall at 1 on each. Then the number for choosing, its mean and, in brackets, each seed's.
+    Then the number for choosing, its mean and, in brackets, each seed's.
     """
     every = results["daytime model"]
-    sets = [name for name in every[0] if name != "file"]
-    columns: dict[str, Callable[[dict[str, Any]], float]]
-    if task in ("classification", "low-light-action-recognition"):
-        second = ("balanced", "balanced") if task == "classification" else ("top-5", "top5")
-        splits = [split for split in ("test_day", "test_night") if all(split in found for found in every)]
-        columns = {
-            f"{split.removeprefix('test_')} {title}": _entry(split, kind)
-            for split in splits
-            for title, kind in (("top-1", "top1"), second)
-        }
-    elif task == "segmentation":
-        columns = {f"{name}, mean IoU": _entry(name, "mean_iou") for name in sets}
-    else:
-        columns = {
-            f"{name}, {title}": _entry(name, *place)
-            for name in sets
-            for title, place in (("mAP", ("mean_average_precision",)), ("R@1", ("recall", "1")))
-        }
+    sets = [name for name in every[0] if name != "file" and all(name in found for found in every)]
+    columns = {
+        f"{name.removeprefix('test_')}, {title}": (name, *place)
+        for name in sets
+        for title, place in MEASURES[task].items()
+    }
     rows = [
-        [title, *(_spread([100 * read(found) for found in by_seed]) for read in columns.values()), _choosing(by_seed)]
+        [
+            title,
+            *(_spread([_percent(found, place) for found in by_seed]) for place in columns.values()),
+            _choosing(by_seed),
+        ]
         for title, by_seed in results.items()
     ]
     return markdown_table(["", *columns, "for choosing (day images only)"], rows)
 
 
-def _entry(*place: str) -> Callable[[dict[str, Any]], float]:
-    def read(found: dict[str, Any]) -> float:
-        value: Any = found
-        for name in place:
-            value = value[name]
-        return math.nan if value is None else float(value)  # JSON has no NaN: what could not be measured is null
-
-    return read
+def _percent(found: dict[str, Any], place: tuple[str, ...]) -> float:
+    value: Any = found
+    for name in place:
+        value = value[name]
+    return math.nan if value is None else 100 * value  # JSON has no NaN: what could not be measured is null
 
 
 def _choosing(by_seed: list[dict[str, Any]]) -> str:

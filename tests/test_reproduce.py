@@ -390,7 +390,7 @@ def test_the_table_holds_the_mean_and_the_range_over_the_seeds(reproduce, script
     half = ["50.0 (50.0 to 50.0)", "25.0 (25.0 to 25.0)"]
     day = ["88.0 (80.0 to 94.0)", "44.0 (40.0 to 47.0)", "40.0 (30.0 to 50.0)", "20.0 (15.0 to 25.0)"]
     assert cells(table) == [
-        ["", "day top-1", "day balanced", "night top-1", "night balanced", CHOOSING],
+        ["", "day, top-1", "day, balanced", "night, top-1", "night, balanced", CHOOSING],
         ["daytime model", *day, "-"],
         ["gamma night", *half, *half, by_seed],
         ["trained on by day", *2 * ["40.0 (40.0 to 40.0)", "20.0 (20.0 to 20.0)"], by_seed],
@@ -405,10 +405,10 @@ def test_the_table_holds_the_mean_and_the_range_over_the_seeds(reproduce, script
 @pytest.mark.parametrize(
     ("task", "columns", "day"),
     [
-        ("classification", ["night top-1", "night balanced"], ["12.5", "6.2"]),
+        ("classification", ["night, top-1", "night, balanced"], ["12.5", "6.2"]),
         ("segmentation", ["day, mean IoU", "night, mean IoU"], ["25.0", "12.5"]),
         ("visual-place-recognition", ["tokyo, mAP", "tokyo, R@1"], ["25.0", "12.5"]),
-        ("low-light-action-recognition", ["night top-1", "night top-5"], ["12.5", "25.0"]),
+        ("low-light-action-recognition", ["night, top-1", "night, top-5"], ["12.5", "25.0"]),
     ],
 )
 def test_each_task_reports_its_own_measures_of_what_there_is(reproduce, scripts, tmp_path, task, columns, day):
