@@ -112,7 +112,7 @@ def test_a_change_that_a_run_does_not_read_keeps_it(log):
 def test_a_run_of_an_earlier_version_is_refused(log):
     chain(log).train("train.py", "day", "best.pt")
     (log.parent / "runs" / "task" / "day" / "finished").write_text("")
-    with pytest.raises(UsageError, match="is of `an earlier version`, where"):
+    with pytest.raises(UsageError, match="is of an earlier version; choose"):
         chain(log).train("train.py", "day", "best.pt")
 
 

@@ -79,8 +79,11 @@ class Commands:
         if finished.exists():
             before = json.loads(finished.read_text(encoding="utf-8") or "{}")
             if before != made:
-                old = before.get("flags", "an earlier version")
-                what = "another recipe" if old == made["flags"] else f"`{old}`, where `{made['flags']}` is asked for"
+                what = f"`{before.get('flags')}`, where `{made['flags']}` is asked for"
+                if before.get("flags") == made["flags"]:
+                    what = "another recipe"
+                if not before:
+                    what = "an earlier version"
                 raise UsageError(f"the finished run {run} is of {what}; choose another --runs, or remove it")
         else:
             resume = ("--resume",) if (run / "config.yaml").exists() else ()
