@@ -7,6 +7,7 @@ control that is trained as long on day images only, and of the adapted model, an
 goes on where it was stopped.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,18 +28,10 @@ from minmax.runtime.report import markdown_table
 from minmax.runtime.seeding import generator_for
 from scenes import CLASSES, HELD_OUT_NIGHT, render_labelled
 
-# Chosen on day validation images, as they are and darkened by hand; no night image was looked at.
-DARKENER_RECIPE = (
-    *("--optim.epochs", "3", "--optim.milestones", "3", "--optim.lr", "3e-4", "--optim.clip", "1"),
-    *("--loss.similarity", "1"),
-)
-# Both adaptations get the same augmentation, schedule and number of steps; the control's second view stays a day image.
-ADAPTATION_RECIPE = (
-    *("--optim.epochs", "6", "--optim.milestones", "4", "5", "--optim.lr", "5e-4"),
-    *("--night.exposure", "0.05", "0.4", "--byol.batch-norm", "joint"),
-)
-CONTROL_RECIPE = ("--night.source", "day", "--byol.weight", "0")
-ADAPTED = "adapted without night images"
+RECIPE = REPOSITORY / "classification" / "recipes" / "demo.yaml"
+# Of the same augmentation, schedule and number of steps as the adaptation; its second view stays a day image.
+CONTROL = ("--night.source", "day", "--byol.weight", "0")
+log = logging.getLogger(__name__)
 
 SHOWN_EXPOSURES = (0.2, 0.1, 0.05)
 SIZE = 64  # pixels
@@ -66,38 +59,49 @@ class Config:
 
 def main(config: Config) -> None:
     """Run everything and report."""
-    flags = ["--data", "scenes", "--images.size", str(SIZE), "--device", config.device, "--workers", "1"]
-    commands = Commands("classification", config.runs, [*flags, "--quick"] if config.quick else flags)
+    common = ["--data", "scenes", *(["--quick"] if config.quick else [])]
+    commands = Commands("classification", config.runs, RECIPE, common, ["--device", config.device])
 
-    def train(script: str, name: str, result: str, *recipe: str) -> Path:
-        return commands.train(script, f"{name}-{config.label}", result, "--seed", str(config.seed), *recipe)
+    def train(script: str, name: str, result: str, *flags: str) -> Path:
+        return commands.train(script, f"{name}-{config.label}", result, "--seed", str(config.seed), *flags)
 
     def test(name: str, checkpoint: Path) -> dict[str, Any]:
         return commands.test(f"{name}-{config.label}", checkpoint)
 
-    day = train("train_day.py", "day", "best.pt", "--optim.epochs", "8")
+    day = train("train_day.py", "day", "best.pt")
+    before = test("day", day)
     against = ("--checkpoint", str(day))
-    darkener = train("train_darkener.py", "darkener", "best.pt", *against, *DARKENER_RECIPE)
-    control = train("train.py", "control", "last-epoch.pt", *against, *ADAPTATION_RECIPE, *CONTROL_RECIPE)
-    learned = ("--darkener", str(darkener))
-    adapted = train("train.py", "adapt", "last-epoch.pt", *against, *learned, *ADAPTATION_RECIPE)
+    darkener = train("train_darkener.py", "darkener", "best.pt", *against)
+    picture = config.runs / f"demo-{config.label}.png"
+    draw_story(darkener, {"before": before["test_night"]["predictions"]}, config, picture)
+    log.info("\nfirst picture, without the adapted model: %s", picture)
+    adapted = train("train.py", "adapt", "last-epoch.pt", *against, "--darkener", str(darkener))
+    after = test("adapt", adapted)
+    verdicts = {name: found["test_night"]["predictions"] for name, found in (("before", before), ("after", after))}
+    draw_story(darkener, verdicts, config, picture)
+    log.info("\npicture: %s", picture)
+    control = test("control", train("train.py", "control", "last-epoch.pt", *against, *CONTROL))
     found = {
-        "daytime model": test("day", day),
-        "trained on by day (control)": test("control", control),
-        ADAPTED: test("adapt", adapted),
+        "daytime model": before,
+        "trained on by day (control)": control,
+        "adapted without night images": after,
     }
     splits = ("test_day", "test_night")
     rows = [[name, *(f"{100 * results[split]['top1']:.1f}" for split in splits)] for name, results in found.items()]
     table = markdown_table(["accuracy in %, unseen scenes", "day", "night"], rows)
-    picture = config.runs / f"demo-{config.label}.png"
-    before, after = (found[name]["test_night"]["predictions"] for name in ("daytime model", ADAPTED))
-    draw_story(darkener, before, after, config, picture)
     (config.runs / f"demo-{config.label}.md").write_text(table + "\n", encoding="utf-8")
     print(f"\n{table}\n\npicture: {picture}")  # noqa: T201  (the result of the command)
 
 
-def draw_story(darkener: Path, before: list[int], after: list[int], config: Config, picture: Path) -> None:
-    """One column per class, the first test scene of each: day, learned nights, real night, verdicts."""
+def draw_story(darkener: Path, verdicts: dict[str, list[int]], config: Config, picture: Path) -> None:
+    """One column per class, the first test scene of each: day, learned nights, real night, verdicts.
+
+    Args:
+        darkener: the file.
+        verdicts: the predicted class of every test night, by who said so.
+        config: the demo's.
+        picture: the .png file.
+    """
     count = 8 * len(CLASSES)
     cache = config.runs / "scenes"
     days, labels = render_labelled("day", count, SIZE, NIGHT_SEED, cache_dir=cache)
@@ -124,7 +128,7 @@ def draw_story(darkener: Path, before: list[int], after: list[int], config: Conf
                 panel.set_title(CLASSES[j], fontsize=10)
         panels[i][0].set_ylabel(caption, fontsize=9)
     for j, panel in enumerate(panels[-1]):
-        for line, (who, predictions) in enumerate((("before", before), ("after", after))):
+        for line, (who, predictions) in enumerate(verdicts.items()):
             verdict = predictions[first[j]]
             colour, mark = ("#1a7f37", "✓") if verdict == j else ("#c62828", "✗")
             panel.text(

@@ -7,7 +7,7 @@ import pytest
 
 from minmax.runtime import commands
 from minmax.runtime.commands import Commands
-from minmax.runtime.errors import RunError
+from minmax.runtime.errors import RunError, UsageError
 
 TRAIN = """
 import json, os, pathlib, signal, sys
@@ -42,6 +42,7 @@ output.mkdir(parents=True, exist_ok=True)
 found = {{"before": {{}}, "checkpoint": {{"test_day": {{"top1": 0.75}}}}}}
 (output / "results.json").write_text(json.dumps({{"results": found}}))
 """
+RECIPE = "{day: {jitter: 0.1}, darkener: {}, adapt: {jitter: 0.2}, test: {}}"
 
 
 @pytest.fixture
@@ -53,11 +54,16 @@ def log(tmp_path, monkeypatch):
     for name, source in (("train.py", TRAIN), ("test.py", TEST)):
         (tmp_path / "task" / name).write_text(source.format(log=path.as_posix()))
     monkeypatch.setattr(commands, "REPOSITORY", tmp_path)
+    (tmp_path / "mine.yaml").write_text(RECIPE)
     return path
 
 
-def chain(log, **options):
-    return Commands("task", log.parent / "runs", ["--data", "scenes"], **options)
+def chain(log, common=("--data", "scenes"), machine=("--threads", "1"), **options):
+    return Commands("task", log.parent / "runs", log.parent / "mine.yaml", common, machine, **options)
+
+
+def is_done(log, name):
+    return (log.parent / "runs" / "task" / name / "finished").exists()
 
 
 def started(log):
@@ -66,23 +72,57 @@ def started(log):
 
 def test_a_training_is_started_once_with_all_flags(log):
     runs = log.parent / "runs"
-    assert not chain(log).is_done("day-0")
+    assert not is_done(log, "day-0")
     assert chain(log).train("train.py", "day-0", "best.pt", "--seed", "7") == runs / "task" / "day-0" / "best.pt"
-    assert started(log) == [["train.py", "--data", "scenes", "--seed", "7", "--name", "day-0", "--runs", str(runs)]]
-    assert chain(log).is_done("day-0") and not chain(log).is_done("day-1")
-    assert chain(log).train("train.py", "day-0", "last.pt", "--seed", "7") == runs / "task" / "day-0" / "last.pt"
+    given = ["--config", str(log.parent / "mine.yaml"), "--data", "scenes", "--threads", "1", "--seed", "7"]
+    assert started(log) == [["train.py", *given, "--name", "day-0", "--runs", str(runs)]]
+    assert is_done(log, "day-0") and not is_done(log, "day-1")
+    again = chain(log, machine=["--threads", "2"])
+    assert again.train("train.py", "day-0", "last.pt", "--seed", "7") == runs / "task" / "day-0" / "last.pt"
     assert len(started(log)) == 1, "a finished training was repeated"
     chain(log).train("train.py", "day-1", "best.pt")
     assert len(started(log)) == 2
 
 
+@pytest.mark.parametrize(
+    ("common", "recipe", "message"),
+    [
+        ([], RECIPE, "is of `train.py --data scenes`, where `train.py` is asked for"),
+        (["--data", "scenes"], RECIPE.replace("0.2", "0.3"), "is of another recipe"),
+    ],
+)
+def test_a_finished_run_of_other_flags_is_not_taken_for_the_one_that_is_asked_for(log, common, recipe, message):
+    chain(log).train("train.py", "day", "best.pt")
+    (log.parent / "mine.yaml").write_text(recipe)
+    with pytest.raises(UsageError) as caught:
+        chain(log, common).train("train.py", "day", "best.pt")
+    run = log.parent / "runs" / "task" / "day"
+    assert str(caught.value) == f"the finished run {run} {message}; choose another --runs, or remove it"
+    assert len(started(log)) == 1
+
+
+def test_a_change_that_a_run_does_not_read_keeps_it(log):
+    chain(log).train("train.py", "day", "best.pt")
+    (log.parent / "mine.yaml").write_text(RECIPE.replace("0.1", "0.3"))
+    moved = Commands("task", (log.parent / "runs").rename(log.parent / "elsewhere"), log.parent / "mine.yaml")
+    moved.common = ("--data", "scenes")
+    assert moved.train("train.py", "day", "best.pt").is_file() and len(started(log)) == 1
+
+
+def test_a_run_of_an_earlier_version_is_refused(log):
+    chain(log).train("train.py", "day", "best.pt")
+    (log.parent / "runs" / "task" / "day" / "finished").write_text("")
+    with pytest.raises(UsageError, match="is of an earlier version; choose"):
+        chain(log).train("train.py", "day", "best.pt")
+
+
 def test_a_training_that_was_stopped_is_resumed(log):
     with pytest.raises(RunError):
         chain(log).train("train.py", "day", "best.pt", "--fail")
-    assert not chain(log).is_done("day")
+    assert not is_done(log, "day")
     assert chain(log).train("train.py", "day", "best.pt").is_file()
     assert ["--resume" in flags for flags in started(log)] == [False, True]
-    assert chain(log).is_done("day")
+    assert is_done(log, "day")
 
 
 def test_a_folder_without_a_config_is_started_anew(log):
@@ -121,7 +161,7 @@ def test_a_killed_script_is_a_failure(log, quiet, said):
     with pytest.raises(RunError) as caught:
         chain(log, quiet=quiet).train("train.py", "day", "best.pt", "--killed")
     assert str(caught.value) == f"task/train.py ended with exit code -9: {said}"
-    assert not chain(log).is_done("day")
+    assert not is_done(log, "day")
 
 
 def test_a_silent_failure_is_called_so(log):
@@ -150,7 +190,8 @@ def test_what_the_test_finds_is_returned_without_its_table(log, quiet, capfd):
     found = chain(log, quiet=quiet).test("day", log.parent / "best.pt", "--splits", "test_day")
     assert found == {"test_day": {"top1": 0.75}}
     flags = ["--checkpoint", str(log.parent / "best.pt"), "--output", str(output), "--splits", "test_day"]
-    assert started(log) == [["test.py", "--data", "scenes", *flags]]
+    given = ["--config", str(log.parent / "mine.yaml"), "--data", "scenes", "--threads", "1"]
+    assert started(log) == [["test.py", *given, *flags]]
     assert capfd.readouterr() == ("", "" if quiet else "a warning\n")
 
 
@@ -177,4 +218,4 @@ def test_control_c_waits_for_the_script(log, monkeypatch):
     assert str(caught.value) == "stopped; the same command goes on from here"
     assert waited[0].returncode == 0, "the script was left alone"
     assert (log.parent / "runs" / "task" / "day" / "best.pt").is_file()
-    assert not chain(log).is_done("day"), "it may have stopped half-way"
+    assert not is_done(log, "day"), "it may have stopped half-way"

@@ -6,15 +6,18 @@ from pathlib import Path
 
 import pytest
 import yaml
+from script_modules import load_module
 
 from minmax.augmentation import AugmentConfig
 from minmax.runtime.config import (
     CommonFlags,
     from_plain,
     parse_flags,
+    read_recipe,
     replaced,
     require_range,
     run_script,
+    shrunk,
     to_plain,
     write_yaml,
 )
@@ -123,6 +126,80 @@ def test_a_config_file_gives_the_defaults_and_flags_override_them(tmp_path):
     assert found.group == Group(0.25, (0.1, 0.3))
     assert found.resume is False  # asked anew each time
     assert parse_flags(Flags, None, [f"--config={file}", "--count", "1"]).count == 1
+
+
+RECIPE = "{day: {}, darkener: {}, adapt: {count: 5, group: {rate: 1e-3}}, test: {}}"
+
+
+@pytest.fixture
+def script(tmp_path):
+    """The config of a script train.py whose defaults differ from those of its groups, and that needs a checkpoint."""
+    source = """
+from dataclasses import dataclass, field
+from pathlib import Path
+from test_config import Flags, Group
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Flags):
+    name: str = "adapt"
+    checkpoint: Path
+    group: Group = field(default_factory=lambda: Group(span=(0.5, 0.6)))
+"""
+    (tmp_path / "train.py").write_text(source)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    return load_module("some_train", tmp_path / "train.py").Config
+
+
+def test_a_script_reads_its_section_of_a_recipe_and_flags_override_it(script, tmp_path):
+    flags = ["--config", str(tmp_path / "recipe.yaml"), "--checkpoint", "day.pt"]
+    found = parse_flags(script, None, flags)
+    assert (found.name, found.count, found.checkpoint) == ("adapt", 5, Path("day.pt").absolute())
+    assert found.group == Group(1e-3, (0.5, 0.6)), "what a recipe leaves out is the script's own"
+    assert parse_flags(script, None, [*flags, "--count", "2"]).count == 2
+
+
+def test_what_must_be_typed_is_asked_for_beside_a_recipe(script, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse_flags(script, None, ["--config", str(tmp_path / "recipe.yaml")])
+    assert "--checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("adapt: {colour: 1}", "section adapt, does not fit the flags of train.py: extra fields found (colour) @ $"),
+        ("adapt: {group: {ratio: 1}}", "train.py: extra fields found (ratio) @ $.group"),
+        ("adapt: {count: many}", "train.py: invalid value for type, expected int @ $.count"),
+        ("adapt:", "section adapt, does not fit the flags of train.py: expected names and values"),
+        ("{day: {}, test: {}}", "has no section for train.py: expected adapt, found day test"),
+    ],
+)
+def test_what_does_not_fit_in_a_recipe_is_named_with_its_script(script, tmp_path, recipe, message):
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    with pytest.raises(UsageError) as caught:
+        parse_flags(script, None, ["--config", str(tmp_path / "recipe.yaml")])
+    assert str(caught.value).startswith(f"--config {tmp_path / 'recipe.yaml'}") and message in str(caught.value)
+
+
+def test_a_recipe_has_all_sections(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE)
+    assert list(read_recipe(file)) == ["day", "darkener", "adapt", "test"]
+    for wrong in ("day: {}", "{name: x}", "[]", RECIPE.replace("{day", "{night: {}, day")):
+        file.write_text(wrong)
+        with pytest.raises(UsageError, match="is no recipe: expected the sections day darkener adapt test, found"):
+            read_recipe(file)
+
+
+def test_quick_shrinks_all_but_what_was_typed(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("{name: x, count: 9, group: {rate: 0.5}}")
+    smaller = {"count": 1, "steps": (1,), "group": {"rate": 0.1, "span": (0.0, 0.1)}}
+    found = parse_flags(Flags, None, ["--config", str(file), "--steps", "4", "5", "--group.span", "0.2", "0.3"])
+    found = replaced(found, name="y")
+    shrunk_to = shrunk(found, **smaller)
+    assert (shrunk_to.count, shrunk_to.steps, shrunk_to.group) == (1, (4, 5), Group(0.1, (0.2, 0.3)))
+    assert shrunk(Flags(name="x"), **smaller).group == Group(0.1, (0.0, 0.1))
 
 
 def test_replaced_changes_values_inside_groups():

@@ -6,7 +6,6 @@ import re
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
@@ -21,10 +20,15 @@ from torch import nn
 from minmax.byol import MomentumPair, ViewPair
 from minmax.features import FeatureModel
 from minmax.runtime import commands
-from minmax.runtime.config import parse_flags, run_script, to_plain
+from minmax.runtime.config import parse_flags, to_plain
 from minmax.runtime.errors import RunError, UsageError
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+MODULES = {
+    "classification": SCRIPTS,
+    "segmentation": SEGMENTATION_SCRIPTS,
+    "visual-place-recognition": PLACE_SCRIPTS,
+    "low-light-action-recognition": ACTION_SCRIPTS,
+}
 
 
 class Scripts:
@@ -43,7 +47,7 @@ class Scripts:
     def __call__(self, command, stdout, stderr):
         script, flags = Path(command[1]).name, command[2:]
         given = {flag: Path(value) for flag, value in zip(flags, flags[1:], strict=False) if flag.startswith("--")}
-        run = str(given["--name"]) if "--name" in given else given["--output"].parent.name
+        run = str(given.get("--name") or given.get("--output", Path("help/test")).parent.name)
         with self.lock:
             self.started.append((script, run, flags))
             self.running += 1
@@ -57,20 +61,23 @@ class Scripts:
     def run(self, script, run, given, stderr):
         time.sleep(0.01)
         failed = run in self.failing
-        if script == "test.py":
-            by_split = zip(("test_day", "test_night"), self.shares.get(run, (0.5, 0.5)), strict=True)
-            numbers = {split: {"top1": share, "balanced": share / 2, "top5": share} for split, share in by_split}
-            given["--output"].mkdir(parents=True, exist_ok=True)
-            found = {"results": {"checkpoint": {split: numbers[split] for split in self.splits}}}
+        if script == "test.py" and "--output" in given:
+            day, night = self.shares.get(run, (0.5, 0.5))
+            split = {
+                "test_day": {"top1": day, "balanced": day / 2},
+                "test_night": {"top1": night, "balanced": night / 2},
+            }
+            found = {name: split[name] for name in self.splits}
+            if self.task == "low-light-action-recognition":
+                found = {"test_night": {"top1": night, "top5": day}}
             if self.task == "segmentation":
-                by_set = {name: {"mean_iou": self.shares.get(run, (0.5, 0.5))[0]} for name in ("day", "night")}
-                found = {"results": {"checkpoint": {"file": "best.pt", **by_set}}}
+                found = {"file": "best.pt", "day": {"mean_iou": day}, "night": {"mean_iou": night}}
             if self.task == "visual-place-recognition":
-                shares = self.shares.get(run, (0.5, 0.5))
-                score = {"mean_average_precision": shares[0], "recall": {"1": shares[1]}}
-                found = {"results": {"checkpoint": {"file": "best.pt", "tokyo": score}}}
+                found = {"file": "best.pt", "tokyo": {"mean_average_precision": day, "recall": {"1": night}}}
+            given["--output"].mkdir(parents=True, exist_ok=True)
+            found = {"results": {"checkpoint": found}}
             (given["--output"] / "results.json").write_text(json.dumps(found))
-        else:
+        elif "--runs" in given:
             folder = given["--runs"] / self.task / run
             folder.mkdir(parents=True, exist_ok=True)
             results = ["best.pt", *(["last-epoch.pt"] if script == "train.py" else [])]
@@ -127,17 +134,11 @@ def test_more_jobs_run_side_by_side_and_none_before_what_it_needs(reproduce, scr
     config = config_of(reproduce, tmp_path, seeds=(0, 1), jobs=jobs, rows=())
     reproduce.main(config)  # the stand-in looks for the checkpoints that are named
     assert 1 < scripts.most_running <= jobs
-    rows = config.chosen_rows
-    assert set(rows) == set(reproduce.ROWS) - {"joint-pass"}
-    runs = [*rows, "day", *reproduce.DARKENERS]
+    rows, table = config.rows, reproduce.load_rows()
+    assert set(rows) == set(table.rows) - {"joint-pass"}
+    runs = [*rows, "day", *table.darkeners]
     assert sorted(scripts.trained()) == sorted(f"{run}-{seed}" for run in runs for seed in (0, 1))
     assert sorted(scripts.tested()) == sorted(f"{run}-{seed}" for run in ("day", *rows) for seed in (0, 1))
-    for seed in (0, 1):
-        ends = [run for _, run in scripts.ended]
-        for row in rows:
-            begin = next(i for i, (_, run, _) in enumerate(scripts.started) if run == f"{row}-{seed}")
-            assert begin > [run for _, run, _ in scripts.started].index(f"day-{seed}")
-        assert ends.index(f"day-{seed}") < ends.index(f"full-{seed}")
 
 
 @pytest.mark.parametrize(
@@ -172,104 +173,27 @@ def test_rows_and_seeds_can_be_added(reproduce, scripts, tmp_path):
 # ------------------------------------------------------------------------------------------ flags
 
 
-PATH = r"classification/([\w-]+)-0/(best|last-epoch)\.pt$"
+PATH = re.compile(r"/([\w-]+)-0/(best|last-epoch)\.pt$")
 
 
 @pytest.fixture
 def parsed(reproduce, scripts, tmp_path):
-    """The configs that the real scripts make of the flags of a recipe, by script and run."""
+    """The configs that the real scripts make of a recipe and the flags beside it, by script and run."""
 
-    def parsed(recipe, **given):
-        config = config_of(reproduce, tmp_path, recipe=recipe, rows=(), **given)
+    def parsed(**given):
+        config = config_of(reproduce, tmp_path, **{"rows": (), **given})
         scripts.task = config.task
         reproduce.main(config)
-        modules = {
-            "classification": SCRIPTS,
-            "segmentation": SEGMENTATION_SCRIPTS,
-            "visual-place-recognition": PLACE_SCRIPTS,
-            "low-light-action-recognition": ACTION_SCRIPTS,
-        }[config.task]
         return {
-            (script, run.removesuffix("-0")): parse_flags(modules[Path(script).stem].Config, None, flags)
+            (script, run.removesuffix("-0")): parse_flags(MODULES[config.task][Path(script).stem].Config, None, flags)
             for script, run, flags in scripts.started
         }
 
     return parsed
 
 
-@pytest.mark.parametrize("recipe", ["paper", "small"])
-@pytest.mark.parametrize(("jobs", "quick"), [(1, False), (2, True)])
-def test_the_scripts_accept_the_flags_of_every_row_and_mean_them(reproduce, parsed, recipe, jobs, quick):
-    found = parsed(recipe, jobs=jobs, quick=quick)
-    assert {script for script, _ in found} == {"train_day.py", "train_darkener.py", "train.py", "test.py"}
-    for config in found.values():
-        assert (config.data, config.device, config.precision, config.quick) == ("scenes", "cpu", "fp32", quick)
-        assert (config.images.size, config.images.evaluation) == (
-            (224, "native") if recipe == "paper" else (64, "resize")
-        )
-        assert (config.workers, config.threads > 0) == ((2, False) if jobs == 1 else (0, True))
-    rows = {run: config for (script, run), config in found.items() if script == "train.py"}
-    assert set(rows) == set(reproduce.ROWS) - {"joint-pass"}
-    for name, config in rows.items():
-        darkener = re.search(PATH, str(config.darkener))
-        assert (darkener[1] if darkener else None) == reproduce.ROWS[name].darkener
-        assert re.search(PATH, str(config.checkpoint))[1] == "day"
-        assert re.search(PATH, str(found["test.py", name].checkpoint)).groups() == (name, "last-epoch")
-    assert re.search(PATH, str(found["test.py", "day"].checkpoint)).groups() == ("day", "best")
-
-    sources = ("continued", "augmix", "brightness", "gamma", "short-exposure", "full")
-    assert [rows[name].night.source for name in sources] == [
-        *("day", "augmix", "brightness", "gamma", "short-exposure", "learned")
-    ]
-    assert {name for name, config in rows.items() if config.byol.weight == 0} == {"continued", "no-byol"}
-    assert {name for name, config in rows.items() if config.byol.distance == "cosine"} == {"cosine"}
-    assert rows["two-pass"].byol.batch_norm == rows["two-pass-reestimated"].byol.batch_norm == "separate"
-    assert {name for name, config in rows.items() if config.byol.batch_norm == "frozen"} == {"frozen-statistics"}
-    assert {name for name, config in rows.items() if config.statistics == "reestimated"} == {"two-pass-reestimated"}
-    assert rows["dark-exposures"].night.exposure == (0.0, 0.2)
-    darkeners = {run: config for (script, run), config in found.items() if script == "train_darkener.py"}
-    assert {name for name, config in darkeners.items() if config.loss.similarity == 0} == {"darkener-no-similarity"}
-    assert {name for name, config in darkeners.items() if config.features == "unnormalised"} == {
-        "darkener-unnormalised"
-    }
-
-
-@pytest.mark.parametrize("recipe", ["paper", "small"])
-def test_the_scripts_of_segmentation_accept_their_flags_too(reproduce, parsed, recipe):
-    found = parsed(recipe, task="segmentation", data="streets", night=(Path("dusk"), Path("dark")))
-    rows = {run: config for (script, run), config in found.items() if script == "train.py"}
-    assert set(rows) == set(reproduce.ROWS) - set(reproduce.LACKING["segmentation"])
-    tests = [config for (script, _), config in found.items() if script == "test.py"]
-    assert len(tests) == len(rows) + 1
-    assert all((config.data, config.night) == ("streets", (Path("dusk"), Path("dark"))) for config in tests)
-    assert {config.images.size for config in [*rows.values(), *tests]} == {
-        (512, 1024) if recipe == "paper" else (120, 160)
-    }
-    assert {config.classes for config in tests} == {"all" if recipe == "paper" else "occurring"}
-
-
-@pytest.mark.parametrize("recipe", ["paper", "small"])
-def test_segmentation_takes_the_built_in_scenes_in_their_own_size(parsed, recipe, tmp_path):
-    for config in parsed(recipe, task="segmentation", data="scenes").values():
-        assert config.images.size == (96, 96)
-
-
-@pytest.mark.parametrize("recipe", ["paper", "small"])
-def test_the_scripts_of_place_recognition_accept_their_flags_too(reproduce, parsed, recipe):
-    found = parsed(recipe, task="visual-place-recognition")
-    rows = {run: config for (script, run), config in found.items() if script == "train.py"}
-    assert set(rows) == set(reproduce.ROWS) - set(reproduce.LACKING["visual-place-recognition"])
-    sizes = {config.images.size for (script, _), config in found.items() if script in ("train_day.py", "train.py")}
-    assert sizes == {362 if recipe == "paper" else 64}
-    assert {config.whitening for (script, _), config in found.items() if script == "test.py"} == {recipe == "paper"}
-
-
-@pytest.mark.parametrize("recipe", ["paper", "small"])
-def test_the_scripts_of_action_recognition_accept_their_flags_too(reproduce, parsed, recipe):
-    found = parsed(recipe, task="low-light-action-recognition")
-    rows = {run: config for (script, run), config in found.items() if script == "train.py"}
-    assert set(rows) == set(reproduce.ROWS) - set(reproduce.LACKING["low-light-action-recognition"])
-    assert {config.clips.length for config in found.values()} == {16 if recipe == "paper" else 8}
+def rows_of(found):
+    return {run: config for (script, run), config in found.items() if script == "train.py"}
 
 
 @pytest.mark.parametrize(
@@ -281,33 +205,100 @@ def test_the_scripts_of_action_recognition_accept_their_flags_too(reproduce, par
         ("low-light-action-recognition", 15),
     ],
 )
-def test_no_two_rows_of_the_small_recipe_are_the_same(parsed, task, count):
-    data = "streets" if task == "segmentation" else "scenes"
-    found = parsed("small", task=task, data=data)
-    configs = [to_plain(config) for (script, _), config in found.items() if script == "train.py"]
-    different = {json.dumps({**config, "name": ""}, sort_keys=True) for config in configs}
-    assert len(configs) == len(different) == count
+@pytest.mark.parametrize("recipe", ["paper", "small"])
+def test_the_scripts_of_every_task_accept_every_row(reproduce, parsed, task, count, recipe):
+    table = reproduce.load_rows().rows
+    found = parsed(task=task, recipe=recipe, data="streets" if task == "segmentation" else "scenes")
+    rows = rows_of(found)
+    assert set(rows) == {name for name, row in table.items() if task not in row.lacking} and len(rows) == count
+    assert {script for script, _ in found} == {"train_day.py", "train_darkener.py", "train.py", "test.py"}
+    for name, config in rows.items():
+        darkener = PATH.search(str(config.darkener))
+        assert (darkener[1] if darkener else None) == table[name].darkener
+        assert PATH.search(str(config.checkpoint)).groups() == ("day", "best")
+        assert PATH.search(str(found["test.py", name].checkpoint)).groups() == (name, "last-epoch")
+    assert PATH.search(str(found["test.py", "day"].checkpoint)).groups() == ("day", "best")
+    if recipe == "small":
+        different = {json.dumps({**to_plain(config), "name": ""}, sort_keys=True) for config in rows.values()}
+        assert len(different) == count, "two rows are the same"
 
 
-def test_the_strong_recipe_fine_tunes_the_weights_that_it_is_given(parsed, tmp_path):
-    found = parsed("strong", init=tmp_path / "weights.pth", flip=False)
-    day = found["train_day.py", "day"]
-    assert (day.model, day.init) == ("timm/tf_efficientnet_lite0", tmp_path / "weights.pth")
-    trained = [day, *(config for (script, _), config in found.items() if script == "train.py")]
+@pytest.mark.parametrize(("jobs", "quick"), [(1, False), (2, True)])
+def test_the_flags_of_the_rows_mean_what_their_titles_say(parsed, jobs, quick):
+    found = parsed(jobs=jobs, quick=quick)
+    for config in found.values():
+        assert (config.data, config.device, config.precision, config.quick) == ("scenes", "cpu", "fp32", quick)
+        assert (config.workers, config.threads > 0) == ((2, False) if jobs == 1 else (0, True))
+        assert config.images.size == 64
+    rows = rows_of(found)
+    sources = ("continued", "augmix", "brightness", "gamma", "short-exposure", "full")
+    assert [rows[name].night.source for name in sources] == [
+        *("day", "augmix", "brightness", "gamma", "short-exposure", "learned")
+    ]
+    assert {name for name, config in rows.items() if config.byol.weight == 0} == {"continued", "no-byol"}
+    assert {name for name, config in rows.items() if config.night.camera.share == 1} == {"camera", "gamma-camera"}
+    assert rows["two-pass"].byol.batch_norm == rows["two-pass-reestimated"].byol.batch_norm == "separate"
+    assert {name for name, config in rows.items() if config.byol.batch_norm == "frozen"} == {"frozen-statistics"}
+    assert {name for name, config in rows.items() if config.statistics == "reestimated"} == {"two-pass-reestimated"}
+    assert rows["dark-exposures"].night.exposure == (0.0, 0.2)
+    darkeners = {run: config for (script, run), config in found.items() if script == "train_darkener.py"}
+    assert {name for name, config in darkeners.items() if config.loss.similarity == 0} == {"darkener-no-similarity"}
+    assert {name for name, config in darkeners.items() if config.features == "unnormalised"} == {
+        "darkener-unnormalised"
+    }
+    assert {name for name, config in rows.items() if config.byol.distance == "cosine"} == {"cosine"}
+
+
+def test_segmentation_is_told_its_nights(parsed):
+    nights = (Path("dusk"), Path("dark"))
+    found = parsed(task="segmentation", data="streets", night=nights, rows=("gamma",))
+    assert [config.night for (script, _), config in found.items() if script == "test.py"] == [nights, nights]
+    assert {config.data for config in found.values()} == {str(Path("streets").absolute())}
+    assert {config.images.size for config in found.values()} == {(120, 160)}
+
+
+def test_the_built_in_streets_have_a_size_of_their_own(parsed):
+    assert {config.images.size for config in parsed(task="segmentation", rows=("full",)).values()} == {(96, 96)}
+
+
+def test_the_strong_recipe_fine_tunes_published_weights_or_those_that_it_is_given(parsed, tmp_path):
+    found = parsed(recipe="strong", flip=False, rows=("gamma",))
+    assert found["train_day.py", "day"].pretrained and found["train_day.py", "day"].init is None
+    trained = [found["train_day.py", "day"], found["train.py", "gamma"]]
     assert {config.optim.method for config in trained} == {"adamw"}
     assert {config.augment.flip for config in trained} == {False}
-    assert {config.images.size for config in found.values()} == {64}
+
+
+def test_weights_in_a_file_take_the_place_of_published_ones(parsed):
+    day = parsed(recipe="strong", init=Path("weights.pth"), rows=("gamma",))["train_day.py", "day"]
+    assert (day.model, day.pretrained) == ("timm/tf_efficientnet_lite0", False)
+    assert day.init == Path("weights.pth").absolute()
+
+
+def test_a_recipe_of_the_users_own_is_read_by_every_script_before_anything_starts(reproduce, scripts, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("{day: {jitter: 0.1}, darkener: {}, adapt: {jitter: 0.2}, test: {}}")
+    reproduce.main(config_of(reproduce, tmp_path, recipe=str(mine), rows=("gamma",)))
+    first = [(script, flags[:2], flags[-1]) for script, _, flags in scripts.started[:4]]
+    names = ("train_day.py", "train_darkener.py", "train.py", "test.py")
+    assert first == [(name, ["--config", str(mine)], "--help") for name in names]
+    given = {
+        script: parse_flags(SCRIPTS[Path(script).stem].Config, None, flags) for script, _, flags in scripts.started[4:]
+    }
+    assert (given["train_day.py"].jitter, given["train.py"].jitter) == (0.1, 0.2)
+    mine.write_text("{day: {}, adapt: {}}")
+    with pytest.raises(UsageError, match=r"mine.yaml is no recipe: expected the sections day darkener adapt test"):
+        reproduce.main(config_of(reproduce, tmp_path, recipe=str(mine)))
 
 
 @pytest.mark.parametrize("task", ["segmentation", "low-light-action-recognition"])
 def test_no_script_mirrors_data_that_must_not_be(parsed, task):
-    found = parsed("small", task=task, data="streets", flip=False, init=Path("weights.pth"))
+    found = parsed(task=task, data="streets", flip=False, rows=("gamma", "full"))
     mirroring = [config for config in found.values() if hasattr(config, "augment")]
     assert len(mirroring) == len([1 for script, _ in found if script in ("train_day.py", "train.py")]) + (
         len([1 for script, _ in found if script == "train_darkener.py"]) if task != "segmentation" else 0
     )
     assert {config.augment.flip for config in mirroring} == {False}
-    assert found["train_day.py", "day"].init == Path("weights.pth").absolute()
 
 
 def test_the_rows_compare_features_by_what_their_titles_say(parsed):
@@ -319,25 +310,22 @@ def test_the_rows_compare_features_by_what_their_titles_say(parsed):
     assert all(isinstance(build(network, rows[name].byol), MomentumPair) for name in set(rows) - plain)
 
 
-def test_every_row_and_recipe_can_be_named(reproduce):
-    assert set(get_args(reproduce.RowName)) == set(reproduce.ROWS)
-    assert set(get_args(reproduce.DarkenerName)) == set(reproduce.DARKENERS)
-    assert len({row.title for row in reproduce.ROWS.values()} | {"daytime model"}) == len(reproduce.ROWS) + 1
-    assert set(get_args(reproduce.Task)) == set(reproduce.RECIPES)
-    for task, recipes in reproduce.RECIPES.items():
-        of_this_task = {"strong"} if task == "classification" else set()
-        assert set(recipes) == {"paper", "small"} | of_this_task
-    assert set(get_args(reproduce.RecipeName)) == {"paper", "small", "strong"}
+def test_rows_name_darkeners_and_tasks_that_there_are(reproduce):
+    table = reproduce.load_rows()
+    assert len({row.title for row in table.rows.values()} | {"daytime model"}) == len(table.rows) + 1
+    assert {row.darkener for row in table.rows.values()} == {None, *table.darkeners}
+    assert {task for row in table.rows.values() for task in row.lacking} <= set(get_args(reproduce.Task))
 
 
-def test_the_commands_of_the_help_text_are_accepted(reproduce):
+def test_the_commands_of_the_help_text_are_accepted(reproduce, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").touch()
     lines = re.findall(r"^    python reproduce.py (.*)$", reproduce.__doc__, re.MULTILINE)
-    first, second, signs, third, fourth = (parse_flags(reproduce.Config, None, line.split()) for line in lines)
-    assert (fourth.task, fourth.rows) == ("visual-place-recognition", ("continued", "gamma", "no-byol", "full"))
-    assert (first.recipe, first.seeds, len(first.chosen_rows)) == ("paper", (0, 1, 2), 18)
-    assert (signs.recipe, signs.init, signs.flip) == ("strong", Path("tf_efficientnet_lite0.pth"), False)
-    assert (second.recipe, second.jobs, second.rows) == ("small", 2, ("continued", "gamma", "no-similarity", "full"))
-    assert (third.task, third.night, third.rows) == ("segmentation", (Path("NIGHT"),), ("continued", "gamma", "full"))
+    configs = [parse_flags(reproduce.Config, None, line.split()) for line in lines]
+    names = [config.recipe_file.relative_to(reproduce.REPOSITORY).parts[0] for config in configs[:4]]
+    assert names == [*["classification"] * 3, "segmentation"]
+    assert configs[4].recipe_file == tmp_path / "mine.yaml"
+    assert (len(configs[0].rows), configs[1].jobs, configs[2].flip) == (18, 2, False)
 
 
 @pytest.mark.parametrize(
@@ -348,17 +336,12 @@ def test_the_commands_of_the_help_text_are_accepted(reproduce):
         ({"seeds": (1, 0, 1)}, "--seeds 1 0 1: expected at least one seed, each once"),
         ({"rows": ("full", "full")}, "--rows full full: expected each row once"),
         (
-            {"task": "segmentation", "rows": ("full", "two-pass-reestimated")},
-            "--rows full two-pass-reestimated: expected rows that segmentation has; it lacks two-pass-reestimated",
+            {"task": "low-light-action-recognition", "rows": ("full", "pixels", "nonsense")},
+            "--rows pixels nonsense: expected rows that low-light-action-recognition has: continued, augmix, ",
         ),
         (
-            {"recipe": "strong"},
-            "--recipe strong needs --init weights.pth, ImageNet weights of timm's tf_efficientnet_lite0",
-        ),
-        ({"task": "segmentation", "recipe": "strong"}, "--recipe strong: expected paper or small"),
-        (
-            {"task": "segmentation", "rows": ("augmix",)},
-            "--rows augmix: expected rows that segmentation has; it lacks augmix",
+            {"task": "segmentation", "recipe": "strong"},
+            "--recipe strong: expected paper, small, or a file of yours laid out like these",
         ),
         (
             {"task": "visual-place-recognition", "flip": False},
@@ -370,35 +353,29 @@ def test_the_commands_of_the_help_text_are_accepted(reproduce):
 def test_bad_flags_are_refused(reproduce, tmp_path, flags, message):
     with pytest.raises(UsageError) as caught:
         config_of(reproduce, tmp_path, **flags)
-    assert str(caught.value) == message
+    assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"quick": False}, "--quick True, not False"),
-        ({"recipe": "paper"}, "--recipe small, not paper"),
-        ({"data": "photos", "precision": "bf16"}, "--data scenes, not {here}/photos and --precision fp32, not bf16"),
-    ],
-)
-def test_runs_of_other_settings_never_enter_a_table(reproduce, scripts, tmp_path, monkeypatch, flags, message):
-    monkeypatch.chdir(tmp_path)
-    runs = tmp_path / "runs"
-    reproduce.main(config_of(reproduce, runs))
-    table = (runs / "comparison.md").read_text()
-    scripts.started.clear()
-    with pytest.raises(UsageError) as caught:
-        reproduce.main(config_of(reproduce, runs, **flags))
-    expected = f"--runs {runs} holds runs of {message.format(here=tmp_path)}; choose another folder"
-    assert str(caught.value) == expected
-    assert scripts.started == [] and (runs / "comparison.md").read_text() == table
-
-
-def test_runs_of_an_earlier_recipe_never_enter_a_table(reproduce, scripts, tmp_path, monkeypatch):
+    "changed",
+    [{"quick": False}, {"recipe": "paper"}, {"data": "photos"}, {"precision": "bf16"}, {"flip": False},
+     {"init": Path("weights.pth")}],
+)  # fmt: skip
+def test_runs_of_other_settings_never_enter_a_table(reproduce, scripts, tmp_path, changed):
     reproduce.main(config_of(reproduce, tmp_path))
-    changed = replace(reproduce.RECIPES["classification"]["small"], day=("--optim.epochs", "21"))
-    monkeypatch.setitem(reproduce.RECIPES["classification"], "small", changed)
-    with pytest.raises(UsageError, match="holds runs of other flags of --recipe small, .*; choose another folder"):
+    table = (tmp_path / "comparison.md").read_text()
+    scripts.started.clear()
+    with pytest.raises(UsageError, match=r"the finished run .*day-0 is of .*; choose another --runs, or remove it"):
+        reproduce.main(config_of(reproduce, tmp_path, **changed))
+    assert scripts.started == [] and (tmp_path / "comparison.md").read_text() == table
+
+
+def test_a_row_whose_flags_have_changed_is_refused(reproduce, scripts, tmp_path, monkeypatch):
+    reproduce.main(config_of(reproduce, tmp_path))
+    table = reproduce.load_rows()
+    table.rows["gamma"] = reproduce.Row("gamma night", "--night.source gamma --jitter 0", None)
+    monkeypatch.setattr(reproduce, "load_rows", lambda: table)
+    with pytest.raises(UsageError, match=r"the finished run .*gamma-0 is of `train.py .*, where `train.py .*"):
         reproduce.main(config_of(reproduce, tmp_path))
 
 
@@ -407,64 +384,56 @@ def test_runs_of_an_earlier_recipe_never_enter_a_table(reproduce, scripts, tmp_p
 CHOOSING = "for choosing (day images only)"
 
 
+def cells(table):
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    return [rows[0], *rows[2:]]
+
+
 def test_the_table_holds_the_mean_and_the_range_over_the_seeds(reproduce, scripts, tmp_path, capsys):
     scripts.shares = {f"day-{seed}": share for seed, share in enumerate([(0.9, 0.5), (0.8, 0.3), (0.94, 0.4)])}
     scripts.shares |= {f"continued-{seed}": (0.4, 0.4) for seed in range(3)}
-    scripts.shares |= {f"gamma-{seed}": (0.7 + 0.1 * seed, 0.5) for seed in range(3)}
     reproduce.main(config_of(reproduce, tmp_path, rows=("gamma", "continued"), seeds=(2, 0, 1)))
     text = (tmp_path / "comparison.md").read_text()
+    assert text in capsys.readouterr().out
     head, table, choice = text.split("\n\n")
-    assert choice == "By day images only one would choose: gamma night\n"
     assert head == "scenes, recipe small, seeds 2 0 1"
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    assert rows[0] == ["", "day top-1", "day balanced", "night top-1", "night balanced", CHOOSING]
+    assert choice == "By day images only one would choose: gamma night\n"
     by_seed = "25.0 (25.0, 25.0, 25.0)"
-    assert rows[2:] == [
-        [
-            "daytime model",
-            "88.0 (80.0 to 94.0)",
-            "44.0 (40.0 to 47.0)",
-            "40.0 (30.0 to 50.0)",
-            "20.0 (15.0 to 25.0)",
-            "-",
-        ],
-        [
-            "gamma night",
-            "80.0 (70.0 to 90.0)",
-            "40.0 (35.0 to 45.0)",
-            "50.0 (50.0 to 50.0)",
-            "25.0 (25.0 to 25.0)",
-            by_seed,
-        ],
+    half = ["50.0 (50.0 to 50.0)", "25.0 (25.0 to 25.0)"]
+    day = ["88.0 (80.0 to 94.0)", "44.0 (40.0 to 47.0)", "40.0 (30.0 to 50.0)", "20.0 (15.0 to 25.0)"]
+    assert cells(table) == [
+        ["", "day, top-1", "day, balanced", "night, top-1", "night, balanced", CHOOSING],
+        ["daytime model", *day, "-"],
+        ["gamma night", *half, *half, by_seed],
         ["trained on by day", *2 * ["40.0 (40.0 to 40.0)", "20.0 (20.0 to 20.0)"], by_seed],
     ]
-    assert text in capsys.readouterr().out
     found = json.loads((tmp_path / "comparison.json").read_text())
-    assert found["seeds"] == [2, 0, 1]
-    assert list(found["results"]) == ["daytime model", "gamma night", "trained on by day"]
+    assert (found["seeds"], found["chosen"]) == ([2, 0, 1], "gamma night")
     assert [by_seed["test_night"]["top1"] for by_seed in found["results"]["daytime model"]] == [0.4, 0.5, 0.3]
-    assert [round(by_seed["test_day"]["top1"], 6) for by_seed in found["results"]["gamma night"]] == [0.9, 0.7, 0.8]
     # The score of the last epoch, whose weights are tested, not the best one.
     assert {by_seed["selection"] for by_seed in found["results"]["gamma night"]} == {0.25}
 
 
-def test_one_seed_has_no_range_and_a_missing_split_no_column(reproduce, scripts, tmp_path):
-    scripts.splits, scripts.shares = ("test_night",), {"day-3": (0.0, 0.625)}
-    reproduce.main(config_of(reproduce, tmp_path, rows=("gamma",), seeds=(3,)))
-    lines = (tmp_path / "comparison.md").read_text().split("\n\n")[1].splitlines()
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    assert rows[0] == ["", "night top-1", "night balanced", CHOOSING]
-    assert rows[2:] == [["daytime model", "62.5", "31.2", "-"], ["gamma night", "50.0", "25.0", "25.0 (25.0)"]]
-
-
-def test_segmentation_reports_the_mean_iou_on_each_data_set(reproduce, scripts, tmp_path):
-    scripts.task, scripts.shares = "segmentation", {"day-0": (0.25, 0)}
-    reproduce.main(config_of(reproduce, tmp_path, task="segmentation", data="", rows=("gamma",)))
+@pytest.mark.parametrize(
+    ("task", "columns", "day"),
+    [
+        ("classification", ["night, top-1", "night, balanced"], ["12.5", "6.2"]),
+        ("segmentation", ["day, mean IoU", "night, mean IoU"], ["25.0", "12.5"]),
+        ("visual-place-recognition", ["tokyo, mAP", "tokyo, R@1"], ["25.0", "12.5"]),
+        ("low-light-action-recognition", ["night, top-1", "night, top-5"], ["12.5", "25.0"]),
+    ],
+)
+def test_each_task_reports_its_own_measures_of_what_there_is(reproduce, scripts, tmp_path, task, columns, day):
+    scripts.task, scripts.shares, scripts.splits = task, {"day-3": (0.25, 0.125)}, ("test_night",)
+    reproduce.main(config_of(reproduce, tmp_path, task=task, data="", rows=("gamma",), seeds=(3,)))
     head, table, _ = (tmp_path / "comparison.md").read_text().split("\n\n")
-    assert head == "segmentation, recipe small, seeds 0"
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    assert rows[0] == ["", "day, mean IoU", "night, mean IoU", CHOOSING]
-    assert rows[2:] == [["daytime model", "25.0", "25.0", "-"], ["gamma night", "50.0", "50.0", "25.0 (25.0)"]]
+    assert head == f"{task}, recipe small, seeds 3"
+    gamma = ["50.0", "25.0" if task == "classification" else "50.0"]
+    assert cells(table) == [
+        ["", *columns, CHOOSING],
+        ["daytime model", *day, "-"],
+        ["gamma night", *gamma, "25.0 (25.0)"],
+    ]
     assert not any("--data" in flags for _, _, flags in scripts.started)
 
 
@@ -478,17 +447,7 @@ def test_what_could_not_be_measured_has_a_dash(reproduce):
     day = [{"night": {"mean_iou": 0.5}}]
     found = [{"night": {"mean_iou": value}, "selection": score} for value, score in ((0.5, 0.25), (None, 0.5))]
     table = reproduce.comparison_table({"daytime model": day, "full method": found}, "segmentation")
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
-    assert rows == [["daytime model", "50.0", "-"], ["full method", "-", "37.5 (25.0, 50.0)"]]
-
-
-def test_place_recognition_reports_precision_and_recall(reproduce, scripts, tmp_path):
-    scripts.task, scripts.shares = "visual-place-recognition", {"day-0": (0.25, 0.125)}
-    reproduce.main(config_of(reproduce, tmp_path, task="visual-place-recognition", rows=("gamma",)))
-    table = (tmp_path / "comparison.md").read_text().split("\n\n")[1]
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
-    assert rows[0] == ["", "tokyo, mAP", "tokyo, R@1", CHOOSING]
-    assert rows[2:] == [["daytime model", "25.0", "12.5", "-"], ["gamma night", "50.0", "50.0", "25.0 (25.0)"]]
+    assert cells(table)[1:] == [["daytime model", "50.0", "-"], ["full method", "-", "37.5 (25.0, 50.0)"]]
 
 
 # ------------------------------------------------------------------------------------------ when something fails
@@ -522,17 +481,6 @@ def test_a_failing_darkener_ends_everything_side_by_side(reproduce, scripts, tmp
     assert set(scripts.trained()) == {"day-1", "darkener-1"}
 
 
-def test_a_failure_has_an_exit_code(reproduce, scripts, tmp_path, monkeypatch, capfd):
-    scripts.failing = {"day-0"}
-    flags = ["--data", "scenes", "--rows", "gamma", "--seeds", "0", "--runs", str(tmp_path), "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", ["reproduce.py", *flags])
-    with pytest.raises(SystemExit) as caught:
-        run_script(reproduce.Config, reproduce.main, reproduce.__doc__)
-    assert caught.value.code == 1
-    last = capfd.readouterr().err.splitlines()[-1]
-    assert last == "error: classification/train_day.py ended with exit code 1: its message stands above"
-
-
 def test_control_c_cancels_the_queue_and_waits_for_what_runs(reproduce, tmp_path, monkeypatch):
     begun, done = threading.Event(), []
 
@@ -540,7 +488,7 @@ def test_control_c_cancels_the_queue_and_waits_for_what_runs(reproduce, tmp_path
         begun.wait()
         raise KeyboardInterrupt
 
-    def start_seed(commands, recipe, testing, rows, seed, pool):
+    def start_seed(commands, config, seed, pool):
         pool.submit(lambda: (begun.set(), time.sleep(0.1), done.append("running")))
         pool.submit(done.append, "queued")
         return {"daytime model": SimpleNamespace(result=interrupted)}

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minmax.runtime.config import REPOSITORY
-from minmax.runtime.errors import RunError
+from minmax.runtime.config import REPOSITORY, SECTIONS, read_recipe
+from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.report import write_json
 
 log = logging.getLogger(__name__)
 
@@ -21,21 +22,41 @@ class Commands:
     Args:
         task: the folder of the scripts.
         runs: folder of all runs.
-        common: flags that every script gets.
+        recipe: the file that they read their flags from.
+        common: flags that every script gets beside it.
+        machine: such flags too, which change nothing that is computed.
         quiet: show a script's output only when it fails; for scripts that run side by side.
+
+    Raises:
+        UsageError: when the file is no recipe.
     """
 
-    def __init__(self, task: str, runs: Path, common: Sequence[str], quiet: bool = False) -> None:
-        self.task, self.runs, self.common, self.quiet = task, runs, tuple(common), quiet
+    def __init__(
+        self,
+        task: str,
+        runs: Path,
+        recipe: Path,
+        common: Sequence[str] = (),
+        machine: Sequence[str] = (),
+        quiet: bool = False,
+    ) -> None:
+        self.task, self.runs, self.recipe, self.quiet = task, runs.absolute(), recipe, quiet
+        self.common, self.machine = tuple(common), tuple(machine)
+        self._sections = read_recipe(recipe)
         self._failure: RunError | None = None
 
     def run_of(self, name: str) -> Path:
         """The folder of a run."""
         return self.runs / self.task / name
 
-    def is_done(self, name: str) -> bool:
-        """Whether a training has finished."""
-        return (self.run_of(name) / "finished").exists()
+    def check(self) -> None:
+        """Let every script read its section of the recipe.
+
+        Raises:
+            RunError: when one refuses it.
+        """
+        for script in SECTIONS:
+            self._start(f"{script}.py", "--help", quiet=True)
 
     def train(self, script: str, name: str, result: str, *flags: str) -> Path:
         """Train, or go on training, and return the resulting checkpoint.
@@ -48,12 +69,26 @@ class Commands:
 
         Raises:
             RunError: when the script fails or is stopped.
+            UsageError: when the run has finished with other flags or another recipe.
         """
         run = self.run_of(name)
-        if not self.is_done(name):
+        finished = run / "finished"
+        # The folder of the runs may move.
+        given = [flag.replace(str(self.runs), "RUNS") for flag in (script, *self.common, *flags)]
+        made = {"flags": " ".join(given), "recipe": self._sections[SECTIONS[Path(script).stem]]}
+        if finished.exists():
+            before = json.loads(finished.read_text(encoding="utf-8") or "{}")
+            if before != made:
+                what = f"`{before.get('flags')}`, where `{made['flags']}` is asked for"
+                if before.get("flags") == made["flags"]:
+                    what = "another recipe"
+                if not before:
+                    what = "an earlier version"
+                raise UsageError(f"the finished run {run} is of {what}; choose another --runs, or remove it")
+        else:
             resume = ("--resume",) if (run / "config.yaml").exists() else ()
             self._start(script, *flags, "--name", name, "--runs", str(self.runs), *resume, quiet=self.quiet)
-            (run / "finished").touch()
+            write_json(made, finished)
         return run / result
 
     def test(self, name: str, checkpoint: Path, *flags: str) -> dict[str, Any]:
@@ -70,8 +105,9 @@ class Commands:
     def _start(self, script: str, *flags: str, quiet: bool) -> None:
         if self._failure is not None:  # of a script that ran beside or before in another thread
             raise self._failure
-        command = [sys.executable, str(REPOSITORY / self.task / script), *self.common, *flags]
-        log.info("\n$ python %s/%s", self.task, " ".join([script, *self.common, *flags]))
+        arguments = ["--config", str(self.recipe), *self.common, *self.machine, *flags]
+        command = [sys.executable, str(REPOSITORY / self.task / script), *arguments]
+        log.info("\n$ python %s/%s %s", self.task, script, " ".join(arguments))
         with (
             tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output,
             subprocess.Popen(command, stdout=output if quiet else None, stderr=output if self.quiet else None) as child,

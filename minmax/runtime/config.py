@@ -24,6 +24,8 @@ from minmax.runtime.errors import require as require
 from minmax.runtime.errors import require_range as require_range
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+SECTIONS = {"train_day": "day", "train_darkener": "darkener", "train": "adapt", "test": "test"}
+"""The section of a recipe that a script reads, by the script's name."""
 
 
 class DataclassInstance(Protocol):
@@ -74,9 +76,9 @@ class CommonFlags:
     resume: bool = False
     """Continue the run NAME exactly where its last checkpoint stands."""
     quick: bool = False
-    """Shrink everything to a smoke test of a minute."""
+    """Shrink everything to a smoke test of a minute; what is typed beside it stays."""
     config: Path | None = None
-    """A config.yaml of an earlier run: its values become the defaults of all flags."""
+    """A recipe, or the config.yaml of an earlier run: its values become the defaults of all flags."""
     runs: Path = REPOSITORY / "runs"
     """Folder that holds the runs of all tasks."""
     save_minutes: float = 5.0
@@ -120,6 +122,8 @@ class MeasuringFlags:
     """Processes that decode images."""
     quick: bool = False
     """A few images only."""
+    config: Path | None = None
+    """A recipe: its section `test` becomes the defaults of all flags."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -149,7 +153,8 @@ class MeasuringFlags:
 
 _converter = cattrs.Converter(forbid_extra_keys=True)
 _converter.register_unstructure_hook(Path, str)
-_converter.register_structure_hook(Path, lambda value, _: Path(value))
+# A flag that must be typed may be missing in a file.
+_converter.register_structure_hook(Path, lambda value, _: value if value is tyro.MISSING else Path(value))
 
 
 def _only(*kinds: type) -> Callable[[Any, Any], Any]:
@@ -178,13 +183,20 @@ def from_plain(config_class: type[ConfigT], plain: Any, source: Path | str) -> C
     Raises:
         UsageError: names the source and the first thing that does not fit.
     """
+    wrong = f"{source} does not fit the flags of {_file_of(config_class).name}"
     if not isinstance(plain, dict):
-        raise UsageError(f"{source} does not fit {config_class.__module__}'s flags: expected names and values")
+        raise UsageError(f"{wrong}: expected names and values")
     try:
         return _converter.structure(plain, config_class)
     except cattrs.BaseValidationError as error:
         details = "; ".join(cattrs.transform_error(error, format_exception=_told))
-        raise UsageError(f"{source} does not fit {config_class.__module__}'s flags: {details}") from error
+        raise UsageError(f"{wrong}: {details}") from error
+
+
+def _file_of(config_class: type[Any]) -> Path:
+    """The script or module that defines a config."""
+    module = sys.modules.get(config_class.__module__)
+    return Path(getattr(module, "__file__", None) or config_class.__module__)
 
 
 def _told(error: BaseException, kind: type | None) -> str:
@@ -208,31 +220,88 @@ def read_yaml(path: Path) -> Any:
         raise UsageError(f"--config {path}: {' '.join(str(error).split())}") from error
 
 
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The sections of a recipe.
+
+    Raises:
+        UsageError: when the file cannot be read, holds anything else or lacks a section.
+    """
+    plain = read_yaml(path)
+    if not _is_recipe(plain) or set(plain) != set(SECTIONS.values()):
+        found = " ".join(map(str, plain)) if isinstance(plain, dict) else "none"
+        raise UsageError(f"{path} is no recipe: expected the sections {' '.join(SECTIONS.values())}, found {found}")
+    return dict(plain)
+
+
+def _is_recipe(plain: Any) -> bool:
+    return isinstance(plain, dict) and bool(plain) and set(plain) <= set(SECTIONS.values())
+
+
+def read_defaults(config_class: type[ConfigT], path: Path) -> ConfigT:
+    """The defaults of a script's flags: its own, with those of a run's config.yaml or of a recipe in their place.
+
+    Of a recipe it takes the section of this script. Where it names only some of a group's flags the others keep the
+    script's defaults.
+
+    Raises:
+        UsageError: names the file, the script and the first thing that does not fit.
+    """
+    plain, source = read_yaml(path), f"--config {path}"
+    if _is_recipe(plain):
+        script = _file_of(config_class)
+        section = SECTIONS.get(script.stem)
+        if section not in plain:
+            raise UsageError(f"{source} has no section for {script.name}: expected {section}, found {' '.join(plain)}")
+        plain, source = plain[section], f"{source}, section {section},"
+    if isinstance(plain, dict):
+        plain = _merged(_own_defaults(config_class), plain)
+        if "resume" in plain:  # asked anew each time; it is not a property of a run
+            plain["resume"] = False
+    return from_plain(config_class, plain, source)
+
+
+def _own_defaults(config_class: type[Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    typed: dict[str, Any] = {}
+    for field in dataclasses.fields(config_class):
+        if field.default is not dataclasses.MISSING:
+            values[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
+        elif field.type is Path:
+            typed[field.name] = tyro.MISSING
+    return {**yaml.safe_load(yaml.safe_dump(_converter.unstructure(values))), **typed}
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    both = {**values, **changes}
+    for name in set(values) & set(changes):
+        if isinstance(values[name], dict) and isinstance(changes[name], dict):
+            both[name] = _merged(values[name], changes[name])
+    return both
+
+
 def parse_flags(config_class: type[ConfigT], description: str | None, argv: Sequence[str] | None = None) -> ConfigT:
     """Read the command line into a config; `--config FILE` is read first and gives the defaults."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", type=Path)
     file = finder.parse_known_args(arguments)[0].config
-    default = None
-    if file is not None:
-        plain = read_yaml(file)
-        if isinstance(plain, dict):
-            # Whether to resume is asked anew each time; it is not a property of a run.
-            plain["resume"] = False
-        default = from_plain(config_class, plain, f"--config {file}")
     parse: Callable[..., ConfigT] = partial(tyro.cli, config_class, args=arguments, description=description)
     shown = io.StringIO()
     try:
         with contextlib.redirect_stderr(shown):
-            return parse() if default is None else parse(default=default)
+            config = parse() if file is None else parse(default=read_defaults(config_class, file))
     except SystemExit as stop:
         # tyro turns what a group of settings refuses into a box of its own; ours is one line with the flag.
         refused = _setting_error(stop)
         if refused is None:
             sys.stderr.write(shown.getvalue())
             raise
-    raise _by_flag(refused, config_class) from refused
+        raise _by_flag(refused, config_class) from refused
+    typed = {argument[2:].split("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")}
+    object.__setattr__(config, "_typed", frozenset(typed))
+    return config
 
 
 def _setting_error(error: BaseException | None) -> SettingError | None:
@@ -287,4 +356,17 @@ def replaced(config: ConfigT, **groups: Any) -> ConfigT:
         name: dataclasses.replace(getattr(config, name), **value) if isinstance(value, dict) else value
         for name, value in groups.items()
     }
-    return dataclasses.replace(config, **values)
+    copy = dataclasses.replace(config, **values)
+    object.__setattr__(copy, "_typed", getattr(config, "_typed", frozenset()))
+    return copy
+
+
+def shrunk(config: ConfigT, **groups: Any) -> ConfigT:
+    """`replaced` for --quick: what was typed beside it stays."""
+    typed: frozenset[str] = getattr(config, "_typed", frozenset())
+    inside = {
+        name: {key: new for key, new in value.items() if f"{name}.{key}" not in typed}
+        for name, value in groups.items()
+        if isinstance(value, dict)
+    }
+    return replaced(config, **{name: value for name, value in {**groups, **inside}.items() if name not in typed})
