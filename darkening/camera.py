@@ -152,9 +152,14 @@ def blur(images: Tensor, deviation: Tensor, most: float) -> Tensor:
         steps = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
         kernel = torch.exp(-0.5 * (steps / deviation.view(count, 1).clamp_min(0.05)) ** 2)
         kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)
-        padding = (reach, reach, 0, 0) if shape == (1, -1) else (0, 0, reach, reach)
-        weight = kernel.view(count * channels, 1, *shape)
-        flat = F.conv2d(F.pad(flat, padding, mode="replicate"), weight, groups=count * channels)
+        padded = F.pad(flat, (reach, reach, 0, 0) if shape == (1, -1) else (0, 0, reach, reach), mode="replicate")
+        if torch.compiler.is_exporting():  # ONNX convolves in a fixed number of groups only; the same, slower
+            axis = shape.index(-1) - 2
+            taps = kernel.view(1, count * channels, *shape).split(1, dim=axis)
+            parts = (padded.narrow(axis, step, side) * tap for step, tap in enumerate(taps))
+            flat = sum(parts, torch.zeros_like(flat))
+        else:
+            flat = F.conv2d(padded, kernel.view(count * channels, 1, *shape), groups=count * channels)
     return flat.view_as(images)
 
 
@@ -197,7 +202,7 @@ class CameraEstimator(nn.Module):
             Draws of the same shape; every value that was possible still is.
         """
         small = F.interpolate(images, size=(_SEEN, _SEEN), mode="bilinear", antialias=True)
-        asked = exposure.to(images).mean(dim=(1, 2, 3), keepdim=True).expand(len(images), 1, _SEEN, _SEEN)
+        asked = exposure.to(images).mean(dim=(1, 2, 3), keepdim=True).expand(images.shape[0], 1, _SEEN, _SEEN)
         tilt = _BOLDNESS * torch.tanh(self.layers(torch.cat([small - 0.5, 4.0 * asked - 0.8], dim=1)))
         moved = torch.sigmoid(torch.logit(draws[:, :TILTED].to(images), eps=1e-4) + tilt)
         return torch.cat([moved, draws[:, TILTED:].to(images)], dim=1)

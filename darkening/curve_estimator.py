@@ -232,7 +232,7 @@ class Darkener(nn.Module):
         """What `view` scene decides for whole images; arguments as for `forward`."""
         copy = shrunk(images, SOLVED_SIDE)
         small = shrunk(copy, SMALL_SIDE)
-        exposure = exposure.to(images).expand(len(images), 1, *(exposure.shape[-2:] or (1, 1)))
+        exposure = exposure.to(images).expand(images.shape[0], 1, *(exposure.shape[-2:] or (1, 1)))
         if exposure.shape[-2:] != (1, 1):
             exposure = shrunk(exposure, SMALL_SIDE)
         code = encode_exposure(exposure.expand(-1, -1, *small.shape[-2:]), self.settings.exposure_channels)
@@ -251,9 +251,7 @@ class Darkener(nn.Module):
         if self.settings.view == "scene":
             return self._darken_scene(images, exposure, memory)
         if self.settings.view == "camera":
-            middle = torch.full((len(images), SHARED_DRAWS), 0.5)
-            middle[:, -1] = 0.0  # photographed, whatever the share
-            middle_image: Tensor = self(images, exposure, middle, torch.zeros_like(images)).image
+            middle_image: Tensor = self(images, exposure, *_middle_camera(images)).image
             return middle_image
         exposure = exposure.to(images).expand(images.shape[0], 1, *images.shape[2:])
         count, height, width = len(images), *images.shape[-2:]
@@ -284,6 +282,30 @@ class Darkener(nn.Module):
             part = darkened(images[..., strip, :], curves, self.settings.curve_rounds, down[strip], across)
             result[..., strip, :] = part.clamp_(0.0, 1.0)
         return result
+
+
+def _middle_camera(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws of the camera in the middle of all, for each image, and no noise."""
+    middle = torch.full((1, SHARED_DRAWS), 0.5)
+    middle[:, -1] = 0.0  # photographed, whatever the share
+    return middle.expand(images.shape[0], -1), torch.zeros_like(images)
+
+
+class DarkenerGraph(nn.Module):
+    """What `Darkener.darken` does, as one graph that can be exported: whole images, in one part.
+
+    Of `view` camera what the camera in the middle of all sees, before its noise and before rounding to 8 bits.
+    """
+
+    def __init__(self, darkener: Darkener) -> None:
+        super().__init__()
+        self.darkener = darkener
+
+    def forward(self, images: Tensor, exposure: Tensor) -> Tensor:
+        """Darken `(N, 3, H, W)` in [0, 1] to the mean intensities `exposure`, `(N, 1, 1, 1)`; clamped to [0, 1]."""
+        camera = _middle_camera(images) if self.darkener.settings.view == "camera" else ()
+        night: Tensor = self.darkener(images, exposure, *camera).image
+        return night.clamp(0.0, 1.0)
 
 
 def clean_weights(darkener: Darkener) -> dict[str, Tensor]:
