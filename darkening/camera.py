@@ -151,7 +151,12 @@ def blur(images: Tensor, deviation: Tensor, most: float) -> Tensor:
         steps = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
         kernel = torch.exp(-0.5 * (steps / deviation.view(count, 1).clamp_min(0.05)) ** 2)
         kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)
-        padding = (reach, reach, 0, 0) if shape == (1, -1) else (0, 0, reach, reach)
-        weight = kernel.view(count * channels, 1, *shape)
-        flat = F.conv2d(F.pad(flat, padding, mode="replicate"), weight, groups=count * channels)
+        padded = F.pad(flat, (reach, reach, 0, 0) if shape == (1, -1) else (0, 0, reach, reach), mode="replicate")
+        if torch.compiler.is_exporting():  # ONNX convolves in a fixed number of groups only; the same, slower
+            axis = shape.index(-1) - 2
+            taps = kernel.view(1, count * channels, *shape).split(1, dim=axis)
+            parts = (padded.narrow(axis, step, side) * tap for step, tap in enumerate(taps))
+            flat = sum(parts, torch.zeros_like(flat))
+        else:
+            flat = F.conv2d(padded, kernel.view(count * channels, 1, *shape), groups=count * channels)
     return flat.view_as(images)

@@ -64,12 +64,14 @@ class CameraView(View):
 
     def darken(self, images: Tensor, exposure: Tensor, memory: Any, drawn: Sequence[Tensor]) -> Tensor:
         """Without draws what the camera in the middle of all would make of the images, without noise."""
-        if not drawn:
-            middle = torch.full((len(images), SHARED_DRAWS), 0.5)
-            middle[:, -1] = 0.0  # photographed, whatever the share
-            drawn = middle, torch.zeros_like(images)
-        image: Tensor = self(images, exposure, *drawn).image
+        image: Tensor = self(images, exposure, *(drawn or self.middle(images))).image
         return image
+
+    def middle(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Draws of the camera in the middle of all, for each image, and no noise."""
+        middle = torch.full((1, SHARED_DRAWS), 0.5)
+        middle[:, -1] = 0.0  # photographed, whatever the share
+        return middle.expand(images.shape[0], -1), torch.zeros_like(images)
 
     def moved(self, images: Tensor, exposure: Tensor, draws: Tensor) -> Tensor:
         """Move even draws towards the nights that hide most, none of them out of its range.
@@ -83,7 +85,7 @@ class CameraView(View):
             Draws of the same shape; every value that was possible still is.
         """
         small = F.interpolate(images, size=(_SEEN, _SEEN), mode="bilinear", antialias=True)
-        asked = exposure.to(images).mean(dim=(1, 2, 3), keepdim=True).expand(len(images), 1, _SEEN, _SEEN)
+        asked = exposure.to(images).mean(dim=(1, 2, 3), keepdim=True).expand(images.shape[0], 1, _SEEN, _SEEN)
         tilt = _BOLDNESS * torch.tanh(self.layers(torch.cat([small - 0.5, 4.0 * asked - 0.8], dim=1)))
         even = draws[:, :TILTED].to(images)
         return torch.cat([torch.sigmoid(torch.logit(even, eps=1e-4) + tilt), draws[:, TILTED:].to(images)], dim=1)

@@ -120,6 +120,24 @@ class Darkener(nn.Module):
         return self.estimator.darken(images, _as_tensor(exposure), memory, drawn)
 
 
+class DarkenerGraph(nn.Module):
+    """What `Darkener.darken` does, as one graph that can be exported: whole images, in one part.
+
+    Of view camera what the camera in the middle of all sees, before its noise and before rounding to 8 bits.
+    """
+
+    def __init__(self, darkener: Darkener) -> None:
+        super().__init__()
+        self.darkener = darkener
+
+    def forward(self, images: Tensor, exposure: Tensor) -> Tensor:
+        """Darken `(N, 3, H, W)` in [0, 1] to the mean intensities `exposure`, `(N, 1, 1, 1)`; clamped to [0, 1]."""
+        view = self.darkener.estimator
+        drawn = view.middle(images) if isinstance(view, CameraView) else ()
+        night: Tensor = self.darkener(images, exposure, *drawn).image
+        return night.clamp(0.0, 1.0)
+
+
 def _as_tensor(exposure: Tensor | float) -> Tensor:
     exposure = torch.as_tensor(exposure)
     return exposure if exposure.dim() else exposure.view(1, 1, 1, 1)

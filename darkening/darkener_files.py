@@ -52,9 +52,7 @@ def load_darkener(source: Path | str) -> Darkener:
 
 def save_darkener(darkener: Darkener, path: Path, config: Mapping[str, Any] | None = None) -> None:
     """Save weights and settings; as safetensors where the name ends so, else as a checkpoint with a `config`."""
-    settings = asdict(darkener.settings) | {
-        f"trained_{name}": getattr(darkener.trained_on, name) for name in ("exposure", "contrast")
-    }
+    settings = plain_settings(darkener)
     weights = clean_weights(darkener)
     if path.suffix == ".safetensors":
         tensors = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
@@ -63,6 +61,12 @@ def save_darkener(darkener: Darkener, path: Path, config: Mapping[str, Any] | No
     else:
         kept = {"settings": settings, "darkener": weights, "config": dict(config or {})}
         save_checkpoint({"format": CHECKPOINT_FORMAT, **kept}, path)
+
+
+def plain_settings(darkener: Darkener) -> dict[str, Any]:
+    """What rebuilds a darkener around its weights, and what training asked it for."""
+    trained_on = {f"trained_{name}": getattr(darkener.trained_on, name) for name in ("exposure", "contrast")}
+    return asdict(darkener.settings) | trained_on
 
 
 def clean_weights(darkener: Darkener) -> dict[str, Tensor]:

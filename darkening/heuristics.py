@@ -122,7 +122,7 @@ CONTROLS: dict[str, Night] = {"day": day_view, "augmix": augmix_view}
 
 def _target(images: Tensor, exposure: Tensor) -> Tensor:
     """Requested mean of each image, `(N,)`."""
-    return exposure.to(images).mean(dim=(1, 2, 3)).clamp_min(0.0).expand(len(images))
+    return exposure.to(images).mean(dim=(1, 2, 3)).clamp_min(0.0).expand(images.shape[0])
 
 
 def _power(images: Tensor, target: Tensor) -> Tensor:
@@ -130,11 +130,15 @@ def _power(images: Tensor, target: Tensor) -> Tensor:
 
     Works on histograms of 256 levels: the error is below half a level whatever the size of the images.
     """
-    count = len(images)
+    count = images.shape[0]
     levels = torch.linspace(0.0, 1.0, 256, device=images.device)
     codes = (images.detach().clamp(0.0, 1.0) * 255.0).round().long().flatten(1)
-    codes += 256 * torch.arange(count, device=images.device).view(-1, 1)
-    share = torch.bincount(codes.flatten(), minlength=256 * count).view(count, 256) / codes.shape[1]
+    if torch.compiler.is_exporting():  # ONNX has no bincount; the same, slower
+        found = torch.zeros(count, 256).scatter_add(1, codes, torch.ones_like(codes, dtype=torch.float32))
+    else:
+        codes += 256 * torch.arange(count, device=images.device).view(-1, 1)
+        found = torch.bincount(codes.flatten(), minlength=256 * count).view(count, 256)
+    share = found / codes.shape[1]
     lower, upper = (torch.full((count, 1), end, device=images.device) for end in (1.0, LARGEST_POWER))
     for _ in range(24):  # to the last bit of a float
         middle = (lower + upper) / 2

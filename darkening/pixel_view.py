@@ -140,4 +140,4 @@ class PixelView(CurveNetwork):
 
 
 def _as_map(exposure: Tensor, images: Tensor) -> Tensor:
-    return exposure.to(images).expand(len(images), 1, *images.shape[2:])
+    return exposure.to(images).expand(images.shape[0], 1, *images.shape[2:])

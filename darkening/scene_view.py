@@ -211,7 +211,7 @@ class SceneView(CurveNetwork):
         """What is decided for whole images; arguments as for `forward`."""
         copy = shrunk(images, SOLVED_SIDE)
         small = shrunk(copy, SMALL_SIDE)
-        exposure = exposure.to(images).expand(len(images), 1, -1, -1)
+        exposure = exposure.to(images).expand(images.shape[0], 1, -1, -1)
         if exposure.shape[-2:] != (1, 1):
             exposure = shrunk(exposure, SMALL_SIDE)
         raw = self.raw_maps(small, exposure.expand(-1, -1, *small.shape[-2:]))
