@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TASKS := classification segmentation visual-place-recognition low-light-action-recognition
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-oldest lint bench docs clean
 
 demo: $(STAMP)
 	$(BIN)/python demo.py
@@ -19,6 +19,18 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy darkening media minmax scenes demo.py reproduce.py
 	for task in $(TASKS); do (cd $$task && MYPYPATH=..:. ../$(BIN)/mypy --config-file ../pyproject.toml .) || exit 1; done
+
+# The oldest versions that requirements.txt allows, in an environment of its own; needs uv.
+test-oldest:
+	uv venv --allow-existing --python 3.11 .venv-oldest
+	uv pip install --python .venv-oldest/bin/python --resolution lowest-direct -r requirements.txt -e '.[dev]'
+	.venv-oldest/bin/python -m pytest -n auto --dist worksteal -q
+
+# The documentation as a site, in site/.
+docs: $(STAMP)
+	if command -v uv >/dev/null; then uv pip install -q --python $(BIN)/python -e '.[docs]'; \
+	else $(BIN)/python -m pip install -q -e '.[docs]'; fi
+	$(BIN)/python -m mkdocs build --strict
 
 bench: $(STAMP)
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
@@ -36,4 +48,4 @@ $(STAMP): requirements.txt pyproject.toml
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) .venv-oldest site .mypy_cache .pytest_cache .ruff_cache *.egg-info

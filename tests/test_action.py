@@ -223,7 +223,7 @@ GAMMA = ("--night.source", "gamma")
 REFUSED = {
     "other classes": ("train", (*GAMMA, "--data", "scenes"), "the network knows Run, Sit, the scenes show standing"),
     "no data": ("train", (*GAMMA, "--data", "nowhere"), "no data at"),
-    "no darkener": ("train", (), "--night.source learned: needs --darkener"),
+    "no darkener": ("train", ("--night.source", "learned"), "--night.source learned: needs --darkener"),
     "night of scenes": ("test", ("--data", "scenes", "--night", "x"), "--data scenes brings its own nights"),
     "no such split": ("test", ("--splits", "val", "--data", "EMPTY"), "no class folders in"),
     "length": ("train", ("--clips.length", 0), "--clips.length 0: expected 1 or more"),

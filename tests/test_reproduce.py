@@ -17,6 +17,7 @@ from place_scripts import SCRIPTS as PLACE_SCRIPTS
 from segmentation_scripts import SCRIPTS as SEGMENTATION_SCRIPTS
 from torch import nn
 
+from darkening.darkener_files import SHIPPED
 from minmax.byol import MomentumPair, ViewPair
 from minmax.features import FeatureModel
 from minmax.runtime import commands
@@ -53,7 +54,7 @@ class Scripts:
             self.running += 1
             self.most_running = max(self.running, self.most_running)
         for needed in ("--checkpoint", "--darkener"):
-            if needed in given:
+            if needed in given and str(given[needed]) not in SHIPPED:
                 assert given[needed].is_file(), f"{run} was started before what it needs"
                 assert str(given[needed].parent.name).rsplit("-", 1)[1] == run.rsplit("-", 1)[1], "of another seed"
         return contextlib.nullcontext(SimpleNamespace(wait=lambda: self.run(script, run, given, stderr)))
@@ -199,10 +200,10 @@ def rows_of(found):
 @pytest.mark.parametrize(
     ("task", "count"),
     [
-        ("classification", 18),
-        ("segmentation", 15),
-        ("visual-place-recognition", 13),
-        ("low-light-action-recognition", 15),
+        ("classification", 21),
+        ("segmentation", 17),
+        ("visual-place-recognition", 15),
+        ("low-light-action-recognition", 17),
     ],
 )
 @pytest.mark.parametrize("recipe", ["paper", "small"])
@@ -233,16 +234,24 @@ def test_the_flags_of_the_rows_mean_what_their_titles_say(parsed, jobs, quick):
     rows = rows_of(found)
     sources = ("continued", "augmix", "brightness", "gamma", "short-exposure", "full")
     assert [rows[name].night.source for name in sources] == [
-        *("day", "augmix", "brightness", "gamma", "short-exposure", "learned")
+        *("day", "augmix", "brightness", "gamma", "short-exposure", None)
     ]
+    assert (
+        rows["full"].darkener and not rows["dim-camera"].darkener
+    )  # where there is one, nights are learned by default
     assert {name for name, config in rows.items() if config.byol.weight == 0} == {"continued", "no-byol"}
-    assert {name for name, config in rows.items() if config.night.camera.share == 1} == {"camera", "gamma-camera"}
+    assert {name for name, config in rows.items() if config.night.camera.share == 1} == {
+        *("camera", "gamma-camera", "dim-camera")
+    }
     assert rows["two-pass"].byol.batch_norm == rows["two-pass-reestimated"].byol.batch_norm == "separate"
     assert {name for name, config in rows.items() if config.byol.batch_norm == "frozen"} == {"frozen-statistics"}
     assert {name for name, config in rows.items() if config.statistics == "reestimated"} == {"two-pass-reestimated"}
     assert rows["dark-exposures"].night.exposure == (0.0, 0.2)
     darkeners = {run: config for (script, run), config in found.items() if script == "train_darkener.py"}
     assert {name for name, config in darkeners.items() if config.loss.similarity == 0} == {"darkener-no-similarity"}
+    assert {name for name, config in darkeners.items() if config.loss.recognisable == 0.3} == {
+        *("darkener", "darkener-no-similarity", "darkener-unnormalised")
+    }
     assert {name for name, config in darkeners.items() if config.features == "unnormalised"} == {
         "darkener-unnormalised"
     }
@@ -304,7 +313,7 @@ def test_no_script_mirrors_data_that_must_not_be(parsed, task):
 def test_the_rows_compare_features_by_what_their_titles_say(parsed):
     network = FeatureModel(nn.Sequential(nn.Conv2d(3, 3, 1)), ["0"])
     build = SCRIPTS["train"].build_pair
-    rows = {run: config for (script, run), config in parsed("small").items() if script == "train.py"}
+    rows = {run: config for (script, run), config in parsed(recipe="small").items() if script == "train.py"}
     plain = {name for name, config in rows.items() if type(build(network, config.byol)) is ViewPair}
     assert plain == {"continued", "no-byol", "cosine"}
     assert all(isinstance(build(network, rows[name].byol), MomentumPair) for name in set(rows) - plain)
@@ -325,7 +334,7 @@ def test_the_commands_of_the_help_text_are_accepted(reproduce, tmp_path, monkeyp
     names = [config.recipe_file.relative_to(reproduce.REPOSITORY).parts[0] for config in configs[:4]]
     assert names == [*["classification"] * 3, "segmentation"]
     assert configs[4].recipe_file == tmp_path / "mine.yaml"
-    assert (len(configs[0].rows), configs[1].jobs, configs[2].flip) == (18, 2, False)
+    assert (len(configs[0].rows), configs[1].jobs, configs[2].flip) == (21, 2, False)
 
 
 @pytest.mark.parametrize(

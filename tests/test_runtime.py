@@ -26,7 +26,6 @@ from minmax.runtime.report import (
     markdown_table,
     picture_grid,
     save_picture,
-    spread,
     write_json,
 )
 from minmax.runtime.seeding import derive_seed, generator_for, seed_globally
@@ -284,10 +283,6 @@ def test_a_sheet_has_its_pictures_frames_and_empty_places(tmp_path):
     assert left < right == pytest.approx(below, abs=2) and top < bottom
     for colour in ((255, 0, 0), (0, 255, 0)):
         assert (pixels == colour).all(axis=2).sum() > 100
-
-
-def test_items_are_spread_evenly():
-    assert spread(range(10), 3) == [0, 3, 6] and spread("ab", 3) == ["a", "b"] and spread([], 3) == []
 
 
 def test_reports_are_written_whole(tmp_path):
