@@ -131,7 +131,7 @@ def main(config: Config) -> None:
 
 def _network(config: Config) -> Network:
     ships = str(config.checkpoint) in SHIPPED_DARKENERS
-    payload = {"format": DARKENER} if ships else load_checkpoint(config.checkpoint)
+    payload: dict[str, Any] = {"format": DARKENER} if ships else load_checkpoint(config.checkpoint)
     kind = str(payload.get("format") or "")
     if kind not in SOURCES:
         found = f"of the kind {kind}" if kind else f"with {', '.join(map(str, list(payload)[:3])) or 'nothing'}"
