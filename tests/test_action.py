@@ -2,39 +2,24 @@
 
 import json
 import shutil
-import subprocess
 
 import pytest
 import torch
-from action_scripts import SCRIPTS, SIZE, SMALL, TASK, command, common, start
+from action_scripts import SIZE, SMALL, TASK, common, start
 from clip_accuracy import ClipAccuracy, selection_score
 from clips import ClipConfig, SceneClips
 from PIL import Image
-from recogniser import RecogniserSettings, build_recogniser, load_recogniser, save_recogniser
-from script_modules import run_ranks
+from recogniser import load_recogniser
 from video_files import save_video
 
 from darkening.apply import Config as ApplyConfig
 from darkening.apply import main as darken
 from darkening.night_view import NightConfig
 from minmax.runtime.devices import Runtime
-from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.errors import UsageError
 
 RUNTIME = Runtime(torch.device("cpu"))
 CLASSES = ("Run", "Sit")
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory):
-    """A class tree of day and night videos of several kinds and lengths."""
-    root = tmp_path_factory.mktemp("videos")
-    for split, count in (("train", 3), ("val", 1), ("test_day", 1), ("test_night", 2)):
-        for label, name in enumerate(CLASSES):
-            for i in range(count):
-                file = root / split / name / f"{split}_{i}.{('mp4', 'avi', 'mkv')[i % 3]}"
-                size = {"frames": 5 + 4 * i, "height": 32 + label * 8, "width": 40}
-                save_video(file, darker=4 if "night" in split else 1, **size)
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +38,6 @@ def arid(tmp_path_factory):
         (lists / f"ARID_split1_{split}.txt").write_text("".join(rows[split]))
     (lists / "mapping_table.txt").write_text("0\tRun\n1\tSit\n")
     return root
-
-
-@pytest.fixture(scope="module")
-def day_network(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("recogniser") / "best.pt"
-    settings = RecogniserSettings("i3d_resnet18", CLASSES, width=4)
-    save_recogniser(build_recogniser(settings), settings, path)
-    return path
 
 
 def test_four_scripts_on_built_in_clips(tmp_path, capsys):
@@ -107,66 +83,22 @@ def test_the_scripts_read_the_data_sets_own_lists(arid, tmp_path):
     assert list(found) == ["test_night"] and len(found["test_night"].labels) == 2
 
 
-def test_night_videos_may_lie_in_a_folder_of_their_own(videos, arid, day_network, tmp_path):
+def test_night_videos_may_lie_in_a_folder_of_their_own(videos, arid, recogniser, tmp_path):
     night = tmp_path / "ARID" / "clips"
     shutil.copytree(videos / "test_night", night)
-    flags = ("--checkpoint", day_network, *SIZE, "--clips.rounds", 1, "--output", tmp_path / "out")
+    flags = ("--checkpoint", recogniser, *SIZE, "--clips.rounds", 1, "--output", tmp_path / "out")
     found = start("test", *flags, "--data", videos, "--night", night)["checkpoint"]
     assert len(found["test_day"].labels) == 2 and len(found["test_night"].labels) == 4
 
 
 @pytest.mark.parametrize("sampling", ["random", "uniform"])
-def test_the_batch_size_of_a_test_changes_nothing(sampling, videos, day_network, tmp_path):
-    where = ("--checkpoint", day_network, "--data", videos, *SIZE, "--clips.rounds", 3, "--clips.sampling", sampling)
+def test_the_batch_size_of_a_test_changes_nothing(sampling, videos, recogniser, tmp_path):
+    where = ("--checkpoint", recogniser, "--data", videos, *SIZE, "--clips.rounds", 3, "--clips.sampling", sampling)
     one, many = (
         start("test", *where, "--batch-size", size, "--output", tmp_path / str(size))["checkpoint"] for size in (1, 8)
     )
     for split in one:
         torch.testing.assert_close(one[split].probabilities, many[split].probabilities)
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ("--night.source", "day", "--byol.weight", 0),
-        ("--night.source", "short-exposure", "--byol.distance", "cosine"),
-        ("--night.source", "brightness", "--byol.batch-norm", "joint", "--shift", 0),
-        ("--night.source", "gamma", "--optim.method", "adamw"),
-    ],
-)
-def test_rows_to_compare_are_flags(flags, videos, day_network, tmp_path):
-    assert start("train", *common(videos, tmp_path), "--checkpoint", day_network, *flags).is_file()
-
-
-def lines(path):
-    return [line for line in path.read_text().splitlines() if '"train"' in line]
-
-
-def test_an_interrupted_run_goes_on_exactly(videos, day_network, tmp_path):
-    def adapt(name, *flags):
-        shared = ("--checkpoint", day_network, "--night.source", "gamma", "--optim.epochs", 2, "--name", name)
-        return start("train", *common(videos, tmp_path), *shared, *flags)
-
-    whole = adapt("whole")
-    module = SCRIPTS["train"]
-    original, calls = module.step, []
-
-    def interrupted(*arguments):
-        calls.append(None)
-        if len(calls) == 5:  # in the second epoch: three steps each
-            raise RunError("stop")
-        return original(*arguments)
-
-    module.step = interrupted
-    try:
-        with pytest.raises(RunError, match="stop"):
-            adapt("parts")
-    finally:
-        module.step = original
-    parts = adapt("parts", "--resume")
-    first, second = load_recogniser(whole)[0].state_dict(), load_recogniser(parts)[0].state_dict()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert lines(whole.parent / "metrics.jsonl") == lines(parts.parent / "metrics.jsonl")
 
 
 @pytest.fixture
@@ -177,8 +109,8 @@ def darkened(videos, tmp_path):
     return folder
 
 
-def test_nights_made_in_advance_are_paired_by_name(videos, day_network, darkened, tmp_path):
-    flags = (*common(videos, tmp_path), "--checkpoint", day_network, "--darkened", darkened)
+def test_nights_made_in_advance_are_paired_by_name(videos, recogniser, darkened, tmp_path):
+    flags = (*common(videos, tmp_path), "--checkpoint", recogniser, "--darkened", darkened)
     adapted = start("train", *flags)
     assert torch.load(adapted, weights_only=True)["config"]["darkened"] == str(darkened)
     with pytest.raises(UsageError, match="nights are made already"):
@@ -210,11 +142,11 @@ DARKENED = {
 
 
 @pytest.mark.parametrize("case", DARKENED)
-def test_a_folder_of_nights_that_does_not_fit_is_refused(case, videos, day_network, darkened, tmp_path):
+def test_a_folder_of_nights_that_does_not_fit_is_refused(case, videos, recogniser, darkened, tmp_path):
     spoil, message = DARKENED[case]
     spoil(darkened)
     with pytest.raises(UsageError) as caught:
-        start("train", *common(videos, tmp_path), "--checkpoint", day_network, "--darkened", darkened)
+        start("train", *common(videos, tmp_path), "--checkpoint", recogniser, "--darkened", darkened)
     assert message in str(caught.value)
     assert not (tmp_path / "low-light-action-recognition").exists()
 
@@ -233,14 +165,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_flags_that_cannot_work_are_refused_before_any_work(case, videos, day_network, tmp_path):
+def test_flags_that_cannot_work_are_refused_before_any_work(case, videos, recogniser, tmp_path):
     script, flags, message = REFUSED[case]
     (tmp_path / "empty" / "data").mkdir(parents=True)
     flags = [tmp_path / "empty" if flag == "EMPTY" else flag for flag in flags]
     runs = [] if script == "test" else ["--runs", tmp_path / "runs"]
     where = [] if "--data" in flags else ["--data", videos]
     with pytest.raises(UsageError) as caught:
-        start(script, "--checkpoint", day_network, *where, *runs, *flags)
+        start(script, "--checkpoint", recogniser, *where, *runs, *flags)
     assert message in str(caught.value)
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("low-light-action-recognition/*"))
 
@@ -258,19 +190,3 @@ def test_accuracy_of_an_example_done_by_hand():
     assert accuracy.top(1) == 0.5 and accuracy.top(2) == 0.75 and accuracy.top(5) == 1.0
     assert accuracy.confusion.tolist() == [[1, 1, 0], [1, 0, 0], [0, 0, 1]]
     assert accuracy.per_class == [0.5, 0.0, 1.0]
-
-
-def test_two_processes_train_together(videos, day_network, tmp_path):
-    flags = [*common(videos, tmp_path), "--checkpoint", day_network, "--night.source", "gamma", "--threads", 1]
-    assert run_ranks(command("train", *flags)) == [0, 0]
-    found = [
-        json.loads(line)["kind"]
-        for line in (tmp_path / "low-light-action-recognition/adapt/metrics.jsonl").read_text().splitlines()
-    ]
-    assert found == ["train", "validation"]  # 6 videos, 2 x 2 a step
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_script_explains_itself(script):
-    shown = subprocess.run(command(script, "--help"), capture_output=True, text=True, check=True)
-    assert "--clips.length" in shown.stdout and "--device" in shown.stdout

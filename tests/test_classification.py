@@ -62,12 +62,6 @@ def test_four_scripts_on_class_folders(data, tmp_path):
     assert (adapted.parent / "test" / "results.json").is_file()
 
 
-@pytest.mark.parametrize("source", ["gamma", "brightness", "short-exposure", "day"])
-def test_training_with_hand_made_nights_and_the_control(source, data, checkpoint, tmp_path):
-    adapted = start("train", *common(data, tmp_path), "--checkpoint", checkpoint, "--night.source", source)
-    assert adapted.is_file()
-
-
 def test_train_chooses_its_night_itself(data, checkpoint, tmp_path):
     flags = [*common(data, tmp_path), "--checkpoint", checkpoint, "--night.source", "auto", "--optim.epochs", 2]
     adapted = start("train", *flags)

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import zipfile
 from io import BytesIO
 
@@ -11,15 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from script_modules import run_ranks
-from segmentation_scripts import SCRIPTS, SIZE, TASK, command, common, start
+from segmentation_scripts import SCRIPTS, SIZE, TASK, common, start
 from segmenter import load_segmenter
 from street_labels import VOID
 
 from darkening.apply import Config as ApplyConfig
 from darkening.apply import main as darken
 from darkening.night_view import NightConfig
-from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.errors import UsageError
 
 CELL = ("--night.cell", 8)
 SMALL = ("--model", "refinenet_resnet18", "--width", 8)
@@ -94,51 +92,6 @@ def test_the_batch_size_of_a_test_changes_nothing(streets, segmenter, tmp_path):
         start("test", *where, "--batch-size", size, "--output", tmp_path / str(size))["checkpoint"] for size in (1, 2)
     )
     assert all(torch.equal(one[title].confusion, two[title].confusion) for title in one)
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ("--night.source", "gamma"),
-        ("--night.source", "day", "--byol.weight", 0),
-        ("--night.source", "short-exposure", "--byol.distance", "cosine"),
-        ("--night.source", "brightness", "--byol.batch-norm", "joint"),
-        ("--night.source", "gamma", "--photometry.cutout", 1, "--photometry.blur", 1, "--images.scale", 0.5, 0.6),
-    ],
-)
-def test_rows_to_compare_are_flags(flags, streets, segmenter, tmp_path):
-    assert start("train", *common(streets, tmp_path), "--checkpoint", segmenter, *CELL, *flags).is_file()
-
-
-def lines(path):
-    return [line for line in path.read_text().splitlines() if '"train"' in line]
-
-
-def test_an_interrupted_run_goes_on_exactly(streets, segmenter, tmp_path):
-    def adapt(name, epochs, *flags):
-        shared = ("--checkpoint", segmenter, "--night.source", "gamma", "--optim.epochs", epochs, "--name", name)
-        return start("train", *common(streets, tmp_path), *CELL, *shared, *flags)
-
-    whole = adapt("whole", 2)
-    module = SCRIPTS["train"]
-    original, calls = module.step, []
-
-    def interrupted(*arguments):
-        calls.append(None)
-        if len(calls) == 5:  # in the second epoch: three steps each
-            raise RunError("stop")
-        return original(*arguments)
-
-    module.step = interrupted
-    try:
-        with pytest.raises(RunError, match="stop"):
-            adapt("parts", 2)
-    finally:
-        module.step = original
-    parts = adapt("parts", 2, "--resume")
-    first, second = load_segmenter(whole)[0].state_dict(), load_segmenter(parts)[0].state_dict()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert lines(whole.parent / "metrics.jsonl") == lines(parts.parent / "metrics.jsonl")
 
 
 def test_nights_made_in_advance_are_paired_by_name(streets, segmenter, tmp_path):
@@ -259,16 +212,6 @@ def test_without_day_data_only_the_nights_are_measured(streets, segmenter, tmp_p
         start("test", *flags)
 
 
-def test_two_processes_train_together(streets, segmenter, tmp_path):
-    """Two gloo ranks run the real script with four features each; they must agree and write one run."""
-    flags = [*common(streets, tmp_path), "--checkpoint", segmenter, "--night.source", "gamma", *CELL, "--threads", 1]
-    assert run_ranks(command("train", *flags)) == [0, 0]
-    found = [
-        json.loads(line)["kind"] for line in (tmp_path / "segmentation/adapt/metrics.jsonl").read_text().splitlines()
-    ]
-    assert found == ["train", "validation"]  # 6 images, 2 x 2 a step
-
-
 def break_missing(folder):
     (folder / "ulm" / "ulm_000001_000019_leftImg8bit.png").unlink()
 
@@ -308,9 +251,3 @@ def test_a_folder_of_nights_that_does_not_fit_is_refused(case, streets, segmente
         start("train", *common(streets, tmp_path), "--checkpoint", segmenter, "--darkened", folder)
     assert message in str(caught.value)
     assert not (tmp_path / "segmentation").exists()
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_script_explains_itself(script):
-    shown = subprocess.run(command(script, "--help"), capture_output=True, text=True, check=True)
-    assert "--images.size" in shown.stdout and "--device" in shown.stdout
