@@ -50,13 +50,6 @@ def test_calibration_error_needs_confidences():
         _ = ClassAccuracy(torch.eye(2), torch.zeros(2)).calibration_error
 
 
-def test_accuracies_of_a_hand_made_confusion_matrix():
-    found = ClassAccuracy(torch.tensor([[8, 2, 0], [1, 1, 0], [0, 0, 0]]), torch.zeros(12))
-    assert found.top1 == 9 / 12
-    assert found.per_class[:2] == [0.8, 0.5] and math.isnan(found.per_class[2])
-    assert found.balanced == pytest.approx(0.65, abs=1e-12)
-
-
 class HalfPrecision(torch.nn.Module):
     """Logits as autocast gives them."""
 

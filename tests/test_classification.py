@@ -1,6 +1,7 @@
 """The four scripts of classification, end to end on built-in scenes and on class folders, and their parts."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -116,8 +117,10 @@ def test_metrics_agree_with_an_independent_library():
     assert ours.balanced == pytest.approx(float(multiclass_accuracy(predicted, truth, 5, average="macro")))
 
 
-def test_balanced_accuracy_counts_only_classes_that_occur():
-    assert ClassAccuracy(torch.tensor([[3, 1], [0, 0]]), torch.zeros(4)).balanced == pytest.approx(0.75)
+def test_accuracies_count_only_classes_that_occur():
+    found = ClassAccuracy(torch.tensor([[8, 2, 0], [1, 1, 0], [0, 0, 0]]), torch.zeros(12))
+    assert found.top1 == 9 / 12 and found.balanced == pytest.approx(0.65, abs=1e-12)
+    assert found.per_class[:2] == [0.8, 0.5] and math.isnan(found.per_class[2])
 
 
 class AlwaysSecond(torch.nn.Module):
