@@ -61,6 +61,7 @@ def test_measure_keeps_labels_and_confidences_in_single_precision(data):
     images = open_split(str(data), "test_day", ImageConfig(size=32))
     [found] = measure(HalfPrecision(), images, ImageConfig(size=32), RUNTIME, batch_size=5)
     assert found.labels.tolist() == images.labels == [0] * 6 + [1] * 6
+    assert found.confusion.tolist() == [[0, 6], [0, 6]] and found.predictions.tolist() == [1] * 12
     assert found.confidences.dtype == torch.float32 and found.confidences.shape == (12,)
     confidence = 1 / (1 + math.exp(-1))
     assert found.confidences.tolist() == pytest.approx([confidence] * 12, abs=1e-6)

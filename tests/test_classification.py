@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from class_accuracy import ClassAccuracy, measure, selection_score
+from class_accuracy import ClassAccuracy, selection_score
 from class_folders import ImageConfig, LabelledImages, open_split
 from classification_scripts import CLASSES, RUNTIME, SIZE, TASK, common, start
 from classifier import load_classifier
@@ -121,18 +121,6 @@ def test_accuracies_count_only_classes_that_occur():
     found = ClassAccuracy(torch.tensor([[8, 2, 0], [1, 1, 0], [0, 0, 0]]), torch.zeros(12))
     assert found.top1 == 9 / 12 and found.balanced == pytest.approx(0.65, abs=1e-12)
     assert found.per_class[:2] == [0.8, 0.5] and math.isnan(found.per_class[2])
-
-
-class AlwaysSecond(torch.nn.Module):
-    def forward(self, images):
-        return torch.tensor([0.0, 1.0]).expand(len(images), 2)
-
-
-def test_measure_fills_the_confusion_matrix_row_by_truth(data):
-    images = open_split(str(data), "test_day", ImageConfig(size=32))
-    [found] = measure(AlwaysSecond(), images, ImageConfig(size=32), RUNTIME, batch_size=5)
-    assert found.confusion.tolist() == [[0, 6], [0, 6]]
-    assert found.predictions.tolist() == [1] * 12
 
 
 def test_native_evaluation_counts_sizes_upright(tmp_path):

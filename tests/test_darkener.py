@@ -224,8 +224,9 @@ def test_no_subnormal_weight_is_saved_or_loaded(tmp_path):
         assert_same_darkener(loaded, darkener)
 
 
-def test_no_subnormal_weight_ships():
-    assert traces(load_file(SHIPPED["starting-point"])) == 0
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_subnormal_weight_ships(name):
+    assert traces(load_file(SHIPPED[name])) == 0
 
 
 def without(mapping, name):

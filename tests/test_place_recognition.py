@@ -1,7 +1,6 @@
 """The four scripts of visual place recognition, end to end on built-in places and on files in the real layouts."""
 
 import json
-import subprocess
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import torch
 from gem import load_place_network
 from PIL import Image
 from place_files import write_folders
-from place_scripts import SCRIPTS, TASK, command, common, start
+from place_scripts import SCRIPTS, TASK, common, start
 
 from minmax.runtime.errors import UsageError
 
@@ -138,11 +137,3 @@ def test_a_network_fits_its_own_scores_only(places, checkpoint, tmp_path):
         start("test", "--checkpoint", checkpoint, "--data", places, "--scales", 0)
     with pytest.raises(UsageError, match="no checkpoint at"):
         start("test", "--checkpoint", tmp_path / "none.pt", "--data", places)
-
-
-def test_an_error_is_one_line(places, tmp_path):
-    shown = subprocess.run(
-        command("test", "--checkpoint", tmp_path / "none.pt", "--data", places), capture_output=True, text=True
-    )
-    assert shown.returncode == 2
-    assert shown.stderr.strip().splitlines()[-1].startswith("error: no checkpoint at")
