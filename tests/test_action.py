@@ -117,27 +117,11 @@ def test_nights_made_in_advance_are_paired_by_name(videos, recogniser, darkened,
         start("train", *flags, "--night.source", "gamma", "--name", "b")
 
 
-def break_missing(folder):
-    (folder / "Run" / "train_1.avi").unlink()
-
-
-def break_length(folder):
-    save_video(folder / "Run" / "train_0.mp4", frames=4)
-
-
-def break_twice(folder):
-    shutil.copytree(folder / "Run", folder / "again" / "Run")
-
-
-def break_file(folder):
-    (folder / "Sit" / "train_2.mkv").write_bytes(b"")
-
-
 DARKENED = {
-    "missing": (break_missing, "lacks 1 of 6 videos: Run/train_1.avi"),
-    "length": (break_length, "train_0.mp4 has 4 frames, by day it has 5"),
-    "twice": (break_twice, "is there twice"),
-    "broken": (break_file, "1 of 6 videos of train in"),
+    "missing": (lambda f: (f / "Run/train_1.avi").unlink(), "lacks 1 of 6 videos: Run/train_1.avi"),
+    "length": (lambda f: save_video(f / "Run/train_0.mp4", frames=4), "train_0.mp4 has 4 frames, by day it has 5"),
+    "twice": (lambda f: shutil.copytree(f / "Run", f / "again" / "Run"), "is there twice"),
+    "broken": (lambda f: (f / "Sit/train_2.mkv").write_bytes(b""), "1 of 6 videos of train in"),
 }
 
 

@@ -204,33 +204,18 @@ def test_without_day_data_only_the_nights_are_measured(streets, segmenter, tmp_p
         start("test", *flags)
 
 
-def break_missing(folder):
-    (folder / "ulm" / "ulm_000001_000019_leftImg8bit.png").unlink()
-
-
-def break_surplus(folder):
-    Image.new("RGB", (64, 48)).save(folder / "ulm" / "extra.png")
-
-
-def break_size(folder):
-    Image.new("RGB", (60, 48)).save(folder / "ulm" / "ulm_000001_000019_leftImg8bit.png")
-
-
-def break_twice(folder):
-    Image.new("RGB", (64, 48)).save(folder / "ulm_000001_000019_leftImg8bit.png")
-
-
-def break_file(folder):
-    (folder / "ulm" / "ulm_000001_000019_leftImg8bit.png").write_bytes(b"")
-
-
+NAME = "ulm_000001_000019_leftImg8bit.png"
 DARKENED = {
-    "missing": (break_missing, "lacks 1 of 6 images: ulm_000001_000019_leftImg8bit.png"),
-    "surplus": (break_surplus, "holds 1 files that are no training image: extra.png"),
-    "size": (break_size, "ulm_000001_000019_leftImg8bit.png is 60x48, its day image 64x48"),
-    "twice": (break_twice, "ulm_000001_000019_leftImg8bit.png is there twice"),
-    "broken": (break_file, "1 of 6 images of"),
+    "missing": (lambda f: (f / "ulm" / NAME).unlink(), f"lacks 1 of 6 images: {NAME}"),
+    "surplus": (lambda f: street(f / "ulm" / "extra.png"), "holds 1 files that are no training image: extra.png"),
+    "size": (lambda f: street(f / "ulm" / NAME, width=60), f"{NAME} is 60x48, its day image 64x48"),
+    "twice": (lambda f: street(f / NAME), f"{NAME} is there twice"),
+    "broken": (lambda f: (f / "ulm" / NAME).write_bytes(b""), "1 of 6 images of"),
 }
+
+
+def street(file, width=64):
+    Image.new("RGB", (width, 48)).save(file)
 
 
 @pytest.mark.parametrize("case", DARKENED)
