@@ -5,11 +5,9 @@ import shutil
 
 import pytest
 import torch
-from action_scripts import SIZE, SMALL, TASK, common, start
+from action_scripts import SIZE, SMALL, common, start
 from clip_accuracy import ClipAccuracy, selection_score
 from clips import ClipConfig, SceneClips
-from PIL import Image
-from recogniser import load_recogniser
 from video_files import save_video
 
 from darkening.apply import Config as ApplyConfig
@@ -38,30 +36,6 @@ def arid(tmp_path_factory):
         (lists / f"ARID_split1_{split}.txt").write_text("".join(rows[split]))
     (lists / "mapping_table.txt").write_text("0\tRun\n1\tSit\n")
     return root
-
-
-def test_four_scripts_on_built_in_clips(tmp_path, capsys):
-    scenes = ["--data", "scenes", "--quick", "--runs", tmp_path]
-    day = start("train_day", *scenes, *SMALL)
-    darkener = start("train_darkener", *scenes, "--checkpoint", day)
-    adapted = start("train", *scenes, "--checkpoint", day, "--darkener", darkener)
-    flags = ("--checkpoint", adapted, "--before", day, "--data", "scenes", "--quick", "--clips.rounds", 2)
-    found = start("test", *flags, *SIZE, "--output", tmp_path / "out")
-    assert set(found["before"]) == {"test_day", "test_night"}
-    shown = capsys.readouterr().out
-    assert "top-5 %" in shown and "| approaching" in shown
-    results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["checkpoint"]
-    night = found["checkpoint"]["test_night"]
-    assert results["test_night"]["top1"] == night.top(1) and results["test_night"]["count"] == 32
-    assert night.probabilities.sum(dim=1).tolist() == pytest.approx([1.0] * 32, abs=1e-5)
-    for name in ("strips_test_day.png", "strips_test_night.png", "confusion.png"):
-        Image.open(tmp_path / "out" / name).verify()
-    run = adapted.parent
-    for name in ("config.yaml", "log.txt", "metrics.jsonl", "last.pt", "best.pt", "pictures/first_batch.png"):
-        assert (run / name).is_file(), name
-    before, after = load_recogniser(day)[0].state_dict(), load_recogniser(adapted)[0].state_dict()
-    assert any(not torch.equal(before[name], after[name]) for name in before)
-    TASK.assert_goes_on_only_with_its_day_model(day, *scenes)
 
 
 def test_four_scripts_on_a_class_tree_of_videos(videos, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from class_accuracy import ClassAccuracy, selection_score
 from class_folders import ImageConfig, LabelledImages, open_split
-from classification_scripts import CLASSES, RUNTIME, SIZE, TASK, common, start
+from classification_scripts import CLASSES, RUNTIME, SIZE, common, start
 from classifier import load_classifier
 from image_views import TrainingViews
 from PIL import Image
@@ -17,29 +17,6 @@ from darkening import load_darkener
 from darkening.selection_nights import SELECTION_NIGHTS
 from darkening.source_choice import CANDIDATES
 from minmax.runtime.errors import UsageError
-
-
-def test_four_scripts_on_built_in_scenes(tmp_path, capsys):
-    scenes = ["--data", "scenes", "--quick", "--runs", tmp_path]
-    day = start("train_day", *scenes)
-    darkener = start("train_darkener", *scenes, "--checkpoint", day)
-    adapted = start("train", *scenes, "--checkpoint", day, "--darkener", darkener)
-    flags = ("--checkpoint", adapted, "--before", day, "--data", "scenes", "--quick", *SIZE)
-    found = start("test", *flags, "--output", tmp_path / "out")
-    assert set(found) == {"before", "checkpoint"}
-    assert {"test_day", "test_night"} == set(found["checkpoint"])
-    assert "balanced" in capsys.readouterr().out
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["results"]["checkpoint"]["test_night"]["top1"] == found["checkpoint"]["test_night"].top1
-    run = adapted.parent
-    for name in ("config.yaml", "environment.jsonl", "log.txt", "metrics.jsonl", "last.pt", "best.pt"):
-        assert (run / name).is_file(), name
-    for name in ("first_batch.png", "curves.png"):
-        Image.open(run / "pictures" / name).verify()
-    Image.open(darkener.parent / "pictures" / "darkened.png").verify()
-    before, after = load_classifier(day)[0].state_dict(), load_classifier(adapted)[0].state_dict()
-    assert any(not torch.equal(before[name], after[name]) for name in before)
-    TASK.assert_goes_on_only_with_its_day_model(day, *scenes)
 
 
 def test_four_scripts_on_class_folders(data, tmp_path):

@@ -1,4 +1,4 @@
-"""What the scripts of all four tasks do alike: help, rows to compare, interrupted runs, several processes."""
+"""What the scripts of all four tasks do alike: built-in data, help, rows to compare, interruptions, several processes."""
 
 import json
 import subprocess
@@ -13,6 +13,7 @@ import segmentation_scripts as segmentation
 import torch
 from classifier import load_classifier
 from gem import load_place_network
+from PIL import Image
 from recogniser import load_recogniser
 from script_modules import run_ranks
 from segmenter import load_segmenter
@@ -36,6 +37,76 @@ TASKS = {
     "visual-place-recognition": Task(places, "places", "checkpoint", ("--optim.lr", 1e-4), load_place_network, 9),
     "low-light-action-recognition": Task(action, "videos", "recogniser", (), load_recogniser, 5),
 }
+
+
+class Shown(NamedTuple):
+    """What test.py finds on built-in data."""
+
+    day: tuple[Any, ...]
+    """Flags of train_day.py, for a small network."""
+    test: tuple[Any, ...]
+    """Flags of test.py."""
+    printed: str
+    pictures: tuple[str, ...]
+    agrees: Callable[[dict[str, Any], Any], bool]
+    """Whether what is stored of the night is what was found."""
+
+
+STREETS = ("--model", "refinenet_resnet18", "--width", 8)
+SHOWN = {
+    "classification": Shown(
+        *((), classification.SIZE, "balanced", ("confusion.png",)),
+        lambda stored, score: stored["top1"] == score.top1,
+    ),
+    "segmentation": Shown(
+        *(STREETS, ("--images.size", 64, 64), "| traffic light |"),
+        ("scenes__test_day.png", "scenes__test_night.png", "confusion.png"),
+        lambda stored, score: stored["mean_iou"] == score.mean() and score.confusion.sum() == 16 * 64 * 64,
+    ),
+    "visual-place-recognition": Shown(
+        *(("--model", "resnet18"), ("--images.size", 64), "| scenes, night queries after "),
+        ("scenes--day-queries.png", "scenes--night-queries.png"),
+        lambda stored, score: (
+            stored["mean_average_precision"] == score.mean_average_precision
+            and (len(stored["queries"]), *score.rankings.shape) == (12, 12, 18)
+        ),
+    ),
+    "low-light-action-recognition": Shown(
+        *(action.SMALL, (*action.SIZE, "--clips.rounds", 2), "| approaching"),
+        ("strips_test_day.png", "strips_test_night.png", "confusion.png"),
+        lambda stored, score: (
+            (stored["top1"], stored["count"]) == (score.top(1), 32)
+            and score.probabilities.sum(dim=1).tolist() == pytest.approx([1.0] * 32, abs=1e-5)
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_four_scripts_on_built_in_data(name, tmp_path, capsys):
+    task, shown, start = TASKS[name], SHOWN[name], TASKS[name].scripts.start
+    scenes, out = ["--data", "scenes", "--quick", "--runs", tmp_path], tmp_path / "out"
+    day = start("train_day", *scenes, *shown.day)
+    darkener = start("train_darkener", *scenes, "--checkpoint", day)
+    adapted = start("train", *scenes, "--checkpoint", day, "--darkener", darkener)
+    both = ("--checkpoint", adapted, "--before", day)
+    found = start("test", *both, "--data", "scenes", "--quick", *shown.test, "--output", out)
+    by_day, night = found["before"]
+    assert list(found["checkpoint"]) == [by_day, night] and "day" in by_day and "night" in night
+    assert shown.printed in capsys.readouterr().out
+    stored = json.loads((out / "results.json").read_text())["results"]["checkpoint"]
+    assert shown.agrees(stored[night], found["checkpoint"][night])
+    (first,) = (adapted.parent / "pictures").glob("first_*.png")
+    drawn = [darkener.parent / "pictures" / "darkened.png", adapted.parent / "pictures" / "curves.png", first]
+    for picture in (*drawn, *(out / picture for picture in shown.pictures)):
+        Image.open(picture).verify()
+    for file in ("config.yaml", "environment.jsonl", "log.txt", "metrics.jsonl", "last.pt", "best.pt"):
+        assert (adapted.parent / file).is_file(), file
+    before, after = (task.load(path)[0].state_dict() for path in (day, adapted))
+    assert any(not torch.equal(before[tensor], after[tensor]) for tensor in before)
+    if name == "visual-place-recognition":
+        assert all(torch.equal(before[tensor], after[tensor]) for tensor in before if "running_" in tensor)
+    task.scripts.TASK.assert_goes_on_only_with_its_day_model(day, *scenes)
 
 
 def flags_of(task, request, tmp_path):

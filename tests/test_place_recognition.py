@@ -6,36 +6,10 @@ import numpy as np
 import pytest
 import torch
 from gem import load_place_network
-from PIL import Image
 from place_files import write_folders
-from place_scripts import SCRIPTS, TASK, common, start
+from place_scripts import SCRIPTS, common, start
 
 from minmax.runtime.errors import UsageError
-
-
-def test_four_scripts_on_built_in_places(tmp_path, capsys):
-    scenes = ["--data", "scenes", "--quick", "--runs", tmp_path]
-    day = start("train_day", *scenes, "--model", "resnet18")
-    darkener = start("train_darkener", *scenes, "--checkpoint", day)
-    adapted = start("train", *scenes, "--checkpoint", day, "--darkener", darkener)
-    flags = ("--data", "scenes", "--images.size", 64, "--quick", "--output", tmp_path / "out")
-    found = start("test", "--checkpoint", adapted, "--before", day, *flags)
-    assert set(found["before"]) == {"scenes, day queries", "scenes, night queries"}
-    assert "| scenes, night queries after " in capsys.readouterr().out
-    results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["checkpoint"]
-    night = found["checkpoint"]["scenes, night queries"]
-    assert results["scenes, night queries"]["mean_average_precision"] == night.mean_average_precision
-    assert len(results["scenes, night queries"]["queries"]) == 12
-    assert night.rankings.shape == (12, 18)
-    for name in ("scenes--day-queries.png", "scenes--night-queries.png"):
-        Image.open(tmp_path / "out" / name).verify()
-    run = adapted.parent
-    for name in ("config.yaml", "log.txt", "metrics.jsonl", "last.pt", "best.pt", "pictures/first_tuple.png"):
-        assert (run / name).is_file(), name
-    before, after = load_place_network(day)[0].state_dict(), load_place_network(adapted)[0].state_dict()
-    assert any(not torch.equal(before[name], after[name]) for name in before)
-    assert all(torch.equal(before[name], after[name]) for name in before if "running_" in name)
-    TASK.assert_goes_on_only_with_its_day_model(day, *scenes)
 
 
 def test_four_scripts_on_the_real_layouts(places, checkpoint, tmp_path):

@@ -1,6 +1,5 @@
 """The four scripts of segmentation, end to end on built-in scenes and on files in the real layouts."""
 
-import json
 import os
 import shutil
 import zipfile
@@ -10,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from segmentation_scripts import SCRIPTS, SIZE, TASK, common, start
-from segmenter import load_segmenter
+from segmentation_scripts import SCRIPTS, SIZE, common, start
 from street_labels import VOID
 
 from darkening.apply import Config as ApplyConfig
@@ -21,29 +19,6 @@ from minmax.runtime.errors import UsageError
 
 CELL = ("--night.cell", 8)
 SMALL = ("--model", "refinenet_resnet18", "--width", 8)
-
-
-def test_four_scripts_on_built_in_scenes(tmp_path, capsys):
-    scenes = ["--data", "scenes", "--quick", "--runs", tmp_path]
-    day = start("train_day", *scenes, *SMALL)
-    darkener = start("train_darkener", *scenes, "--checkpoint", day)
-    adapted = start("train", *scenes, "--checkpoint", day, "--darkener", darkener)
-    flags = ("--checkpoint", adapted, "--before", day, "--data", "scenes", "--quick")
-    found = start("test", *flags, "--images.size", 64, 64, "--output", tmp_path / "out")
-    assert set(found["before"]) == {"scenes, test_day", "scenes, test_night"}
-    assert "| traffic light |" in capsys.readouterr().out
-    results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["checkpoint"]
-    night = found["checkpoint"]["scenes, test_night"]
-    assert results["scenes, test_night"]["mean_iou"] == night.mean()
-    assert night.confusion.sum() == 16 * 64 * 64
-    for name in ("scenes__test_day.png", "scenes__test_night.png", "confusion.png"):
-        Image.open(tmp_path / "out" / name).verify()
-    run = adapted.parent
-    for name in ("config.yaml", "log.txt", "metrics.jsonl", "last.pt", "best.pt", "pictures/first_batch.png"):
-        assert (run / name).is_file(), name
-    before, after = load_segmenter(day)[0].state_dict(), load_segmenter(adapted)[0].state_dict()
-    assert any(not torch.equal(before[name], after[name]) for name in before)
-    TASK.assert_goes_on_only_with_its_day_model(day, *scenes)
 
 
 def test_four_scripts_on_the_real_layouts(streets, tmp_path):
