@@ -1,4 +1,4 @@
-"""What the scripts of all four tasks do alike: built-in data, help, rows to compare, interruptions, several processes."""
+"""What the scripts of all four tasks do alike: built-in data, help, rows to compare, interruptions, processes."""
 
 import json
 import subprocess
