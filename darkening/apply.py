@@ -227,9 +227,8 @@ def _refuse_other_settings(config: Config, files: list[Path]) -> None:
     if any(map(_is_video, files)):
         now["crf"] = config.video.crf
     stored = recorded(now, config.output / SETTINGS_FILE)
-    # A folder that held images alone says nothing of the quality of videos, one of an older version less.
-    unsaid = {name: now[name] for name in ("input", "crf") if name in now}
-    before: dict[str, Any] = unsaid | {"exposures": []} | stored
+    # A folder that held images alone says nothing of the quality of videos.
+    before: dict[str, Any] = ({"crf": now["crf"]} if "crf" in now else {}) | stored
     changed = [name for name in now if before.get(name) != now[name]]
     if changed == ["input"]:
         raise UsageError(

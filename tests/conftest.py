@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from place_files import write_sfm, write_tokyo
 from script_modules import load_module
+from video_files import save_video
 
 from darkening import Darkener, save_darkener
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TASKS = ("classification", "segmentation", "visual-place-recognition", "low-light-action-recognition")
 CLASSES = ("bus", "car")
+ACTIONS = ("Run", "Sit")
 
 # The scripts of a task import their neighbours by name, as they do when started from the shell.
 sys.path[:0] = [str(REPOSITORY / task) for task in TASKS]
@@ -125,4 +128,37 @@ def darkener(tmp_path_factory):
     path = tmp_path_factory.mktemp("darkener") / "best.pt"
     torch.manual_seed(0)
     save_darkener(Darkener(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def places(tmp_path_factory):
+    """Tiny places as retrieval-SfM-120k and Tokyo 24/7 lie."""
+    root = tmp_path_factory.mktemp("places")
+    write_sfm(root)
+    write_tokyo(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory):
+    """A class tree of day and night videos of several kinds and lengths."""
+    root = tmp_path_factory.mktemp("videos")
+    for split, count in (("train", 3), ("val", 1), ("test_day", 1), ("test_night", 2)):
+        for label, name in enumerate(ACTIONS):
+            for i in range(count):
+                file = root / split / name / f"{split}_{i}.{('mp4', 'avi', 'mkv')[i % 3]}"
+                size = {"frames": 5 + 4 * i, "height": 32 + label * 8, "width": 40}
+                save_video(file, darker=4 if "night" in split else 1, **size)
+    return root
+
+
+@pytest.fixture(scope="session")
+def recogniser(tmp_path_factory):
+    from recogniser import RecogniserSettings, build_recogniser, save_recogniser  # found once the path is set, above
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("recogniser") / "best.pt"
+    settings = RecogniserSettings("i3d_resnet18", ACTIONS, width=4)
+    save_recogniser(build_recogniser(settings), settings, path)
     return path

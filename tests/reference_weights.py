@@ -1,7 +1,9 @@
-"""Inputs and weights that the reference numbers were made with."""
+"""Inputs and weights that the reference numbers were made with, and files as the authors released them."""
 
+import hashlib
 import zlib
 
+import pytest
 import torch
 
 
@@ -29,3 +31,35 @@ def filled(shapes):
             draw = draw * 0.01
         state[name] = draw.double()
     return state
+
+
+def linear(name, outputs, inputs):
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def batch_norm(name, width):
+    buffers = {f"{name}.{kind}": (width,) for kind in ("weight", "bias", "running_mean", "running_var")}
+    return buffers | {f"{name}.num_batches_tracked": ()}
+
+
+def kind_of(name):
+    return torch.int64 if name.endswith("num_batches_tracked") else torch.float32
+
+
+def tensors_of(shapes, prefix="module."):
+    """Tensors under released names; each is one number seen as a whole tensor, so that a file stays small."""
+    return {f"{prefix}{name}": torch.ones((), dtype=kind_of(name)).expand(shape) for name, shape in shapes.items()}
+
+
+def assert_names(shapes, expected, prefix="module."):
+    """Names, shapes and kinds are those of a released file, of which their number and digest are known."""
+    lines = [f"{prefix}{name} {shape} {str(kind_of(name)).removeprefix('torch.')}" for name, shape in shapes.items()]
+    assert len(lines) == expected["count"]
+    assert hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest() == expected["sha256"]
+
+
+def assert_numbers(value, expected, tolerance=1e-8):
+    flat = value.detach().double().flatten()
+    assert list(value.shape) == expected["shape"]
+    torch.testing.assert_close(flat[:16].tolist(), expected["first16"], rtol=tolerance, atol=tolerance)
+    assert float(flat.sum()) == pytest.approx(expected["sum"], rel=tolerance, abs=tolerance)

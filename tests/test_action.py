@@ -2,39 +2,22 @@
 
 import json
 import shutil
-import subprocess
 
 import pytest
 import torch
-from action_scripts import SCRIPTS, SIZE, SMALL, TASK, command, common, start
+from action_scripts import SIZE, SMALL, common, start
 from clip_accuracy import ClipAccuracy, selection_score
 from clips import ClipConfig, SceneClips
-from PIL import Image
-from recogniser import RecogniserSettings, build_recogniser, load_recogniser, save_recogniser
-from script_modules import run_ranks
 from video_files import save_video
 
 from darkening.apply import Config as ApplyConfig
 from darkening.apply import main as darken
 from darkening.night_view import NightConfig
 from minmax.runtime.devices import Runtime
-from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.errors import UsageError
 
 RUNTIME = Runtime(torch.device("cpu"))
 CLASSES = ("Run", "Sit")
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory):
-    """A class tree of day and night videos of several kinds and lengths."""
-    root = tmp_path_factory.mktemp("videos")
-    for split, count in (("train", 3), ("val", 1), ("test_day", 1), ("test_night", 2)):
-        for label, name in enumerate(CLASSES):
-            for i in range(count):
-                file = root / split / name / f"{split}_{i}.{('mp4', 'avi', 'mkv')[i % 3]}"
-                size = {"frames": 5 + 4 * i, "height": 32 + label * 8, "width": 40}
-                save_video(file, darker=4 if "night" in split else 1, **size)
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -53,39 +36,6 @@ def arid(tmp_path_factory):
         (lists / f"ARID_split1_{split}.txt").write_text("".join(rows[split]))
     (lists / "mapping_table.txt").write_text("0\tRun\n1\tSit\n")
     return root
-
-
-@pytest.fixture(scope="module")
-def day_network(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("recogniser") / "best.pt"
-    settings = RecogniserSettings("i3d_resnet18", CLASSES, width=4)
-    save_recogniser(build_recogniser(settings), settings, path)
-    return path
-
-
-def test_four_scripts_on_built_in_clips(tmp_path, capsys):
-    scenes = ["--data", "scenes", "--quick", "--runs", tmp_path]
-    day = start("train_day", *scenes, *SMALL)
-    darkener = start("train_darkener", *scenes, "--checkpoint", day)
-    adapted = start("train", *scenes, "--checkpoint", day, "--darkener", darkener)
-    flags = ("--checkpoint", adapted, "--before", day, "--data", "scenes", "--quick", "--clips.rounds", 2)
-    found = start("test", *flags, *SIZE, "--output", tmp_path / "out")
-    assert set(found["before"]) == {"test_day", "test_night"}
-    shown = capsys.readouterr().out
-    assert "top-5 %" in shown and "| approaching" in shown
-    results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["checkpoint"]
-    night = found["checkpoint"]["test_night"]
-    assert results["test_night"]["top1"] == night.top(1) and results["test_night"]["count"] == 32
-    assert night.probabilities.sum(dim=1).tolist() == pytest.approx([1.0] * 32, abs=1e-5)
-    for name in ("strips_test_day.png", "strips_test_night.png", "confusion.png"):
-        Image.open(tmp_path / "out" / name).verify()
-    run = adapted.parent
-    for name in ("config.yaml", "log.txt", "metrics.jsonl", "last.pt", "best.pt", "pictures/first_batch.png"):
-        assert (run / name).is_file(), name
-    before, after = load_recogniser(day)[0].state_dict(), load_recogniser(adapted)[0].state_dict()
-    assert any(not torch.equal(before[name], after[name]) for name in before)
-    TASK.assert_goes_on_only_with_its_day_model(day, *scenes)
 
 
 def test_four_scripts_on_a_class_tree_of_videos(videos, tmp_path):
@@ -107,66 +57,22 @@ def test_the_scripts_read_the_data_sets_own_lists(arid, tmp_path):
     assert list(found) == ["test_night"] and len(found["test_night"].labels) == 2
 
 
-def test_night_videos_may_lie_in_a_folder_of_their_own(videos, arid, day_network, tmp_path):
+def test_night_videos_may_lie_in_a_folder_of_their_own(videos, arid, recogniser, tmp_path):
     night = tmp_path / "ARID" / "clips"
     shutil.copytree(videos / "test_night", night)
-    flags = ("--checkpoint", day_network, *SIZE, "--clips.rounds", 1, "--output", tmp_path / "out")
+    flags = ("--checkpoint", recogniser, *SIZE, "--clips.rounds", 1, "--output", tmp_path / "out")
     found = start("test", *flags, "--data", videos, "--night", night)["checkpoint"]
     assert len(found["test_day"].labels) == 2 and len(found["test_night"].labels) == 4
 
 
 @pytest.mark.parametrize("sampling", ["random", "uniform"])
-def test_the_batch_size_of_a_test_changes_nothing(sampling, videos, day_network, tmp_path):
-    where = ("--checkpoint", day_network, "--data", videos, *SIZE, "--clips.rounds", 3, "--clips.sampling", sampling)
+def test_the_batch_size_of_a_test_changes_nothing(sampling, videos, recogniser, tmp_path):
+    where = ("--checkpoint", recogniser, "--data", videos, *SIZE, "--clips.rounds", 3, "--clips.sampling", sampling)
     one, many = (
         start("test", *where, "--batch-size", size, "--output", tmp_path / str(size))["checkpoint"] for size in (1, 8)
     )
     for split in one:
         torch.testing.assert_close(one[split].probabilities, many[split].probabilities)
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ("--night.source", "day", "--byol.weight", 0),
-        ("--night.source", "short-exposure", "--byol.distance", "cosine"),
-        ("--night.source", "brightness", "--byol.batch-norm", "joint", "--shift", 0),
-        ("--night.source", "gamma", "--optim.method", "adamw"),
-    ],
-)
-def test_rows_to_compare_are_flags(flags, videos, day_network, tmp_path):
-    assert start("train", *common(videos, tmp_path), "--checkpoint", day_network, *flags).is_file()
-
-
-def lines(path):
-    return [line for line in path.read_text().splitlines() if '"train"' in line]
-
-
-def test_an_interrupted_run_goes_on_exactly(videos, day_network, tmp_path):
-    def adapt(name, *flags):
-        shared = ("--checkpoint", day_network, "--night.source", "gamma", "--optim.epochs", 2, "--name", name)
-        return start("train", *common(videos, tmp_path), *shared, *flags)
-
-    whole = adapt("whole")
-    module = SCRIPTS["train"]
-    original, calls = module.step, []
-
-    def interrupted(*arguments):
-        calls.append(None)
-        if len(calls) == 5:  # in the second epoch: three steps each
-            raise RunError("stop")
-        return original(*arguments)
-
-    module.step = interrupted
-    try:
-        with pytest.raises(RunError, match="stop"):
-            adapt("parts")
-    finally:
-        module.step = original
-    parts = adapt("parts", "--resume")
-    first, second = load_recogniser(whole)[0].state_dict(), load_recogniser(parts)[0].state_dict()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert lines(whole.parent / "metrics.jsonl") == lines(parts.parent / "metrics.jsonl")
 
 
 @pytest.fixture
@@ -177,44 +83,28 @@ def darkened(videos, tmp_path):
     return folder
 
 
-def test_nights_made_in_advance_are_paired_by_name(videos, day_network, darkened, tmp_path):
-    flags = (*common(videos, tmp_path), "--checkpoint", day_network, "--darkened", darkened)
+def test_nights_made_in_advance_are_paired_by_name(videos, recogniser, darkened, tmp_path):
+    flags = (*common(videos, tmp_path), "--checkpoint", recogniser, "--darkened", darkened)
     adapted = start("train", *flags)
     assert torch.load(adapted, weights_only=True)["config"]["darkened"] == str(darkened)
     with pytest.raises(UsageError, match="nights are made already"):
         start("train", *flags, "--night.source", "gamma", "--name", "b")
 
 
-def break_missing(folder):
-    (folder / "Run" / "train_1.avi").unlink()
-
-
-def break_length(folder):
-    save_video(folder / "Run" / "train_0.mp4", frames=4)
-
-
-def break_twice(folder):
-    shutil.copytree(folder / "Run", folder / "again" / "Run")
-
-
-def break_file(folder):
-    (folder / "Sit" / "train_2.mkv").write_bytes(b"")
-
-
 DARKENED = {
-    "missing": (break_missing, "lacks 1 of 6 videos: Run/train_1.avi"),
-    "length": (break_length, "train_0.mp4 has 4 frames, by day it has 5"),
-    "twice": (break_twice, "is there twice"),
-    "broken": (break_file, "1 of 6 videos of train in"),
+    "missing": (lambda f: (f / "Run/train_1.avi").unlink(), "lacks 1 of 6 videos: Run/train_1.avi"),
+    "length": (lambda f: save_video(f / "Run/train_0.mp4", frames=4), "train_0.mp4 has 4 frames, by day it has 5"),
+    "twice": (lambda f: shutil.copytree(f / "Run", f / "again" / "Run"), "is there twice"),
+    "broken": (lambda f: (f / "Sit/train_2.mkv").write_bytes(b""), "1 of 6 videos of train in"),
 }
 
 
 @pytest.mark.parametrize("case", DARKENED)
-def test_a_folder_of_nights_that_does_not_fit_is_refused(case, videos, day_network, darkened, tmp_path):
+def test_a_folder_of_nights_that_does_not_fit_is_refused(case, videos, recogniser, darkened, tmp_path):
     spoil, message = DARKENED[case]
     spoil(darkened)
     with pytest.raises(UsageError) as caught:
-        start("train", *common(videos, tmp_path), "--checkpoint", day_network, "--darkened", darkened)
+        start("train", *common(videos, tmp_path), "--checkpoint", recogniser, "--darkened", darkened)
     assert message in str(caught.value)
     assert not (tmp_path / "low-light-action-recognition").exists()
 
@@ -233,14 +123,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_flags_that_cannot_work_are_refused_before_any_work(case, videos, day_network, tmp_path):
+def test_flags_that_cannot_work_are_refused_before_any_work(case, videos, recogniser, tmp_path):
     script, flags, message = REFUSED[case]
     (tmp_path / "empty" / "data").mkdir(parents=True)
     flags = [tmp_path / "empty" if flag == "EMPTY" else flag for flag in flags]
     runs = [] if script == "test" else ["--runs", tmp_path / "runs"]
     where = [] if "--data" in flags else ["--data", videos]
     with pytest.raises(UsageError) as caught:
-        start(script, "--checkpoint", day_network, *where, *runs, *flags)
+        start(script, "--checkpoint", recogniser, *where, *runs, *flags)
     assert message in str(caught.value)
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("low-light-action-recognition/*"))
 
@@ -258,19 +148,3 @@ def test_accuracy_of_an_example_done_by_hand():
     assert accuracy.top(1) == 0.5 and accuracy.top(2) == 0.75 and accuracy.top(5) == 1.0
     assert accuracy.confusion.tolist() == [[1, 1, 0], [1, 0, 0], [0, 0, 1]]
     assert accuracy.per_class == [0.5, 0.0, 1.0]
-
-
-def test_two_processes_train_together(videos, day_network, tmp_path):
-    flags = [*common(videos, tmp_path), "--checkpoint", day_network, "--night.source", "gamma", "--threads", 1]
-    assert run_ranks(command("train", *flags)) == [0, 0]
-    found = [
-        json.loads(line)["kind"]
-        for line in (tmp_path / "low-light-action-recognition/adapt/metrics.jsonl").read_text().splitlines()
-    ]
-    assert found == ["train", "validation"]  # 6 videos, 2 x 2 a step
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_script_explains_itself(script):
-    shown = subprocess.run(command(script, "--help"), capture_output=True, text=True, check=True)
-    assert "--clips.length" in shown.stdout and "--device" in shown.stdout

@@ -1,7 +1,6 @@
 """Darkening of files and the contact sheet: formats, resuming, broken files, full disks, refusals."""
 
 import errno
-import json
 import struct
 import sys
 from pathlib import Path
@@ -416,15 +415,6 @@ def test_another_folder_with_equal_names_does_not_count_as_done(photos, tmp_path
     assert contents(tmp_path / "dark") == before
     (tmp_path / "link").symlink_to(photos)
     assert darken(tmp_path / "link", tmp_path / "dark") == before
-
-
-def test_a_record_of_an_older_version_is_completed(photos, tmp_path):
-    before = darken(photos, tmp_path / "dark")
-    record = tmp_path / "dark" / apply.SETTINGS_FILE
-    whole = json.loads(record.read_text())
-    record.write_text(json.dumps({name: whole[name] for name in ("night", "size", "seed", "darkener")}))
-    assert darken(photos, tmp_path / "dark") == before
-    assert json.loads(record.read_text()) == whole
 
 
 def test_default_exposures_show_something(photos, tmp_path):

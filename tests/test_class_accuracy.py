@@ -50,13 +50,6 @@ def test_calibration_error_needs_confidences():
         _ = ClassAccuracy(torch.eye(2), torch.zeros(2)).calibration_error
 
 
-def test_accuracies_of_a_hand_made_confusion_matrix():
-    found = ClassAccuracy(torch.tensor([[8, 2, 0], [1, 1, 0], [0, 0, 0]]), torch.zeros(12))
-    assert found.top1 == 9 / 12
-    assert found.per_class[:2] == [0.8, 0.5] and math.isnan(found.per_class[2])
-    assert found.balanced == pytest.approx(0.65, abs=1e-12)
-
-
 class HalfPrecision(torch.nn.Module):
     """Logits as autocast gives them."""
 
@@ -68,6 +61,7 @@ def test_measure_keeps_labels_and_confidences_in_single_precision(data):
     images = open_split(str(data), "test_day", ImageConfig(size=32))
     [found] = measure(HalfPrecision(), images, ImageConfig(size=32), RUNTIME, batch_size=5)
     assert found.labels.tolist() == images.labels == [0] * 6 + [1] * 6
+    assert found.confusion.tolist() == [[0, 6], [0, 6]] and found.predictions.tolist() == [1] * 12
     assert found.confidences.dtype == torch.float32 and found.confidences.shape == (12,)
     confidence = 1 / (1 + math.exp(-1))
     assert found.confidences.tolist() == pytest.approx([confidence] * 12, abs=1e-6)

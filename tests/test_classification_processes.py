@@ -8,15 +8,7 @@ import time
 
 import pytest
 import torch
-from classification_scripts import SCRIPTS, SIZE, command, common, start
-from script_modules import run_ranks
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_lists_the_flags(script):
-    done = subprocess.run(command(script, "--help"), capture_output=True, text=True, check=True, cwd="/")
-    assert "--images.size" in done.stdout
-    assert "--checkpoint" in done.stdout or script == "train_day"
+from classification_scripts import SIZE, command, common, start
 
 
 def test_killed_twice_and_resumed_equals_uninterrupted(data, checkpoint, darkener, tmp_path):
@@ -62,11 +54,3 @@ def test_sigterm_saves_and_exits_with_its_code(data, checkpoint, tmp_path, worke
     assert process.returncode == 128 + signal.SIGTERM
     assert "continue with --resume" in errors
     assert (metrics.parent / "last.pt").is_file()
-
-
-def test_two_processes_train_together(data, checkpoint, tmp_path):
-    """Two gloo ranks run the real script; they must agree and write one run."""
-    flags = [*common(data, tmp_path), "--checkpoint", checkpoint, "--night.source", "gamma", "--threads", 1]
-    assert run_ranks(command("train", *flags)) == [0, 0]
-    lines = (tmp_path / "classification" / "adapt" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["kind"] for line in lines] == ["train", "validation"]  # 12 images, 2 x 4 a step

@@ -109,13 +109,6 @@ def test_a_change_that_a_run_does_not_read_keeps_it(log):
     assert moved.train("train.py", "day", "best.pt").is_file() and len(started(log)) == 1
 
 
-def test_a_run_of_an_earlier_version_is_refused(log):
-    chain(log).train("train.py", "day", "best.pt")
-    (log.parent / "runs" / "task" / "day" / "finished").write_text("")
-    with pytest.raises(UsageError, match="is of an earlier version; choose"):
-        chain(log).train("train.py", "day", "best.pt")
-
-
 def test_a_training_that_was_stopped_is_resumed(log):
     with pytest.raises(RunError):
         chain(log).train("train.py", "day", "best.pt", "--fail")

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import pickle
 import urllib.error
 from collections import OrderedDict
 
@@ -25,7 +24,6 @@ from PIL import Image
 from torch import nn
 from torchvision.models._api import WeightsEnum
 
-from darkening import load_darkener
 from minmax.pretrained import find_weights
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly
 from minmax.runtime.config import parse_flags
@@ -216,14 +214,6 @@ def test_containers_that_hold_each_other_over_and_over_are_refused(tmp_path):
         load_checkpoint(tmp_path / "bomb.pth")
 
 
-def test_a_plain_pickle_with_code_is_refused(tmp_path):
-    file = tmp_path / "bad.pth"
-    file.write_bytes(pickle.dumps({"a": np.float64(1), "b": Calls((tmp_path / "code-was-run").mkdir)}, 2))
-    with pytest.raises(UsageError, match="refused .* could run code"):
-        load_checkpoint(file)
-    assert list(tmp_path.iterdir()) == [file]
-
-
 # --- the released files, under the authors' names
 
 
@@ -327,14 +317,6 @@ def test_another_network_under_the_authors_name_needs_its_flags(tmp_path):
         load_classifier(tmp_path / "mine.pth")
 
 
-def test_a_released_darkener_is_loaded(tmp_path):
-    torch.save(released_darkener(), tmp_path / "Epoch15.pth")
-    darkener = load_darkener(tmp_path / "Epoch15.pth")
-    assert (darkener.settings.curve_rounds, darkener.settings.exposure_channels) == (8, 1)
-    weight = released_darkener()["e_conv3.point_conv.weight"]
-    assert torch.equal(darkener.estimator.units[3].pointwise.weight, weight)
-
-
 def without(state, name):
     return {key: value for key, value in state.items() if key != name}
 
@@ -423,16 +405,6 @@ UNFIT_CLASSIFIERS = {
     "another network": (lambda: {"conv.weight": torch.zeros(1)}, r"missing \(.*; 1 unexpected \(conv.weight\)"),
     "no weights": (lambda: {"format": "other", "epoch": 3}, "holds no weights .*; found format, epoch"),
 }
-A_UNIT = "e_conv4.point_conv.bias"
-UNFIT_DARKENERS = {
-    "lacks a tensor": (lambda: without(released_darkener(), A_UNIT), r"1 missing \(estimator.units.4.pointwise.bias\)"),
-    "another shape": (
-        lambda: released_darkener() | {A_UNIT: torch.zeros(3)},
-        r"1 of another shape \(estimator.units.4.pointwise.bias is \(3,\), expected \(64,\)",
-    ),
-    "lacks a setting": (lambda: without(released_darkener(), "encode_dim"), "lacks 'encode_dim'"),
-    "another network": (lambda: {"conv.weight": torch.zeros(1)}, "not a darkener checkpoint: found .*conv.weight"),
-}
 
 
 @pytest.mark.parametrize("case", UNFIT_CLASSIFIERS)
@@ -449,16 +421,12 @@ def test_scripts_refuse_a_classifier_that_does_not_fit(script, case, data, tmp_p
     assert list(tmp_path.iterdir()) == [file], "nothing was written"
 
 
-@pytest.mark.parametrize("case", UNFIT_DARKENERS)
-@pytest.mark.parametrize("script", ["train", "train_darkener"])
-def test_scripts_refuse_a_darkener_that_does_not_fit(script, case, data, small, tmp_path):
-    make, message = UNFIT_DARKENERS[case]
+@pytest.mark.parametrize(("script", "flag"), [("train", "--darkener"), ("train_darkener", "--init")])
+def test_scripts_refuse_a_darkener_that_does_not_fit(script, flag, data, small, tmp_path):
     file = tmp_path / "foreign.pth"
-    torch.save(make(), file)
-    flag = "--darkener" if script == "train" else "--init"
-    with pytest.raises(UsageError, match=message) as caught:
+    torch.save(without(released_darkener(), "encode_dim"), file)
+    with pytest.raises(UsageError, match=rf"{file} .* lacks 'encode_dim'"):
         start(script, *common(data, tmp_path / "runs"), "--checkpoint", small, flag, file)
-    assert str(file) in str(caught.value)
     assert not (tmp_path / "runs" / "classification").exists(), "no run was begun"
 
 

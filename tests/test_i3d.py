@@ -1,9 +1,7 @@
 """Networks for clips: the authors' numbers, their checkpoints and torchvision's, inflation, and what is refused."""
 
-import hashlib
 import json
 from pathlib import Path
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -19,7 +17,7 @@ from recogniser import (
     recogniser_settings,
     save_recogniser,
 )
-from reference_weights import filled, rand
+from reference_weights import assert_names, assert_numbers, batch_norm, filled, kind_of, linear, rand, tensors_of
 
 from minmax.byol import MomentumPair, byol_loss
 from minmax.features import InputNormalization
@@ -28,15 +26,6 @@ from minmax.runtime.errors import UsageError
 
 EXPECTED = json.loads((Path(__file__).parent / "action_numbers.json").read_text())
 SMALL = RecogniserSettings("i3d_resnet18", ("sit", "stand"), width=4)
-
-
-def batch_norm(name, width):
-    buffers = {f"{name}.{kind}": (width,) for kind in ("weight", "bias", "running_mean", "running_var")}
-    return buffers | {f"{name}.num_batches_tracked": ()}
-
-
-def linear(name, outputs, inputs):
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
 
 def res_i3d_shapes():
@@ -68,39 +57,20 @@ def released_shapes(adapted):
     return shapes
 
 
-def kind_of(name):
-    return torch.int64 if name.endswith("num_batches_tracked") else torch.float32
-
-
 CHECKPOINTS = {"daytime": (False, "action_daytime_res_i3d"), "adapted": (True, "action_res_i3d_byol")}
 
 
 @pytest.mark.parametrize("case", CHECKPOINTS)
-def test_the_released_checkpoints_are_known_name_by_name(case):
-    adapted, reference = CHECKPOINTS[case]
-    lines = sorted(
-        f"module.{name} {shape} {str(kind_of(name)).removeprefix('torch.')}"
-        for name, shape in released_shapes(adapted).items()
-    )
-    expected = EXPECTED["checkpoints"][reference]
-    assert len(lines) == expected["count"]
-    assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == expected["sha256"]
-
-
-def released_tensors(adapted):
-    """The tensors of a file as the authors publish it; each is one number seen as a whole tensor, to keep it small."""
-    shapes = released_shapes(adapted).items()
-    return {f"module.{name}": torch.ones((), dtype=kind_of(name)).expand(shape) for name, shape in shapes}
-
-
-@pytest.mark.parametrize("case", CHECKPOINTS)
 def test_a_released_file_loads_strictly(case, tmp_path):
-    tensors = released_tensors(CHECKPOINTS[case][0])
+    adapted, name = CHECKPOINTS[case]
+    assert_names(released_shapes(adapted), EXPECTED["checkpoints"][name])
+    tensors = tensors_of(released_shapes(adapted))
     torch.save({"epoch": 10, "state_dict": tensors, "optimizer": {}}, tmp_path / "action_ep-0010.pth")
     network, settings = load_recogniser(tmp_path / "action_ep-0010.pth")
     assert settings == RecogniserSettings("i3d_resnet50", RELEASED_CLASSES)
     assert all(bool((tensor == 1).all()) for tensor in network.state_dict().values())
-    torch.save({"state_dict": released_tensors(False) | {"module.layer9.weight": torch.ones(1)}}, tmp_path / "b.pth")
+    tensors = tensors_of(released_shapes(adapted=False)) | {"module.layer9.weight": torch.ones(1)}
+    torch.save({"state_dict": tensors}, tmp_path / "b.pth")
     with pytest.raises(UsageError, match=r"1 unexpected \(layer9.weight\)"):
         load_recogniser(tmp_path / "b.pth")
 
@@ -110,13 +80,6 @@ def reference():
     """The weights that the reference numbers were made with, under the authors' names."""
     shapes = released_shapes(adapted=True)
     return filled({name: shape for name, shape in shapes.items() if kind_of(name) == torch.float32})
-
-
-def assert_numbers(value, expected, tolerance=1e-8):
-    flat = value.detach().double().flatten()
-    assert list(value.shape) == expected["shape"]
-    torch.testing.assert_close(flat[:16].tolist(), expected["first16"], rtol=tolerance, atol=tolerance)
-    assert float(flat.sum()) == pytest.approx(expected["sum"], rel=tolerance, abs=tolerance)
 
 
 def paper_network():
@@ -299,17 +262,6 @@ def test_a_network_from_image_weights_is_normalised_as_these_expect():
 def test_a_model_that_cannot_be_built_is_refused(settings, message):
     with pytest.raises(UsageError, match=message):
         RecogniserSettings(classes=("a",), **settings)
-
-
-@pytest.mark.parametrize("model", ["i3d_resnet18", "r3d_18"])
-def test_weights_that_cannot_be_downloaded_are_told_in_a_line(model, monkeypatch, tmp_path):
-    def offline(*_, **__):
-        raise URLError("no route")
-
-    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(UsageError, match=f"cannot download the weights of {model} .*connect once"):
-        build_recogniser(RecogniserSettings(model, ("a", "b")), pretrained=True)
 
 
 def test_foreign_checkpoints_are_refused_with_what_was_expected(checkpoint, tmp_path):

@@ -1,5 +1,7 @@
 """Fine-tuning from the weights in a local file: --init of the train_day.py of all tasks."""
 
+from urllib.error import URLError
+
 import action_scripts as action
 import place_scripts as places
 import pytest
@@ -186,6 +188,25 @@ def test_the_day_scripts_of_all_tasks_start_from_a_file(task, tmp_path):
     torch.save({name: tensor + 1 for name, tensor in published().items()}, file)
     with pytest.raises(UsageError, match="last.pt was made with .*--init"):
         scripts.start("train_day", *given, "--resume")
+
+
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (lambda: build_segmenter(SegmenterSettings("refinenet_resnet18"), pretrained=True), "resnet18"),
+        (lambda: build_segmenter(SegmenterSettings("deeplabv3_resnet50"), pretrained=True), "resnet50"),
+        (lambda: build_recogniser(RecogniserSettings("i3d_resnet18", ("a",)), pretrained=True), "i3d_resnet18"),
+        (lambda: build_recogniser(RecogniserSettings("r3d_18", ("a",)), pretrained=True), "r3d_18"),
+    ],
+)
+def test_weights_that_cannot_be_downloaded_are_told_in_a_line(build, name, monkeypatch, tmp_path):
+    def offline(*_, **__):
+        raise URLError("no route")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UsageError, match=f"cannot download the .*weights of {name} .*connect once"):
+        build()
 
 
 def test_an_unreadable_safetensors_file_is_refused(tmp_path):

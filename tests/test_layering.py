@@ -96,56 +96,30 @@ def is_call_of(node, *names):
     )
 
 
-def is_attribute(node, owner, name):
-    return (
-        isinstance(node, ast.Attribute)
-        and node.attr == name
-        and isinstance(node.value, ast.Name)
-        and node.value.id == owner
-    )
-
-
-def is_keyword(node, name, value):
-    return (
-        isinstance(node, ast.keyword)
-        and node.arg == name
-        and isinstance(node.value, ast.Constant)
-        and node.value.value is value
-    )
-
-
-def imports_name(node, module, name):
-    return isinstance(node, ast.ImportFrom) and node.module == module and name in [a.name for a in node.names]
-
-
-FORBIDDEN = {
-    "from os.path import *": lambda n: isinstance(n, ast.ImportFrom) and n.names[0].name == "*",
-    "try: f()\nexcept: g()": lambda n: isinstance(n, ast.ExceptHandler) and n.type is None,
-    "network.cuda()": lambda n: is_call_of(n, ".cuda"),
-    "os.chdir('x')": lambda n: is_attribute(n, "os", "chdir"),
-    "from os import chdir": lambda n: imports_name(n, "os", "chdir"),
-    "sys.path.insert(0, 'x')": lambda n: is_attribute(n, "sys", "path"),
-    "from sys import path": lambda n: imports_name(n, "sys", "path"),
-    "eval('x')": lambda n: is_call_of(n, "eval"),
-    "exec('x')": lambda n: is_call_of(n, "exec"),
-    "os.system('x')": lambda n: is_attribute(n, "os", "system"),
-    "run('x', shell=True)": lambda n: is_keyword(n, "shell", True),
-    "load('x', weights_only=False)": lambda n: is_keyword(n, "weights_only", False),
-    "pickle.load(file)": lambda n: is_attribute(n, "pickle", "load") or is_attribute(n, "pickle", "loads"),
-    "environ['CUDA_VISIBLE_DEVICES'] = '0'": lambda n: (
-        isinstance(n, ast.Constant) and n.value == "CUDA_VISIBLE_DEVICES"
-    ),
+FORBIDDEN = {  # by an example, what the code may not hold
+    "from os.path import *": r"import \*",
+    "try:\n    f()\nexcept:\n    g()": r"except:",
+    "network.cuda()": r"\.cuda\(",
+    "os.chdir('x')": r"\bos\.chdir\b",
+    "from os import chdir": r"from os import .*\bchdir\b",
+    "sys.path.insert(0, 'x')": r"\bsys\.path\b",
+    "from sys import path": r"from sys import .*\bpath\b",
+    "eval('x')": r"(?<![.\w])eval\(",
+    "exec('x')": r"(?<![.\w])exec\(",
+    "os.system('x')": r"\bos\.system\b",
+    "run('x', shell=True)": r"\bshell=True",
+    "load('x', weights_only=False)": r"\bweights_only=False",
+    "pickle.load(file)": r"\bpickle\.loads?\b",
+    "environ['CUDA_VISIBLE_DEVICES'] = '0'": "CUDA_VISIBLE_DEVICES",
 }
 
 
 @pytest.mark.parametrize("snippet", FORBIDDEN)
 def test_what_no_module_may_contain(snippet):
-    forbidden = FORBIDDEN[snippet]
-    assert any(map(forbidden, ast.walk(ast.parse(snippet)))), "the rule does not see its own example"
-    found = [
-        f"{name}:{getattr(n, 'lineno', '?')}" for name, tree in TREES.items() for n in ast.walk(tree) if forbidden(n)
-    ]
-    assert not found
+    forbidden = re.compile(FORBIDDEN[snippet])
+    assert forbidden.search(ast.unparse(ast.parse(snippet))), "the rule does not see its own example"
+    # Unparsed, code has no comments and one way of writing.
+    assert not [name for name, tree in TREES.items() if forbidden.search(ast.unparse(tree))]
 
 
 def in_packages():

@@ -56,6 +56,7 @@ import darkening
 assert "torch" not in sys.modules, "import darkening alone"
 for name in (name for names in darkening.PUBLIC.values() for name in names):
     getattr(darkening, name)
+import minmax
 print([name for name in {HEAVY} if name in sys.modules])
 """
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -45,64 +45,38 @@ def test_pairs_of_sfm(tmp_path):
     assert len(read_whitening_pairs(folder / "retrieval-SfM-120k-whiten.pkl", tmp_path / "runs").queries) == 16
 
 
-def spoil_lengths(lists):
-    lists["train"]["pidxs"].pop()
-
-
-def spoil_position(lists):
-    lists["train"]["qidxs"][0] = 99
-
-
-def spoil_names(lists):
-    lists["train"]["cids"][0] = "../../../etc/passwd"
-
-
-def spoil_list(lists):
-    lists["train"]["cids"] = 24
-
-
-def spoil_keys(lists):
-    del lists["train"]["cluster"]
-
-
-def spoil_split(lists):
-    del lists["train"]
-
-
-def spoil_pairs(lists):
-    lists["train"]["qidxs"], lists["train"]["pidxs"] = [], []
-
-
-def spoil_pair(lists):
-    lists["train"]["pidxs"][0] = lists["train"]["qidxs"][0]
-
-
-def spoil_numbers(lists):
-    lists["train"]["cluster"][0] = "a"
-
-
-LISTS = {
-    "pair": (spoil_pair, "is listed as its own positive"),
-    "no list": (spoil_list, "cids is a int, expected a list"),
-    "numbers": (spoil_numbers, "cluster holds something else than whole numbers"),
-    "lengths": (spoil_lengths, "16 queries with 15 positives"),
-    "position": (spoil_position, "names image 99, there are 24"),
-    "names": (spoil_names, "no id of an image"),
-    "keys": (spoil_keys, "cluster is missing"),
-    "split": (spoil_split, "no split train; it has val"),
-    "pairs": (spoil_pairs, "no place has two images"),
+LISTS = {  # a list of the split, what becomes of it, and the message
+    "pair": ("pidxs", lambda train: [train["qidxs"][0], *train["pidxs"][1:]], "is listed as its own positive"),
+    "no list": ("cids", lambda train: 24, "cids is a int, expected a list"),
+    "numbers": ("cluster", lambda train: ["a", *train["cluster"][1:]], "cluster holds something else than whole numb"),
+    "lengths": ("pidxs", lambda train: train["pidxs"][:-1], "16 queries with 15 positives"),
+    "position": ("qidxs", lambda train: [99, *train["qidxs"][1:]], "names image 99, there are 24"),
+    "names": ("cids", lambda train: ["../../../etc/passwd", *train["cids"][1:]], "no id of an image"),
 }
 
 
 @pytest.mark.parametrize("case", LISTS)
 def test_lists_that_do_not_fit_together_are_refused(tmp_path, case):
-    spoil, message = LISTS[case]
+    key, change, message = LISTS[case]
     file = write_sfm(tmp_path) / "retrieval-SfM-120k.pkl"
     lists = read_plain_pickle(file)
-    spoil(lists)
-    write_pickle(lists, file)
+    write_pickle({**lists, "train": {**lists["train"], key: change(lists["train"])}}, file)
     with pytest.raises(UsageError, match=message):
         read_sfm(file, "train")
+
+
+def test_lists_that_lack_something_are_refused(tmp_path):
+    file = write_sfm(tmp_path) / "retrieval-SfM-120k.pkl"
+    lists = read_plain_pickle(file)
+    train = lists["train"]
+    for given, message in (
+        ({"val": lists["val"]}, "no split train; it has val"),
+        ({"train": {name: train[name] for name in train if name != "cluster"}}, "cluster is missing"),
+        ({"train": {**train, "qidxs": [], "pidxs": []}}, "no place has two images"),
+    ):
+        write_pickle(given, file)
+        with pytest.raises(UsageError, match=message):
+            read_sfm(file, "train")
 
 
 def test_a_missing_or_broken_image_is_named(tmp_path):

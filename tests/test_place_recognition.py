@@ -1,51 +1,15 @@
 """The four scripts of visual place recognition, end to end on built-in places and on files in the real layouts."""
 
 import json
-import subprocess
 
 import numpy as np
 import pytest
 import torch
 from gem import load_place_network
-from PIL import Image
-from place_files import write_folders, write_sfm, write_tokyo
-from place_scripts import SCRIPTS, TASK, command, common, start
-from script_modules import run_ranks
+from place_files import write_folders
+from place_scripts import SCRIPTS, common, start
 
 from minmax.runtime.errors import UsageError
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    root = tmp_path_factory.mktemp("places")
-    write_sfm(root)
-    write_tokyo(root)
-    return root
-
-
-def test_four_scripts_on_built_in_places(tmp_path, capsys):
-    scenes = ["--data", "scenes", "--quick", "--runs", tmp_path]
-    day = start("train_day", *scenes, "--model", "resnet18")
-    darkener = start("train_darkener", *scenes, "--checkpoint", day)
-    adapted = start("train", *scenes, "--checkpoint", day, "--darkener", darkener)
-    flags = ("--data", "scenes", "--images.size", 64, "--quick", "--output", tmp_path / "out")
-    found = start("test", "--checkpoint", adapted, "--before", day, *flags)
-    assert set(found["before"]) == {"scenes, day queries", "scenes, night queries"}
-    assert "| scenes, night queries after " in capsys.readouterr().out
-    results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["checkpoint"]
-    night = found["checkpoint"]["scenes, night queries"]
-    assert results["scenes, night queries"]["mean_average_precision"] == night.mean_average_precision
-    assert len(results["scenes, night queries"]["queries"]) == 12
-    assert night.rankings.shape == (12, 18)
-    for name in ("scenes--day-queries.png", "scenes--night-queries.png"):
-        Image.open(tmp_path / "out" / name).verify()
-    run = adapted.parent
-    for name in ("config.yaml", "log.txt", "metrics.jsonl", "last.pt", "best.pt", "pictures/first_tuple.png"):
-        assert (run / name).is_file(), name
-    before, after = load_place_network(day)[0].state_dict(), load_place_network(adapted)[0].state_dict()
-    assert any(not torch.equal(before[name], after[name]) for name in before)
-    assert all(torch.equal(before[name], after[name]) for name in before if "running_" in name)
-    TASK.assert_goes_on_only_with_its_day_model(day, *scenes)
 
 
 def test_four_scripts_on_the_real_layouts(places, checkpoint, tmp_path):
@@ -91,18 +55,6 @@ def test_whitening_is_learned_once_and_changes_the_descriptors(places, checkpoin
     assert plain["checkpoint"]["247tokyo1k"].answerable == 4
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ("--night.source", "day", "--byol.weight", 0),
-        ("--night.source", "gamma", "--byol.weight", 0),
-        ("--night.source", "short-exposure", "--optim.at-once", 2),
-    ],
-)
-def test_rows_to_compare_are_flags(flags, places, checkpoint, tmp_path):
-    assert start("train", *common(places, tmp_path), "--checkpoint", checkpoint, *flags).is_file()
-
-
 def weights(path):
     return load_place_network(path)[0].state_dict()
 
@@ -116,37 +68,6 @@ def test_tuples_in_memory_together_or_not_give_one_step(places, checkpoint, tmp_
     worst = max(float((one[name] - two[name]).abs().max()) for name in one if one[name].is_floating_point())
     # Adam's first steps are of the size of the rate, whatever the gradient: a sign that flips costs two of them.
     assert worst < 3e-6
-
-
-def test_an_interrupted_run_goes_on_exactly(places, checkpoint, tmp_path):
-    def adapt(name, *flags):
-        shared = ("--checkpoint", checkpoint, "--night.source", "gamma", "--optim.lr", 1e-4, "--name", name)
-        return start("train", *common(places, tmp_path), *shared, "--optim.epochs", 2, *flags)
-
-    whole = adapt("whole")
-    module = SCRIPTS["train"]
-    original, calls = module.step, []
-
-    def interrupted(*arguments):
-        calls.append(None)
-        if len(calls) == 9:  # the second step of the second epoch: three of two tuples each
-            raise KeyboardInterrupt
-        return original(*arguments)
-
-    saved = module.Run._save_if_due
-    module.step, module.Run._save_if_due = interrupted, module.Run.save
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            adapt("parts")
-    finally:
-        module.step, module.Run._save_if_due = original, saved
-    payload = torch.load(tmp_path / "visual-place-recognition/parts/last.pt", weights_only=True)
-    assert payload["progress"]["batch"] == 1 and payload["state"]["tuples"]["epoch"] == 1
-    parts = adapt("parts", "--resume")
-    first, second = weights(whole), weights(parts)
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    lines = [(p.parent / "metrics.jsonl").read_text() for p in (whole, parts)]
-    assert lines[0] == lines[1]
 
 
 def test_a_falling_score_is_shown(places, checkpoint, tmp_path, caplog, monkeypatch):
@@ -185,29 +106,8 @@ def test_a_checkpoint_and_pretrained_weights_contradict(places, checkpoint, tmp_
         start("train_day", *common(places, tmp_path), "--checkpoint", checkpoint, "--pretrained")
 
 
-def test_two_processes_train_together(places, checkpoint, tmp_path):
-    flags = [*common(places, tmp_path), "--checkpoint", checkpoint, "--night.source", "gamma", "--threads", 1]
-    assert run_ranks(command("train", *flags)) == [0, 0]
-    metrics = (tmp_path / "visual-place-recognition/adapt/metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["kind"] for line in metrics] == ["train", "validation"]  # 6 tuples, 2 x 2 a step
-
-
 def test_a_network_fits_its_own_scores_only(places, checkpoint, tmp_path):
     with pytest.raises(UsageError, match="--scales 0"):
         start("test", "--checkpoint", checkpoint, "--data", places, "--scales", 0)
     with pytest.raises(UsageError, match="no checkpoint at"):
         start("test", "--checkpoint", tmp_path / "none.pt", "--data", places)
-
-
-def test_an_error_is_one_line(places, tmp_path):
-    shown = subprocess.run(
-        command("test", "--checkpoint", tmp_path / "none.pt", "--data", places), capture_output=True, text=True
-    )
-    assert shown.returncode == 2
-    assert shown.stderr.strip().splitlines()[-1].startswith("error: no checkpoint at")
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_script_explains_itself(script):
-    shown = subprocess.run(command(script, "--help"), capture_output=True, text=True, check=True)
-    assert "--data" in shown.stdout and "--device" in shown.stdout

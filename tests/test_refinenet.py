@@ -1,15 +1,13 @@
 """Segmentation networks: the authors' numbers, their checkpoints and torchvision's, and what is refused."""
 
-import hashlib
 import json
 import re
 from pathlib import Path
-from urllib.error import URLError
 
 import pytest
 import torch
 import torchvision
-from reference_weights import filled, rand
+from reference_weights import assert_names, assert_numbers, batch_norm, filled, kind_of, linear, rand, tensors_of
 from refinenet import from_released_names
 from segmenter import (
     SegmenterSettings,
@@ -31,15 +29,6 @@ EXPECTED = json.loads((Path(__file__).parent / "segmentation_numbers.json").read
 
 def conv(name, outputs, inputs, bias=False):
     return {f"{name}.weight": (outputs, inputs, 3, 3)} | ({f"{name}.bias": (outputs,)} if bias else {})
-
-
-def linear(name, outputs, inputs):
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
-
-def batch_norm(name, width):
-    buffers = {f"{name}.{kind}": (width,) for kind in ("weight", "bias", "running_mean", "running_var")}
-    return buffers | {f"{name}.num_batches_tracked": ()}
 
 
 def released_shapes(adapted):
@@ -77,30 +66,7 @@ def released_shapes(adapted):
     return shapes | conv("clf_conv", 20, 256, bias=True)
 
 
-def kind_of(name):
-    return torch.int64 if name.endswith("num_batches_tracked") else torch.float32
-
-
 CHECKPOINTS = {"daytime": (False, "segmentation_daytime_refinenet"), "adapted": (True, "segmentation_refinenet_byol")}
-
-
-@pytest.mark.parametrize("case", CHECKPOINTS)
-def test_the_released_checkpoints_are_known_name_by_name(case):
-    adapted, reference = CHECKPOINTS[case]
-    shapes = released_shapes(adapted)
-    lines = sorted(
-        f"module.{name} {shape} {str(kind_of(name)).removeprefix('torch.')}" for name, shape in shapes.items()
-    )
-    expected = EXPECTED["checkpoints"][reference]
-    assert len(lines) == expected["count"]
-    assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == expected["sha256"]
-
-
-def assert_numbers(value, expected, tolerance=1e-8):
-    flat = value.detach().double().flatten()
-    assert list(value.shape) == expected["shape"]
-    torch.testing.assert_close(flat[:16].tolist(), expected["first16"], rtol=tolerance, atol=tolerance)
-    assert float(flat.sum()) == pytest.approx(expected["sum"], rel=tolerance, abs=tolerance)
 
 
 @pytest.fixture(scope="module")
@@ -110,18 +76,12 @@ def reference():
     return filled({name: shape for name, shape in shapes.items() if kind_of(name) == torch.float32})
 
 
-def released_tensors(adapted):
-    """The tensors of a file as the authors publish it, names and shapes as theirs.
-
-    Each is one number seen as a whole tensor, so that the file holds a few hundred kilobytes instead of a gigabyte.
-    """
-    shapes = released_shapes(adapted).items()
-    return {f"module.{name}": torch.ones((), dtype=kind_of(name)).expand(shape) for name, shape in shapes}
-
-
 @pytest.mark.parametrize("case", CHECKPOINTS)
 def test_a_released_file_loads_strictly(case, tmp_path):
-    torch.save({"epoch": 100, "model_state_dict": released_tensors(CHECKPOINTS[case][0])}, tmp_path / "best.pth.tar")
+    adapted, name = CHECKPOINTS[case]
+    assert_names(released_shapes(adapted), EXPECTED["checkpoints"][name])
+    tensors = tensors_of(released_shapes(adapted))
+    torch.save({"epoch": 100, "model_state_dict": tensors}, tmp_path / "best.pth.tar")
     network, settings = load_segmenter(tmp_path / "best.pth.tar")
     assert settings == SegmenterSettings("refinenet_resnet101", outputs=20, width=256)
     assert all(bool((tensor == 1).all()) for tensor in network.state_dict().values())
@@ -277,7 +237,7 @@ def test_foreign_checkpoints_are_refused_with_what_was_expected(checkpoint, tmp_
     with pytest.raises(UsageError, match=r"c.pth: its backbone has \(1, 0, 0, 0\) blocks"):
         torch.save(stock, tmp_path / "c.pth")
         load_segmenter(tmp_path / "c.pth")
-    tensors = released_tensors(adapted=True)
+    tensors = tensors_of(released_shapes(adapted=True))
     del tensors["module.clf_conv.bias"]
     torch.save(tensors, tmp_path / "b.pth")
     with pytest.raises(UsageError, match=r"1 missing \(decoder.classifier.bias\)"):
@@ -293,14 +253,3 @@ def test_void_pixels_are_not_learned_and_a_batch_of_them_costs_nothing():
     labels[0, 0, 0] = 3
     expected = torch.nn.functional.cross_entropy(logits[:, :, 0, 0], torch.tensor([3]))
     torch.testing.assert_close(pixel_cross_entropy(logits, labels), expected)
-
-
-@pytest.mark.parametrize("model", ["refinenet_resnet18", "deeplabv3_resnet50"])
-def test_weights_that_cannot_be_downloaded_are_told_in_a_line(model, monkeypatch, tmp_path):
-    def offline(*_, **__):
-        raise URLError("no route")
-
-    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(UsageError, match="cannot download the ImageNet weights of resnet.*connect once"):
-        build_segmenter(SegmenterSettings(model), pretrained=True)

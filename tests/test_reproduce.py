@@ -379,15 +379,6 @@ def test_runs_of_other_settings_never_enter_a_table(reproduce, scripts, tmp_path
     assert scripts.started == [] and (tmp_path / "comparison.md").read_text() == table
 
 
-def test_a_row_whose_flags_have_changed_is_refused(reproduce, scripts, tmp_path, monkeypatch):
-    reproduce.main(config_of(reproduce, tmp_path))
-    table = reproduce.load_rows()
-    table.rows["gamma"] = reproduce.Row("gamma night", "--night.source gamma --jitter 0", None)
-    monkeypatch.setattr(reproduce, "load_rows", lambda: table)
-    with pytest.raises(UsageError, match=r"the finished run .*gamma-0 is of `train.py .*, where `train.py .*"):
-        reproduce.main(config_of(reproduce, tmp_path))
-
-
 # ------------------------------------------------------------------------------------------ what is reported
 
 CHOOSING = "for choosing (day images only)"

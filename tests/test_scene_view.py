@@ -5,10 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 
-from darkening import Darkener, DarkenerSettings, load_darkener, save_darkener, scene_view
-from darkening.darkener_files import NIGHT_TO_LOOK_AT, SHIPPED
+from darkening import Darkener, DarkenerSettings, load_darkener, scene_view
+from darkening.darkener_files import NIGHT_TO_LOOK_AT
 from darkening.night_view import LearnedNight, NightView
 from darkening.planned_night import planned_night
 from darkening.scene_view import (
@@ -149,19 +148,6 @@ def test_gradients_reach_every_weight():
     assert not silent
 
 
-def test_view_is_a_setting_that_older_checkpoints_lack(tmp_path):
-    file = tmp_path / "darkener.pt"
-    save_darkener(scene_darkener().float(), file)
-    assert load_darkener(file).settings.view == "scene"
-    old = Darkener(DarkenerSettings(width=8))
-    save_darkener(old, file)
-    payload = torch.load(file, weights_only=True)
-    del payload["settings"]["view"]
-    torch.save(payload, file)
-    images = images_of().float()
-    assert torch.equal(load_darkener(file).darken(images, torch.tensor(0.1)), old.darken(images, torch.tensor(0.1)))
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -209,13 +195,6 @@ def test_the_shipped_night_is_the_same_whatever_the_size_of_the_photo(shipped, s
     large = F.interpolate(day, scale_factor=4, mode="nearest")
     small_night, large_night = (shipped.darken(images, torch.tensor(0.1)) for images in (day, large))
     torch.testing.assert_close(F.avg_pool2d(large_night, 4), small_night, rtol=0, atol=5e-3)
-
-
-def test_the_shipped_file_holds_no_subnormal_weights():
-    with safe_open(SHIPPED[NIGHT_TO_LOOK_AT], framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118  (not a dict)
-            weights = file.get_tensor(name).abs()
-            assert ((weights == 0) | (weights >= torch.finfo(torch.float32).tiny)).all()
 
 
 def test_frames_of_a_video_darken_alike_in_parts_and_at_once_and_do_not_flicker(shipped, scenes):

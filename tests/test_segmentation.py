@@ -1,9 +1,7 @@
 """The four scripts of segmentation, end to end on built-in scenes and on files in the real layouts."""
 
-import json
 import os
 import shutil
-import subprocess
 import zipfile
 from io import BytesIO
 
@@ -11,41 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from script_modules import run_ranks
-from segmentation_scripts import SCRIPTS, SIZE, TASK, command, common, start
-from segmenter import load_segmenter
+from segmentation_scripts import SCRIPTS, SIZE, common, start
 from street_labels import VOID
 
 from darkening.apply import Config as ApplyConfig
 from darkening.apply import main as darken
 from darkening.night_view import NightConfig
-from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.errors import UsageError
 
 CELL = ("--night.cell", 8)
 SMALL = ("--model", "refinenet_resnet18", "--width", 8)
-
-
-def test_four_scripts_on_built_in_scenes(tmp_path, capsys):
-    scenes = ["--data", "scenes", "--quick", "--runs", tmp_path]
-    day = start("train_day", *scenes, *SMALL)
-    darkener = start("train_darkener", *scenes, "--checkpoint", day)
-    adapted = start("train", *scenes, "--checkpoint", day, "--darkener", darkener)
-    flags = ("--checkpoint", adapted, "--before", day, "--data", "scenes", "--quick")
-    found = start("test", *flags, "--images.size", 64, 64, "--output", tmp_path / "out")
-    assert set(found["before"]) == {"scenes, test_day", "scenes, test_night"}
-    assert "| traffic light |" in capsys.readouterr().out
-    results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["checkpoint"]
-    night = found["checkpoint"]["scenes, test_night"]
-    assert results["scenes, test_night"]["mean_iou"] == night.mean()
-    assert night.confusion.sum() == 16 * 64 * 64
-    for name in ("scenes__test_day.png", "scenes__test_night.png", "confusion.png"):
-        Image.open(tmp_path / "out" / name).verify()
-    run = adapted.parent
-    for name in ("config.yaml", "log.txt", "metrics.jsonl", "last.pt", "best.pt", "pictures/first_batch.png"):
-        assert (run / name).is_file(), name
-    before, after = load_segmenter(day)[0].state_dict(), load_segmenter(adapted)[0].state_dict()
-    assert any(not torch.equal(before[name], after[name]) for name in before)
-    TASK.assert_goes_on_only_with_its_day_model(day, *scenes)
 
 
 def test_four_scripts_on_the_real_layouts(streets, tmp_path):
@@ -96,51 +69,6 @@ def test_the_batch_size_of_a_test_changes_nothing(streets, segmenter, tmp_path):
     assert all(torch.equal(one[title].confusion, two[title].confusion) for title in one)
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ("--night.source", "gamma"),
-        ("--night.source", "day", "--byol.weight", 0),
-        ("--night.source", "short-exposure", "--byol.distance", "cosine"),
-        ("--night.source", "brightness", "--byol.batch-norm", "joint"),
-        ("--night.source", "gamma", "--photometry.cutout", 1, "--photometry.blur", 1, "--images.scale", 0.5, 0.6),
-    ],
-)
-def test_rows_to_compare_are_flags(flags, streets, segmenter, tmp_path):
-    assert start("train", *common(streets, tmp_path), "--checkpoint", segmenter, *CELL, *flags).is_file()
-
-
-def lines(path):
-    return [line for line in path.read_text().splitlines() if '"train"' in line]
-
-
-def test_an_interrupted_run_goes_on_exactly(streets, segmenter, tmp_path):
-    def adapt(name, epochs, *flags):
-        shared = ("--checkpoint", segmenter, "--night.source", "gamma", "--optim.epochs", epochs, "--name", name)
-        return start("train", *common(streets, tmp_path), *CELL, *shared, *flags)
-
-    whole = adapt("whole", 2)
-    module = SCRIPTS["train"]
-    original, calls = module.step, []
-
-    def interrupted(*arguments):
-        calls.append(None)
-        if len(calls) == 5:  # in the second epoch: three steps each
-            raise RunError("stop")
-        return original(*arguments)
-
-    module.step = interrupted
-    try:
-        with pytest.raises(RunError, match="stop"):
-            adapt("parts", 2)
-    finally:
-        module.step = original
-    parts = adapt("parts", 2, "--resume")
-    first, second = load_segmenter(whole)[0].state_dict(), load_segmenter(parts)[0].state_dict()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert lines(whole.parent / "metrics.jsonl") == lines(parts.parent / "metrics.jsonl")
-
-
 def test_nights_made_in_advance_are_paired_by_name(streets, segmenter, tmp_path):
     source, folder = streets / "Cityscapes" / "leftImg8bit" / "train", tmp_path / "dark"
     darken(ApplyConfig(input=source, output=folder, night=NightConfig(source="gamma", exposure=(0.1, 0.1)), workers=0))
@@ -188,14 +116,16 @@ def test_an_image_that_its_exif_entry_turns_has_no_night_made_in_advance(streets
         start("train", *common(tmp_path, tmp_path), "--checkpoint", segmenter, "--darkened", folder)
 
 
-def test_a_continued_run_must_find_the_daytime_model_unchanged(streets, segmenter, tmp_path):
-    copy = shutil.copy(segmenter, tmp_path / "day.pt")
-    flags = (*common(streets, tmp_path), "--checkpoint", copy, "--night.source", "gamma", *CELL)
-    start("train", *flags)
-    payload = torch.load(copy, weights_only=True)
-    torch.save({**payload, "config": {"changed": True}}, copy)
-    with pytest.raises(UsageError, match="last.pt was made with data .*--checkpoint"):
-        start("train", *flags, "--resume")
+@pytest.mark.parametrize("changed", ["checkpoint", "darkener"])
+def test_a_continued_run_must_find_what_it_started_with(changed, streets, segmenter, darkener, tmp_path):
+    files = {"checkpoint": segmenter, "darkener": darkener}
+    files[changed] = shutil.copy(files[changed], tmp_path / "copy.pt")
+    given = [word for name, file in files.items() for word in (f"--{name}", file)]
+    start("train", *common(streets, tmp_path), *given, *CELL)
+    payload = torch.load(files[changed], weights_only=True)
+    torch.save({**payload, "config": {"changed": True}}, files[changed])
+    with pytest.raises(UsageError, match=f"last.pt was made with data .*--{changed}"):
+        start("train", *common(streets, tmp_path), *given, *CELL, "--resume")
 
 
 def test_a_continued_run_must_find_the_validation_images_unchanged(streets, tmp_path):
@@ -205,16 +135,6 @@ def test_a_continued_run_must_find_the_validation_images_unchanged(streets, tmp_
     os.utime(next((tmp_path / "Cityscapes/gtFine/val").rglob("*.png")), (1, 1))
     with pytest.raises(UsageError, match="last.pt was made with data .*validation"):
         start("train_day", *flags, "--resume")
-
-
-def test_a_continued_run_must_find_the_darkener_unchanged(streets, segmenter, darkener, tmp_path):
-    copy = shutil.copy(darkener, tmp_path / "darkener.pt")
-    flags = (*common(streets, tmp_path), "--checkpoint", segmenter, "--darkener", copy, *CELL)
-    start("train", *flags)
-    payload = torch.load(copy, weights_only=True)
-    torch.save({**payload, "config": {"changed": True}}, copy)
-    with pytest.raises(UsageError, match="last.pt was made with data .*--darkener"):
-        start("train", *flags, "--resume")
 
 
 def test_a_size_that_the_network_cannot_take_is_refused(streets, tmp_path):
@@ -259,43 +179,18 @@ def test_without_day_data_only_the_nights_are_measured(streets, segmenter, tmp_p
         start("test", *flags)
 
 
-def test_two_processes_train_together(streets, segmenter, tmp_path):
-    """Two gloo ranks run the real script with four features each; they must agree and write one run."""
-    flags = [*common(streets, tmp_path), "--checkpoint", segmenter, "--night.source", "gamma", *CELL, "--threads", 1]
-    assert run_ranks(command("train", *flags)) == [0, 0]
-    found = [
-        json.loads(line)["kind"] for line in (tmp_path / "segmentation/adapt/metrics.jsonl").read_text().splitlines()
-    ]
-    assert found == ["train", "validation"]  # 6 images, 2 x 2 a step
-
-
-def break_missing(folder):
-    (folder / "ulm" / "ulm_000001_000019_leftImg8bit.png").unlink()
-
-
-def break_surplus(folder):
-    Image.new("RGB", (64, 48)).save(folder / "ulm" / "extra.png")
-
-
-def break_size(folder):
-    Image.new("RGB", (60, 48)).save(folder / "ulm" / "ulm_000001_000019_leftImg8bit.png")
-
-
-def break_twice(folder):
-    Image.new("RGB", (64, 48)).save(folder / "ulm_000001_000019_leftImg8bit.png")
-
-
-def break_file(folder):
-    (folder / "ulm" / "ulm_000001_000019_leftImg8bit.png").write_bytes(b"")
-
-
+NAME = "ulm_000001_000019_leftImg8bit.png"
 DARKENED = {
-    "missing": (break_missing, "lacks 1 of 6 images: ulm_000001_000019_leftImg8bit.png"),
-    "surplus": (break_surplus, "holds 1 files that are no training image: extra.png"),
-    "size": (break_size, "ulm_000001_000019_leftImg8bit.png is 60x48, its day image 64x48"),
-    "twice": (break_twice, "ulm_000001_000019_leftImg8bit.png is there twice"),
-    "broken": (break_file, "1 of 6 images of"),
+    "missing": (lambda f: (f / "ulm" / NAME).unlink(), f"lacks 1 of 6 images: {NAME}"),
+    "surplus": (lambda f: street(f / "ulm" / "extra.png"), "holds 1 files that are no training image: extra.png"),
+    "size": (lambda f: street(f / "ulm" / NAME, width=60), f"{NAME} is 60x48, its day image 64x48"),
+    "twice": (lambda f: street(f / NAME), f"{NAME} is there twice"),
+    "broken": (lambda f: (f / "ulm" / NAME).write_bytes(b""), "1 of 6 images of"),
 }
+
+
+def street(file, width=64):
+    Image.new("RGB", (width, 48)).save(file)
 
 
 @pytest.mark.parametrize("case", DARKENED)
@@ -308,9 +203,3 @@ def test_a_folder_of_nights_that_does_not_fit_is_refused(case, streets, segmente
         start("train", *common(streets, tmp_path), "--checkpoint", segmenter, "--darkened", folder)
     assert message in str(caught.value)
     assert not (tmp_path / "segmentation").exists()
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_every_script_explains_itself(script):
-    shown = subprocess.run(command(script, "--help"), capture_output=True, text=True, check=True)
-    assert "--images.size" in shown.stdout and "--device" in shown.stdout

@@ -79,39 +79,8 @@ def test_night_images_are_never_trained_or_selected_on(streets, segmenter, tmp_p
     assert measure(network, images, CONFIG.size, RUNTIME)[0].confusion.sum() == 2 * 32 * 48  # reporting is allowed
 
 
-def without_labels(root):
-    (root / "gtFine/train/ulm/ulm_000002_000019_gtFine_labelIds.png").unlink()
-
-
-def without_image(root):
-    (root / "leftImg8bit/train/ulm/ulm_000002_000019_leftImg8bit.png").unlink()
-
-
-def foreign_ids(root):
-    Image.fromarray(np.full((48, 64), 255, np.uint8)).save(
-        root / "gtFine/train/ulm/ulm_000002_000019_gtFine_labelIds.png"
-    )
-
-
-def coloured_labels(root):
-    Image.new("RGB", (64, 48)).save(root / "gtFine/train/ulm/ulm_000002_000019_gtFine_labelIds.png")
-
-
-def other_size(root):
-    Image.new("L", (32, 24)).save(root / "gtFine/train/ulm/ulm_000002_000019_gtFine_labelIds.png")
-
-
-def broken_image(root):
-    file = root / "leftImg8bit/train/ulm/ulm_000002_000019_leftImg8bit.png"
-    file.write_bytes(file.read_bytes()[:400])
-
-
-def no_folder(root):
-    shutil.rmtree(root / "gtFine")
-
-
-def a_file_among_cities(root):
-    (root / "leftImg8bit/train/readme.txt").touch()
+IMAGE = "leftImg8bit/train/ulm/ulm_000002_000019_leftImg8bit.png"
+LABELS = "gtFine/train/ulm/ulm_000002_000019_gtFine_labelIds.png"
 
 
 def empty(root):
@@ -121,20 +90,26 @@ def empty(root):
 
 
 SPOILT = {
-    "without_labels": (
-        without_labels,
-        r"holds 1 images without labels, missing: gtFine/train/ulm/ulm_000002_000019_gtFine_labelIds.png",
+    "no labels": (lambda r: (r / LABELS).unlink(), f"holds 1 images without labels, missing: {LABELS}"),
+    "no image": (lambda r: (r / IMAGE).unlink(), f"holds 1 labels without an image: {LABELS}"),
+    "foreign ids": (
+        lambda r: Image.new("L", (64, 48), 255).save(r / LABELS),
+        "gtFine_labelIds.png: holds the ids 255; expected label ids",
     ),
-    "without_image": (
-        without_image,
-        "holds 1 labels without an image: gtFine/train/ulm/ulm_000002_000019_gtFine_labelIds.png",
+    "colours": (lambda r: Image.new("RGB", (64, 48)).save(r / LABELS), "holds RGB pixels; expected one byte"),
+    "another size": (
+        lambda r: Image.new("L", (32, 24)).save(r / LABELS),
+        "labels and image are of different sizes, 32x24 and 64x48",
     ),
-    "foreign_ids": (foreign_ids, "ulm_000002_000019_gtFine_labelIds.png: holds the ids 255; expected label ids"),
-    "coloured_labels": (coloured_labels, "holds RGB pixels; expected one byte"),
-    "other_size": (other_size, "labels and image are of different sizes, 32x24 and 64x48"),
-    "broken_image": (broken_image, "1 of 6 images of .* cannot be used:\\n .*ulm_000002_000019_leftImg8bit.png: "),
-    "no_folder": (no_folder, "no folder .*gtFine/train; expected .* found leftImg8bit"),
-    "a_file_among_cities": (a_file_among_cities, "readme.txt is a file; .* holds a folder for each city"),
+    "broken": (
+        lambda r: (r / IMAGE).write_bytes((r / IMAGE).read_bytes()[:400]),
+        "1 of 6 images of .* cannot be used:\n .*ulm_000002_000019_leftImg8bit.png: ",
+    ),
+    "no folder": (lambda r: shutil.rmtree(r / "gtFine"), "no folder .*gtFine/train; expected .* found leftImg8bit"),
+    "a file among cities": (
+        lambda r: (r / "leftImg8bit/train/readme.txt").touch(),
+        "readme.txt is a file; .* holds a folder for each city",
+    ),
     "empty": (empty, "no images of"),
 }
 

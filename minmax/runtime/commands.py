@@ -77,13 +77,11 @@ class Commands:
         given = [flag.replace(str(self.runs), "RUNS") for flag in (script, *self.common, *flags)]
         made = {"flags": " ".join(given), "recipe": self._sections[SECTIONS[Path(script).stem]]}
         if finished.exists():
-            before = json.loads(finished.read_text(encoding="utf-8") or "{}")
+            before = json.loads(finished.read_text(encoding="utf-8"))
             if before != made:
-                what = f"`{before.get('flags')}`, where `{made['flags']}` is asked for"
-                if before.get("flags") == made["flags"]:
+                what = f"`{before['flags']}`, where `{made['flags']}` is asked for"
+                if before["flags"] == made["flags"]:
                     what = "another recipe"
-                if not before:
-                    what = "an earlier version"
                 raise UsageError(f"the finished run {run} is of {what}; choose another --runs, or remove it")
         else:
             resume = ("--resume",) if (run / "config.yaml").exists() else ()
