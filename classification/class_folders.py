@@ -23,10 +23,10 @@ from media.pictures import (
     orientation,
 )
 from minmax.runtime.archives import unpacking_folder
-from minmax.runtime.checked import find_problems
-from minmax.runtime.config import REPOSITORY, require
+from minmax.runtime.config import DEFAULT_RUNS, require
 from minmax.runtime.errors import RunError, UsageError
-from minmax.runtime.splits import NIGHT_SPLITS, Labelled, evenly_spaced, opened
+from minmax.runtime.file_checks import find_problems
+from minmax.runtime.splits import NIGHT_SPLITS, Labelled, check_split, evenly_spaced
 from minmax.runtime.splits import Split as Split
 from scenes import CLASSES, HELD_OUT_NIGHT, render_labelled
 
@@ -124,7 +124,7 @@ def open_split(
     config: ImageConfig,
     classes: tuple[str, ...] | None = None,
     quick: bool = False,
-    cache: Path = REPOSITORY / "runs",
+    cache: Path = DEFAULT_RUNS,
 ) -> LabelledImages:
     """Open one split of a data set, or of the built-in scenes when `data` is `scenes`.
 
@@ -144,13 +144,13 @@ def open_split(
         images: LabelledImages = SceneImages(split, count, config.size, cache / "scenes")
         if classes is not None and classes != images.classes:
             raise UsageError(f"the network knows {_listed(classes)}, the scenes show {_listed(images.classes)}")
-        return opened(images, split)
+        return check_split(images, split)
     root = Path(data)
     found, files, labels = _scan(root, split, classes)
     if quick:
         files, labels = evenly_spaced(files, QUICK_SCENES), evenly_spaced(labels, QUICK_SCENES)
     images = FolderImages(root, split, found, files, labels)
-    bad = _unreadable(images, cache / "checked")
+    bad = _find_unreadable(images, cache / "checked")
     if len(bad) > config.skip_corrupt * len(images):
         problems = [f"{name}: {why}" for name, why in bad.items()]
         raise UsageError(
@@ -163,7 +163,7 @@ def open_split(
     readable = FolderImages(root, split, found, [files[i] for i in kept], [labels[i] for i in kept])
     if config.evaluation == "native":
         _require_one_size(readable)
-    return opened(readable, split)
+    return check_split(readable, split)
 
 
 def class_names(data: str, split: Split) -> tuple[str, ...]:
@@ -245,7 +245,7 @@ def _require_one_size(images: FolderImages) -> None:
         )
 
 
-def _unreadable(images: FolderImages, records: Path) -> dict[str, str]:
+def _find_unreadable(images: FolderImages, records: Path) -> dict[str, str]:
     """Names of broken files with the reason."""
 
     def problem(file: Path) -> str | None:

@@ -53,13 +53,13 @@ def main(config: Config) -> dict[str, dict[str, ClassAccuracy]]:
         }
         output = config.open_output()
 
-        def measured(_: str, network: nn.Module, images: LabelledImages) -> ClassAccuracy:
+        def measure_one(_: str, network: nn.Module, images: LabelledImages) -> ClassAccuracy:
             [accuracy] = measure(
                 network, images, config.images, runtime, batch_size=config.batch_size, workers=config.workers
             )
             return accuracy
 
-        found = compare(config, networks, splits, measured)
+        found = compare(config, networks, splits, measure_one)
     tables = [
         found.summary(
             ["images", "top-1 %", "balanced %", "calibration error %"],

@@ -56,8 +56,8 @@ class TrainingClips(Dataset[Views]):
         day = self.clips.load(index, frames)
         night = day if self.darkened is None else self.darkened.load(index, frames)
         return Views(
-            augmented(day, self.config.size, generator, self.flip),
-            augmented(night, self.config.size, generator, self.flip),
+            augment(day, self.config.size, generator, self.flip),
+            augment(night, self.config.size, generator, self.flip),
             torch.tensor(self.clips.labels[index]),
         )
 
@@ -68,7 +68,7 @@ def draw_frames(clips: LabelledClips, index: int, config: ClipConfig, generator:
     return frames_of_clip(clips.counts[index], config.length, clips.interval, start)
 
 
-def augmented(frames: Tensor, size: int, generator: torch.Generator, flip: float = 0.5) -> Tensor:
+def augment(frames: Tensor, size: int, generator: torch.Generator, flip: float = 0.5) -> Tensor:
     """One random geometry for all frames: aspect, zoom, crop and flip.
 
     Args:
@@ -95,7 +95,7 @@ def augmented(frames: Tensor, size: int, generator: torch.Generator, flip: float
     return cropped.transpose(0, 1).contiguous()
 
 
-def whole(frames: Tensor, size: int) -> Tensor:
+def crop_centre(frames: Tensor, size: int) -> Tensor:
     """Frames for evaluation: brought to a square of 8/7 of the size, and its centre cropped out.
 
     Args:
@@ -140,7 +140,7 @@ class WholeClips(Dataset[tuple[Tensor, Tensor]]):
         places = {frame: place for place, frame in enumerate(distinct)}
         # Each frame once, however many rounds show it; a few at a time, as they come in the video's own size.
         parts = [distinct[start : start + _AT_ONCE] for start in range(0, len(distinct), _AT_ONCE)]
-        shown = torch.cat([whole(self.clips.load(index, part), self.config.size) for part in parts], dim=1)
+        shown = torch.cat([crop_centre(self.clips.load(index, part), self.config.size) for part in parts], dim=1)
         rounds = torch.stack([shown[:, [places[frame] for frame in frames]] for frames in chosen])
         return rounds, torch.tensor(self.clips.labels[index])
 
@@ -174,4 +174,4 @@ class DayClips(Dataset[Tensor]):
         epoch, index = position
         generator = generator_for(self.seed, "day clip", epoch, index)
         frames = self.clips.load(index, draw_frames(self.clips, index, self.config, generator))
-        return augmented(frames, self.config.size, generator, self.flip)
+        return augment(frames, self.config.size, generator, self.flip)

@@ -141,7 +141,7 @@ def build_i3d(
     return nn.Sequential(OrderedDict(layers))
 
 
-def inflated(images_weights: Mapping[str, Tensor], clips_network: nn.Module) -> dict[str, Tensor]:
+def inflate(images_weights: Mapping[str, Tensor], clips_network: nn.Module) -> dict[str, Tensor]:
     """The weights of a network for images, spread over time for one for clips whose tensors have the same names.
 
     A filter is repeated along time and divided by its number of frames: a clip of one repeated frame then gives what

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 import torchvision
-from i3d import DEPTHS, build_i3d, inflated
+from i3d import DEPTHS, build_i3d, inflate
 from torch import Tensor, nn
 
 from minmax.features import IMAGENET_STATISTICS, FeatureModel, InputNormalization
@@ -112,7 +112,7 @@ def _network(settings: RecogniserSettings, pretrained: bool, init: Path | None) 
         images = torchvision.models.get_model(backbone, weights="DEFAULT" if pretrained else None)
         if init is not None:
             load_start(images, read_start(init), init)
-        network.load_state_dict(inflated(images.state_dict(), network) | own)
+        network.load_state_dict(inflate(images.state_dict(), network) | own)
     return network
 
 

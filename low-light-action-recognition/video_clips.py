@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from arid import Video
 from clips import ClipConfig, LabelledClips
 from torch import Tensor
 from tqdm import tqdm
+from video_trees import Video
 
 from media.pictures import files_below, listed_below
 from media.video_frames import VIDEO_SUFFIXES, BrokenVideo, count_frames, read_frames
@@ -65,7 +65,7 @@ class VideoClips(LabelledClips):
         return digest.hexdigest()[:16]
 
 
-def checked_clips(clips: VideoClips, config: ClipConfig, cache: Path) -> VideoClips:
+def check_clips(clips: VideoClips, config: ClipConfig, cache: Path) -> VideoClips:
     """The same videos with their numbers of frames, without those that cannot be read.
 
     Every file is decoded once; what is found is kept in the cache, so that later runs need not.
@@ -149,7 +149,7 @@ def find_darkened(clips: LabelledClips, folder: Path, cache: Path) -> VideoClips
     if missing:
         raise UsageError(f"--darkened {folder}: lacks {len(missing)} of {len(clips)} videos: {', '.join(missing[:3])}")
     unchecked = VideoClips(folder, clips.split, clips.classes, videos, [], clips.interval)
-    checked = checked_clips(unchecked, ClipConfig(), cache)
+    checked = check_clips(unchecked, ClipConfig(), cache)
     for video, day, night in zip(checked.videos, clips.counts, checked.counts, strict=True):
         if day != night:
             raise UsageError(f"--darkened {folder}: {video.file} has {night} frames, by day it has {day}")

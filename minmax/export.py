@@ -65,7 +65,9 @@ class Source(NamedTuple):
 SOURCES = {
     "similarity-minmax/classifier": Source("classification", "classifier", "load_classifier", "scores"),
     "similarity-minmax/segmenter": Source("segmentation", "segmenter", "load_segmenter", "scores"),
-    "similarity-minmax/place-network": Source("visual-place-recognition", "gem", "load_place_network", "descriptors"),
+    "similarity-minmax/place-network": Source(
+        "visual-place-recognition", "place_checkpoints", "load_place_network", "descriptors"
+    ),
     "similarity-minmax/recogniser": Source("low-light-action-recognition", "recogniser", "load_recogniser", "scores"),
     DARKENER: Source("", "darkening.darkener_files", "load_darkener", "night"),
 }

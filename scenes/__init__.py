@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scenes.cache import Domain, cache_file, kept
+from scenes.cache import Domain, cache_file, render_or_load
 from scenes.motion import MOTIONS, render_clips
 from scenes.night import HELD_OUT_NIGHT, NightSettings, render_night
 from scenes.objects import CLASSES
@@ -69,7 +69,7 @@ def render_labelled(
     `NightSettings()`, also in the cache, and `HELD_OUT_NIGHT` stands for other lamps and cameras. Days ignore them.
     """
     cache = cache_file(cache_dir, str(count), domain, size, seed, settings)
-    return kept(
+    return render_or_load(
         cache,
         count,
         (size, size, 3),
@@ -98,4 +98,4 @@ def render_segmented(
         return image, scene.label
 
     cache = cache_file(cache_dir, str(count), domain, size, seed, settings, "-pixels")
-    return kept(cache, count, (size, size, 3), np.uint8, f"{domain} scenes", render)
+    return render_or_load(cache, count, (size, size, 3), np.uint8, f"{domain} scenes", render)

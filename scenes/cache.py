@@ -36,7 +36,7 @@ def cache_file(
     return folder / f"scenes-v{GENERATOR_VERSION}-{domain}-{described}x{size}-seed{seed}{digest}{ending}.npz"
 
 
-def kept(
+def render_or_load(
     file: Path | None,
     count: int,
     shape: tuple[int, ...],
@@ -47,7 +47,7 @@ def kept(
     """Images or clips `(count, *shape)` with what belongs to each, from a file or rendered (and kept in it).
 
     Args:
-        file: where they are kept, if anywhere.
+        file: where they are render_or_load, if anywhere.
         count: how many there are.
         shape: of each, such as (size, size, 3).
         kind: numpy's type of what belongs to each image.

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from scenes.cache import Domain, cache_file, kept
+from scenes.cache import Domain, cache_file, render_or_load
 from scenes.night import NightSettings, render_night
 from scenes.objects import CLASSES
 from scenes.sprites import Camera, Placed, Rng, Sprite
@@ -124,4 +124,4 @@ def render_clips(
     def render(index: int) -> tuple[NDArray[np.uint8], int]:
         return render_clip(domain, index, frames, size, seed, settings), motion_label(index, seed)
 
-    return kept(cache, count, (frames, size, size, 3), np.int64, f"{domain} clips", render)
+    return render_or_load(cache, count, (frames, size, size, 3), np.int64, f"{domain} clips", render)

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from scenes.cache import Domain, cache_file, kept
+from scenes.cache import Domain, cache_file, render_or_load
 from scenes.night import NightSettings, render_night
 from scenes.objects import CLASSES
 from scenes.sprites import Camera
@@ -65,4 +65,4 @@ def render_places(
         image = render_day(scene, view_rng) if domain == "day" else render_night(scene, view_rng, settings)
         return image, place
 
-    return kept(cache, places * views, (size, size, 3), np.int64, f"{domain} places", render)
+    return render_or_load(cache, places * views, (size, size, 3), np.int64, f"{domain} places", render)

@@ -18,9 +18,9 @@ from street_images import (
 )
 
 from media.pictures import PICTURE_SUFFIXES, files_below
-from minmax.runtime.config import REPOSITORY, require
+from minmax.runtime.config import DEFAULT_RUNS, require
 from minmax.runtime.errors import UsageError
-from minmax.runtime.splits import Split, opened
+from minmax.runtime.splits import Split, check_split
 
 DEFAULT_DATA = Path(__file__).resolve().parent / "data" / "Cityscapes"
 LAYOUT = "{leftImg8bit,gtFine}/{train,val}/CITY/NAME{_leftImg8bit,_gtFine_labelIds}.png"
@@ -53,7 +53,7 @@ class StreetConfig:
 
 
 def open_streets(
-    data: str, split: Split, config: StreetConfig, quick: bool = False, cache: Path = REPOSITORY / "runs"
+    data: str, split: Split, config: StreetConfig, quick: bool = False, cache: Path = DEFAULT_RUNS
 ) -> StreetImages:
     """Open one split of Cityscapes' layout, or of the built-in scenes when `data` is `scenes`.
 
@@ -71,11 +71,11 @@ def open_streets(
         square = config.size[0] == config.size[1]
         require(square, "--images.size", config.size, "a square for the built-in scenes, such as 96 96")
         count = min(QUICK_IMAGES, SCENE_COUNTS[split]) if quick else SCENE_COUNTS[split]
-        return opened(SceneStreets(split, count, config.size[0], cache / "scenes"), split)
+        return check_split(SceneStreets(split, count, config.size[0], cache / "scenes"), split)
     if split not in ("train", "val"):
         raise UsageError(f"{data} has no split {split}: Cityscapes' layout has train and val, both by day")
     images = find_cityscapes(Path(data).expanduser(), split)
-    return opened(check_files(images.subset(QUICK_IMAGES) if quick else images, cache / "checked"), split)
+    return check_split(check_files(images.subset(QUICK_IMAGES) if quick else images, cache / "checked"), split)
 
 
 def find_cityscapes(root: Path, split: Literal["train", "val"], is_night: bool = False) -> StreetFiles:

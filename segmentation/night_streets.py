@@ -8,7 +8,7 @@ from cityscapes import find_cityscapes, pair_up
 from street_images import QUICK_IMAGES, StreetFile, StreetFiles, check_files
 
 from media.pictures import files_below
-from minmax.runtime.config import REPOSITORY
+from minmax.runtime.config import DEFAULT_RUNS
 from minmax.runtime.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ DARK_ZURICH_TEST = Path("rgb_anon/test/night")
 CITYSCAPES = Path("leftImg8bit/val")
 
 
-def open_night(root: Path, quick: bool = False, cache: Path = REPOSITORY / "runs") -> StreetFiles:
+def open_night(root: Path, quick: bool = False, cache: Path = DEFAULT_RUNS) -> StreetFiles:
     """Open a night data set; Dark Zurich's test images come without labels.
 
     Args:
@@ -54,7 +54,7 @@ def open_night(root: Path, quick: bool = False, cache: Path = REPOSITORY / "runs
     )
 
 
-def default_nights() -> list[Path]:
+def find_default_nights() -> list[Path]:
     """The night data sets that lie at their default places."""
     return [DEFAULT_FOLDER / name for name in DEFAULT_NAMES if (DEFAULT_FOLDER / name).is_dir()]
 

@@ -13,8 +13,8 @@ from street_labels import to_train_ids
 from torch import Tensor
 
 from media.pictures import DECODING_ERRORS, decode_picture, listed_below
-from minmax.runtime.checked import find_problems
 from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.file_checks import find_problems
 from minmax.runtime.splits import NIGHT_SPLITS, Examples, Split, evenly_spaced
 from scenes import HELD_OUT_NIGHT, render_segmented
 

@@ -37,6 +37,6 @@ def to_train_ids(label_ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(_TABLE[label_ids])
 
 
-def coloured(labels: Tensor) -> Tensor:
+def colour_labels(labels: Tensor) -> Tensor:
     """Train ids `(H, W)` as a picture `(3, H, W)` in [0, 1]."""
     return COLOURS[labels.long().cpu()].permute(2, 0, 1) / 255.0

@@ -69,14 +69,14 @@ class TrainingStreets(Dataset[Views]):
         assert labels is not None
         views = [ImageTensor(image)]
         if self.darkened is not None:
-            views.append(ImageTensor(self._darkened(index)))
+            views.append(ImageTensor(self._load_darkened(index)))
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.manual_seed(derive_seed(self.seed, "geometry", epoch, index))
             *views, labels = self.geometry(*views, Mask(labels))
         day, night = (view.as_subclass(Tensor) for view in (views[0], views[-1]))
         return Views(day, night, labels.as_subclass(Tensor).long())
 
-    def _darkened(self, index: int) -> Tensor:
+    def _load_darkened(self, index: int) -> Tensor:
         assert self.darkened is not None
         try:
             return decode_picture(self.darkened[index], self.size)

@@ -6,8 +6,8 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from gem import load_place_network
 from PIL import Image
+from place_checkpoints import load_place_network
 from place_files import write_folders, write_sfm, write_tokyo
 from place_scripts import SCRIPTS, TASK, command, common, start
 from script_modules import run_ranks

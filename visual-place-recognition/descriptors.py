@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from gem import describe_images
+import torch.nn.functional as F
 from place_images import PlaceImages
+from place_network import unwrap
 from place_pairs import PlacePairs
 from ranking import nearest, score_rankings
 from torch import Tensor
@@ -59,6 +60,27 @@ def batches_by_shape(
 
 def _stacked(held: list[tuple[int, Tensor]]) -> tuple[list[int], Tensor]:
     return [number for number, _ in held], torch.stack([image for _, image in held])
+
+
+def describe_images(network: FeatureModel, images: Tensor, scales: Sequence[float] = (1.0,)) -> Tensor:
+    """Descriptors `(N, D)` of unit length of `(N, 3, H, W)` images in [0, 1], combined over several scales.
+
+    Those of the scales are averaged in the pooling's own power, or plainly behind a whitening layer, as the authors'.
+    """
+    if tuple(scales) == (1.0,):
+        found: Tensor = network(images)
+        return found
+    whole = unwrap(network)
+    power = 1.0 if whole.whiten is not None else float(whole.pool.p.detach())
+    total = torch.zeros((), device=images.device)
+    for scale in scales:
+        shown = (
+            images if scale == 1 else F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+        )
+        total = total + network(shown) ** power
+    combined = (total / len(scales)) ** (1.0 / power)
+    length: Tensor = combined.norm(dim=1, keepdim=True)
+    return combined / length
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ import torch
 from descriptors import describe
 from place_images import PlaceImages
 from place_pairs import PlacePairs
-from place_tests import RetrievalTest
 from ranking import RetrievalScore, nearest, score_rankings
+from retrieval_sets import RetrievalSet
 from torch import Tensor
 from whitening import Whitening, learn_whitening, load_whitening, save_whitening
 
@@ -45,7 +45,7 @@ class Describer:
         return self.whitening(found) if self.whitening else found
 
 
-def with_whitening(describer: Describer, checkpoint: Path, pairs: PlacePairs) -> Describer:
+def add_whitening(describer: Describer, checkpoint: Path, pairs: PlacePairs) -> Describer:
     """A describer with the whitening from the file beside its checkpoint, or learned from pairs (and kept there)."""
     precision = describer.runtime.precision
     learned_from = [*(file_digest(checkpoint), describer.size, list(describer.scales), precision, pairs.fingerprint())]
@@ -68,7 +68,7 @@ def with_whitening(describer: Describer, checkpoint: Path, pairs: PlacePairs) ->
     return replace(describer, whitening=whitening)
 
 
-def answer(test: RetrievalTest, describer: Describer, folder: Path) -> RetrievalScore:
+def answer(test: RetrievalSet, describer: Describer, folder: Path) -> RetrievalScore:
     """Describe, rank and score one test set; its descriptors are kept in a folder."""
     database, queries = describer(test.database), describer(test.queries)
     save_descriptors(database, test.database, folder / f"{file_name(test.title)}-database")

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from media.pictures import DECODING_ERRORS, as_rgb, listed_below, upright_picture
-from minmax.runtime.checked import find_problems
 from minmax.runtime.config import require
 from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.file_checks import find_problems
 from minmax.runtime.splits import Examples
 
 Box = tuple[float, float, float, float]

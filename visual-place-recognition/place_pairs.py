@@ -26,10 +26,10 @@ from ranking import Relevance
 from torch import Tensor
 
 from media.pictures import PICTURE_SUFFIXES, files_below
-from minmax.runtime.config import REPOSITORY
+from minmax.runtime.config import DEFAULT_RUNS
 from minmax.runtime.errors import UsageError
 from minmax.runtime.plain_pickle import read_plain_pickle
-from minmax.runtime.splits import opened, refuse_night
+from minmax.runtime.splits import check_split, refuse_night
 from scenes import render_places
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class PlacePairs:
 
 
 def open_pairs(
-    data: str, split: PairSplit, config: PlaceConfig, quick: bool = False, cache: Path = REPOSITORY / "runs"
+    data: str, split: PairSplit, config: PlaceConfig, quick: bool = False, cache: Path = DEFAULT_RUNS
 ) -> PlacePairs:
     """Open one split.
 
@@ -116,24 +116,24 @@ def open_pairs(
         pixels, numbers = render_places(
             "day", places, SCENE_VIEWS, config.size, SCENE_SEEDS[split], None, cache / SCENES
         )
-        scenes = opened(ScenePlaces(f"scenes/{split}", pixels, is_night=False), split)
+        scenes = check_split(ScenePlaces(f"scenes/{split}", pixels, is_night=False), split)
         return all_pairs(scenes, torch.from_numpy(numbers))
     root = Path(data).expanduser()
     if (root / SFM).is_dir():
         pairs = read_sfm(root / SFM / f"{SFM.name}.pkl", split, quick)
     elif (root / split).is_dir():
-        pairs = place_folders(root / split, quick)
+        pairs = read_place_folders(root / split, quick)
     else:
         there = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) if root.is_dir() else "no such folder"
         raise UsageError(
             f"no training data at {root}: expected {SFM}/ or {split}/PLACE/day/*.jpg, found {there or 'nothing'}; "
             f"{WHERE_TO_GET}, or use --data scenes"
         )
-    opened(pairs.images, split)
-    return _checked(pairs, cache)
+    check_split(pairs.images, split)
+    return _check_images(pairs, cache)
 
 
-def _checked(pairs: PlacePairs, cache: Path) -> PlacePairs:
+def _check_images(pairs: PlacePairs, cache: Path) -> PlacePairs:
     assert isinstance(pairs.images, PlaceFiles)
     check_files(pairs.images, cache / "checked")
     return pairs
@@ -166,7 +166,7 @@ def read_whitening_pairs(pickle: Path, cache: Path, quick: bool = False) -> Plac
     clusters = listed.get("cluster")
     if clusters is None:  # then the pairs alone tell what belongs together
         clusters = _joined(len(_listed(listed, "cids", pickle)), listed, pickle)
-    return _checked(_listed_pairs({**listed, "cluster": list(clusters)}, pickle.stem, pickle, quick), cache)
+    return _check_images(_listed_pairs({**listed, "cluster": list(clusters)}, pickle.stem, pickle, quick), cache)
 
 
 def _listed_pairs(listed: Any, title: str, pickle: Path, quick: bool) -> PlacePairs:
@@ -244,7 +244,7 @@ def image_file(folder: Path, name: str) -> Path:
     return folder / name[-2:] / name[-4:-2] / name[-6:-4] / name
 
 
-def place_folders(root: Path, quick: bool = False) -> PlacePairs:
+def read_place_folders(root: Path, quick: bool = False) -> PlacePairs:
     """Pairs from ROOT/PLACE/day/*: any two images of a place.
 
     Raises:

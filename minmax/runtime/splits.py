@@ -61,7 +61,7 @@ def refuse_night(examples: Examples) -> None:
         raise ValueError(f"{examples.title!r} holds night images; zero-shot adaptation must not see them here")
 
 
-def opened(examples: ExamplesT, split: Split) -> ExamplesT:
+def check_split(examples: ExamplesT, split: Split) -> ExamplesT:
     """What every opener of a split gives: examples that know whether they are of a night.
 
     Raises:
