@@ -1,6 +1,6 @@
 """Images in class folders: CODaN's layout, or any tree ROOT/{train,val,test_day,test_night}/<Class>/*.
 
-Beside them stand the built-in scenes, under the same interface.
+The built-in scenes have the same interface.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class ImageConfig:
     evaluation: Literal["resize", "native"] = "resize"
     """resize: shorter side to size, then the central square; native: images as they are (the paper's CODaN)."""
     skip_corrupt: float = 0.0
-    """Largest share of unreadable files that may be left out, in [0, 1]; by default one is too many."""
+    """Largest share of unreadable files that may be left out, in [0, 1]; by default none."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -75,7 +75,7 @@ class FolderImages(LabelledImages):
         self.root, self.files = root, files
 
     def load(self, index: int) -> Tensor:
-        """One image as uint8 RGB `(3, H, W)`; RunError when the file has vanished or broken since it was checked."""
+        """One image as uint8 RGB `(3, H, W)`; raises RunError when the file has vanished or broken since the check."""
         try:
             return decode_picture(self.files[index])
         except DECODING_ERRORS as error:
@@ -167,7 +167,7 @@ def open_split(
 
 
 def class_names(data: str, split: Split) -> tuple[str, ...]:
-    """The classes of a split: its folders in alphabetical order, or the scenes' in theirs.
+    """The classes of a split: its folders in alphabetical order, or those of the built-in scenes.
 
     Raises:
         UsageError: when there is no such folder, or it holds no class folders.
@@ -179,7 +179,7 @@ def has_split(data: str, split: Split) -> bool:
     """Whether a data set has a split.
 
     Raises:
-        UsageError: when the split was being unpacked and is not complete.
+        UsageError: when unpacking the split was interrupted.
     """
     if data == SCENES:
         return True
@@ -246,7 +246,7 @@ def _require_one_size(images: FolderImages) -> None:
 
 
 def _find_unreadable(images: FolderImages, records: Path) -> dict[str, str]:
-    """Names of broken files with the reason."""
+    """Decode every file; gives the names of those that are broken, with the reason."""
 
     def problem(file: Path) -> str | None:
         try:

@@ -1,4 +1,4 @@
-"""Day and night accuracy of a classifier checkpoint, beside those of a second one if wished.
+"""Day and night accuracy of a classifier checkpoint, and of a second one to compare with.
 
     python classification/test.py --checkpoint runs/classification/adapt/last-epoch.pt \
         --before runs/classification/day/best.pt
@@ -102,7 +102,7 @@ def splits_to_measure(config: Config) -> list[Split]:
 
 
 def confusion_panel(title: str, accuracy: ClassAccuracy) -> tuple[str, Tensor]:
-    """A confusion matrix, titled with what it comes to."""
+    """A confusion matrix with its accuracy in the title."""
     return f"{title}: {len(accuracy.labels)} images\nbalanced {100 * accuracy.balanced:.1f} %", accuracy.confusion
 
 

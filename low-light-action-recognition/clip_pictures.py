@@ -15,9 +15,9 @@ VIDEOS, FRAMES = 8, 6
 
 
 def draw_strips(clips: LabelledClips, config: ClipConfig, verdicts: dict[str, ClipAccuracy], picture: Path) -> None:
-    """Draw a few videos, evenly evenly_spaced: their frames as they are and brightened, the truth and the verdicts.
+    """Draw a few videos, evenly spaced: their frames as they are and brightened, the truth and the verdicts.
 
-    Videos on which the last of the verdicts differs from the first come first: these show what a training changed.
+    Videos on which the first and the last verdict differ come first: they show what training changed.
 
     Args:
         clips: the split.

@@ -129,7 +129,7 @@ def recogniser_settings(
     width: int = 64,
     time_stride: int = 2,
 ) -> RecogniserSettings:
-    """The settings of a new network; `auto` normalises an I3D from ImageNet weights as these expect, else Kinetics'."""
+    """The settings of a new network; `auto`: ImageNet's statistics for an I3D from its weights, else Kinetics'."""
     if normalization == "auto":
         normalization = "imagenet" if pretrained and model.startswith(I3D) else "kinetics"
     return RecogniserSettings(model, classes, normalization, width, time_stride)
@@ -153,7 +153,7 @@ def load_recogniser(path: Path, clips: Mapping[str, Any] | None = None) -> tuple
 
     Args:
         path: the checkpoint.
-        clips: length, interval and size that clips will have; others than ours was trained with are warned of.
+        clips: length, interval and size that clips will have; a warning is logged when ours was trained with others.
 
     Raises:
         UsageError: when the file is missing, unreadable, none of these, or does not fit.

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 of an action recogniser by day and by night, beside those of a second one if wished.
+"""Top-1 and top-5 of an action recogniser by day and by night, and of a second one to compare with.
 
     python low-light-action-recognition/test.py --checkpoint runs/low-light-action-recognition/adapt/last-epoch.pt \
         --before runs/low-light-action-recognition/day/best.pt --night ARID
@@ -96,7 +96,7 @@ def main(config: Config) -> dict[str, dict[str, ClipAccuracy]]:
 
 
 def open_splits(config: Config, classes: tuple[str, ...]) -> dict[str, LabelledClips]:
-    """The splits that were asked for, or else the test splits that exist.
+    """Open the splits that were asked for, or else the test splits that exist.
 
     Raises:
         UsageError: when one that was asked for does not exist, or neither test split does.
@@ -115,7 +115,7 @@ def open_splits(config: Config, classes: tuple[str, ...]) -> dict[str, LabelledC
 
 
 def confusion_panel(title: str, accuracy: ClipAccuracy) -> tuple[str, Tensor]:
-    """A confusion matrix, titled with what it comes to."""
+    """A confusion matrix with its accuracy in the title."""
     return f"{title}: top-1 {100 * accuracy.top(1):.1f} %", accuracy.confusion
 
 

@@ -63,9 +63,9 @@ def render_labelled(
     """Render balanced labelled scenes: images uint8 (N, H, W, 3) in sRGB and labels int64 (N,), indices of CLASSES.
 
     Image i depends on the seed and on i alone, and day and night of one seed show the same scenes. With a
-    `cache_dir` the result is kept there and found again.
+    `cache_dir` the result is stored there and read back the next time.
 
-    `settings` are the ranges that each night picture draws its lamps and its camera from: None is the same as
+    `settings` are the ranges from which each night draws its lamps and camera: None is the same as
     `NightSettings()`, also in the cache, and `HELD_OUT_NIGHT` stands for other lamps and cameras. Days ignore them.
     """
     cache = cache_file(cache_dir, str(count), domain, size, seed, settings)

@@ -22,9 +22,9 @@ from scenes.world import build_scene, render_day
 MOTION_VERSION: Final = 1
 
 MOTIONS: Final = ("standing", "passing", "approaching", "receding", "jumping", "shaking")
-"""None of them is another one seen in a mirror, so that clips may be flipped."""
+"""None is the mirror image of another, so clips may be flipped."""
 
-PLACES: Final = 6  # street cameras, each at a place of its own
+PLACES: Final = 6  # street cameras, each at its own place
 
 Move = Callable[[Placed], Placed]
 
@@ -117,7 +117,7 @@ def render_clips(
 
     Clip i depends on the seed and on i alone, and day and night of one seed show the same motions of the same things.
     Light and camera of a clip are drawn once, the noise of its pixels anew for every frame. With a `cache_dir` the
-    result is kept there and found again. `settings` as for `render_labelled`.
+    result is stored there and read back the next time. `settings` as for `render_labelled`.
     """
     cache = cache_file(cache_dir, f"clips{MOTION_VERSION}-{count}x{frames}", domain, size, seed, settings)
 

@@ -36,7 +36,7 @@ class NightSettings:
     glare: Range = (0.05, 0.2)  # share of the light of bright spots that the lens scatters
     metering: Range = (0.018, 0.045)  # mean of the picture in linear light that the camera aims for ...
     gain_limit: Range = (8.0, 20.0)  # ... as far as its gain allows
-    electrons: Range = (12000.0, 30000.0)  # a radiance of 1 sets free so many per pixel
+    electrons: Range = (12000.0, 30000.0)  # per pixel, set free by a radiance of 1
     read_noise: Range = (2.0, 8.0)  # standard deviation in electrons
     white_balance: float = 0.15  # largest relative error of a channel
 

@@ -1,4 +1,4 @@
-"""Drawings of what stands about in a street: the main objects of the eight classes, posts and low clutter.
+"""Drawings of what stands in a street: the main objects of the eight classes, posts and low clutter.
 
 Each is drawn at random from a generator, in its own metres.
 """
@@ -250,7 +250,7 @@ def low_clutter(rng: Rng) -> Sprite:
     return sprite
 
 
-# Small in the distance: things of the very classes that the main object may have.
+# Small in the distance, of the same classes as the main object.
 DISTANT: Final[tuple[Callable[[Rng], Sprite], ...]] = (
     _car, _bicycle, _person, _tree, _tree, _traffic_light, _road_sign, low_clutter
 )  # fmt: skip

@@ -31,7 +31,7 @@ class StreetConfig:
     """How images are read."""
 
     size: Size = (512, 1024)
-    """Height and width that whole images are brought to, in pixels; scenes must be square, such as 96 96."""
+    """Height and width in pixels that whole images are resized to; scenes must be square, such as 96 96."""
     crop: Size | None = None
     """Height and width of the crops in training, in pixels; by default three quarters of the size, as in the paper."""
     scale: tuple[float, float] = (0.7, 1.3)

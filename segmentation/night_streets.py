@@ -32,7 +32,7 @@ def open_night(root: Path, quick: bool = False, cache: Path = DEFAULT_RUNS) -> S
         cache: folder for the record of which files were checked.
 
     Raises:
-        UsageError: when it is of no layout known here, or files are missing, surplus or broken.
+        UsageError: when its layout is unknown, or files are missing, surplus or broken.
     """
     openers: dict[Path, Callable[[Path], StreetFiles]] = {
         NIGHTTIME_DRIVING: _nighttime_driving,
@@ -55,18 +55,18 @@ def open_night(root: Path, quick: bool = False, cache: Path = DEFAULT_RUNS) -> S
 
 
 def find_default_nights() -> list[Path]:
-    """The night data sets that lie at their default places."""
+    """The night data sets that are at their default places."""
     return [DEFAULT_FOLDER / name for name in DEFAULT_NAMES if (DEFAULT_FOLDER / name).is_dir()]
 
 
 def _nighttime_driving(root: Path) -> StreetFiles:
-    return _named_alike(
+    return _pair_by_name(
         root, NIGHTTIME_DRIVING, "_leftImg8bit.png", _NIGHTTIME_DRIVING_LABELS, "_gtCoarse_labelIds.png"
     )
 
 
 def _dark_zurich(root: Path) -> StreetFiles:
-    return _named_alike(root, DARK_ZURICH, "_rgb_anon.png", _DARK_ZURICH_LABELS, "_gt_labelIds.png")
+    return _pair_by_name(root, DARK_ZURICH, "_rgb_anon.png", _DARK_ZURICH_LABELS, "_gt_labelIds.png")
 
 
 def _dark_zurich_test(root: Path) -> StreetFiles:
@@ -74,7 +74,7 @@ def _dark_zurich_test(root: Path) -> StreetFiles:
     return pair_up(root.name, root, [StreetFile(image, None) for image in images], (), is_night=True)
 
 
-def _named_alike(root: Path, images_in: Path, image_end: str, labels_in: Path, labels_end: str) -> StreetFiles:
+def _pair_by_name(root: Path, images_in: Path, image_end: str, labels_in: Path, labels_end: str) -> StreetFiles:
     """Each image with the labels of the same folder and name, but for its end."""
     files = []
     for image in files_below(root / images_in, image_end.lower()):

@@ -1,4 +1,4 @@
-"""What a segmentation network makes of images, to look at: image, truth and predictions side by side."""
+"""Pictures of segmentation: image, truth and predictions side by side."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

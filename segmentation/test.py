@@ -1,4 +1,4 @@
-"""Mean IoU of a segmentation checkpoint by day and by night, beside that of a second one if wished.
+"""Mean IoU of a segmentation checkpoint by day and by night, and of a second one to compare with.
 
     python segmentation/test.py --checkpoint runs/segmentation/adapt/last-epoch.pt \
         --before runs/segmentation/day/best.pt --night data/NighttimeDrivingTest data/Dark_Zurich_val_anon
@@ -45,8 +45,8 @@ class Config(MeasuringFlags):
     data: str = str(DEFAULT_DATA)
     """Day data in Cityscapes' layout (its split val), or `scenes` for the built-in day and night."""
     night: tuple[Path, ...] = ()
-    """Night data sets: Nighttime Driving, Dark Zurich (val or test), or Cityscapes' layout; by default those that lie
-    in segmentation/data."""
+    """Night data sets: Nighttime Driving, Dark Zurich (val or test), or Cityscapes' layout; by default those in
+    segmentation/data."""
     classes: ScoredClasses = "all"
     """Means over all classes that occur or are predicted, or only over those occurring in a data set's truth."""
     labels: Literal["network", "full"] = "network"
@@ -122,7 +122,7 @@ def main(config: Config) -> dict[str, dict[str, StreetScore]]:
 
 
 def open_sets(config: Config) -> dict[str, StreetImages]:
-    """The data sets to measure, by title; day first.
+    """Open the data sets to measure, by title; day first.
 
     Raises:
         UsageError: when one is missing or broken, or two have the same name.

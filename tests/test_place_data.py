@@ -30,7 +30,7 @@ CONFIG = PlaceConfig(48)
 def test_images_of_sfm_lie_where_their_ids_say():
     assert image_file(Path("ims"), "0123456789abcdef") == Path("ims/ef/cd/ab/0123456789abcdef")
     for name in ("../../etc/passwd", "ab", "/etc/passwd", "pwned......", "0123456789\0"):
-        with pytest.raises(UsageError, match="no id of an image"):
+        with pytest.raises(UsageError, match="not an image id"):
             image_file(Path("ims"), name)
 
 
@@ -85,10 +85,10 @@ def spoil_numbers(lists):
 LISTS = {
     "pair": (spoil_pair, "is listed as its own positive"),
     "no list": (spoil_list, "cids is a int, expected a list"),
-    "numbers": (spoil_numbers, "cluster holds something else than whole numbers"),
+    "numbers": (spoil_numbers, "cluster holds something other than whole numbers"),
     "lengths": (spoil_lengths, "16 queries with 15 positives"),
     "position": (spoil_position, "names image 99, there are 24"),
-    "names": (spoil_names, "no id of an image"),
+    "names": (spoil_names, "not an image id"),
     "keys": (spoil_keys, "cluster is missing"),
     "split": (spoil_split, "no split train; it has val"),
     "pairs": (spoil_pairs, "no place has two images"),

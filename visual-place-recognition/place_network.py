@@ -1,4 +1,4 @@
-"""Retrieval networks: a trunk, generalised-mean pooling, unit length, and whitening if wished.
+"""Retrieval networks: a trunk, generalised-mean pooling, unit length, and optional whitening.
 
 Source: Radenović, Tolias and Chum, "Fine-tuning CNN image retrieval with no human annotation", TPAMI 2019,
 https://arxiv.org/abs/1711.02512.
@@ -26,13 +26,13 @@ _LENGTH_FLOOR = 1e-6
 
 
 def unit_length(vectors: Tensor) -> Tensor:
-    """`(N, D)` divided by its length plus 1e-6, as in the authors' code."""
+    """Vectors `(N, D)` divided by their length plus 1e-6, as in the authors' code."""
     length: Tensor = vectors.norm(dim=1, keepdim=True)
     return vectors / (length + _LENGTH_FLOOR)
 
 
 class GeM(nn.Module):
-    """Generalised mean over all positions of a map, with a learned power; values below 1e-6 count as that.
+    """Generalised mean over all positions of a map, with a learned power; values below 1e-6 are raised to it.
 
     Maps `(N, C, H, W)` to `(N, C)`. The power 1 is the average, a large one the maximum.
     """
@@ -50,7 +50,7 @@ class GeM(nn.Module):
 
 
 class DescriptorPool(nn.Module):
-    """GeM and unit length: what BYOL compares as well."""
+    """GeM, then unit length: BYOL compares the descriptors themselves."""
 
     def __init__(self, gem: GeM) -> None:
         super().__init__()
@@ -91,9 +91,9 @@ class PlaceSettings:
     whitened: bool = False
     """Whether a learned whitening layer follows the pooling."""
     mean: tuple[float, float, float] = IMAGENET_STATISTICS[0]
-    """Of the images that the trunk was trained with, per channel in [0, 1]."""
+    """Mean of the images that the trunk was trained on, per channel in [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STATISTICS[1]
-    """Standard deviation of these, per channel."""
+    """Standard deviation of the same images, per channel."""
 
 
 def settings_for(model: str, whitened: bool = False) -> PlaceSettings:
@@ -110,7 +110,7 @@ def settings_for(model: str, whitened: bool = False) -> PlaceSettings:
             published = torchvision.models.get_model_weights(model).DEFAULT.transforms()
     except (RuntimeError, ValueError) as error:
         raise UsageError(f"--model {model}: {error}") from error
-    if published is None:  # timm knows no weights of it, or not the model, which is named when it is built
+    if published is None:  # timm has no weights of it, or no such model, which building it will tell
         return PlaceSettings(model, whitened)
     return PlaceSettings(model, whitened, tuple(published.mean), tuple(published.std))
 
@@ -121,7 +121,7 @@ def build_place_network(settings: PlaceSettings, pretrained: bool = False, init:
     Args:
         settings: trunk, whitening, input statistics.
         pretrained: start the trunk from published ImageNet weights (downloaded once).
-        init: start it from the weights in a file, those of the whole classifier (`load_start`).
+        init: start it from a file with the weights of the whole classifier, as `load_start` reads them.
 
     Raises:
         UsageError: when there is no such network, it has no map of features, or its weights cannot be downloaded or do
@@ -154,7 +154,7 @@ def _torchvision_trunk(name: str, pretrained: bool, init: Path | None) -> nn.Mod
         return nn.Sequential(network.features, Permute([0, 3, 1, 2]))
     features = getattr(network, "features", None)
     if isinstance(features, nn.Sequential):
-        # VGG and AlexNet end in a pooling, which descriptors do without: the retrieval toolbox leaves it out as well.
+        # VGG and AlexNet end in a pooling layer that descriptors do without; the retrieval toolbox drops it too.
         return features[:-1] if isinstance(features[-1], nn.MaxPool2d) else features
     raise UsageError(f"--model {name}: it has no part that gives a map of features; choose a ResNet, or timm/NAME")
 
@@ -186,7 +186,7 @@ def _timm_trunk(name: str, pretrained: bool, init: Path | None) -> nn.Module:
 @torch.no_grad()
 def _map_width(trunk: nn.Module, name: str) -> int:
     try:
-        # Places are photographed in all formats.
+        # Photographs of places come in all shapes.
         maps = [trunk.eval()(torch.zeros(1, 3, *size)) for size in ((96, 128), (160, 96))]
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -67,7 +67,7 @@ class PlacePairs:
     positives: Tensor
 
     def __post_init__(self) -> None:
-        """Refuse what nothing can be learned from."""
+        """Refuse night images, and images without pairs."""
         refuse_night(self.images)
         if not len(self.queries):
             raise UsageError(f"{self.images.title}: no place has two images, so there are no pairs to learn from")
@@ -80,9 +80,9 @@ class PlacePairs:
         return digest.hexdigest()[:16]
 
     def relevances(self) -> tuple[list[int], list[Relevance]]:
-        """The images that can be looked for among all others, each with what it should find.
+        """The images that serve as queries, each with what it should find among all others.
 
-        Images of the same cluster that are no pair may show another side of it: they are junk, as is the query itself.
+        Other images of the same cluster may show another side of the place: they are junk, as is the query itself.
         """
         wanted: dict[int, set[int]] = {}
         for query, positive in zip(self.queries.tolist(), self.positives.tolist(), strict=True):
@@ -152,7 +152,7 @@ def read_sfm(pickle: Path, split: PairSplit, quick: bool = False) -> PlacePairs:
 
 
 def read_whitening_pairs(pickle: Path, cache: Path, quick: bool = False) -> PlacePairs:
-    """The pairs that the toolbox learns its whitening from: a list like those of a split, maybe without clusters.
+    """The pairs that the toolbox learns its whitening from: listed as a split is, though clusters may be missing.
 
     Args:
         pickle: retrieval-SfM-120k-whiten.pkl.
@@ -215,7 +215,7 @@ def _integers(listed: Any, name: str, pickle: Path) -> list[int]:
     try:
         return [int(value) for value in _listed(listed, name, pickle)]
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{pickle}: {name} holds something else than whole numbers ({error})") from error
+        raise UsageError(f"{pickle}: {name} holds something other than whole numbers ({error})") from error
 
 
 def _joined(count: int, listed: Mapping[str, Any], pickle: Path) -> list[int]:
@@ -234,13 +234,13 @@ def _joined(count: int, listed: Mapping[str, Any], pickle: Path) -> list[int]:
 
 
 def image_file(folder: Path, name: str) -> Path:
-    """Where an image of retrieval-SfM-120k is: ids ending in ...ab cd ef are in ef/cd/ab/.
+    """Where an image of retrieval-SfM-120k is: an id that ends in abcdef is in ef/cd/ab/.
 
     Raises:
-        UsageError: for a name that is none, such as one that leads out of the folder.
+        UsageError: for anything but an id, such as a path that leads out of the folder.
     """
     if not _IMAGE_ID.fullmatch(name):
-        raise UsageError(f"{name!r} is no id of an image; expected 6 letters and digits or more")
+        raise UsageError(f"{name!r} is not an image id; expected 6 or more letters and digits")
     return folder / name[-2:] / name[-4:-2] / name[-6:-4] / name
 
 

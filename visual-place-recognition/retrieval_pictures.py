@@ -1,4 +1,4 @@
-"""What queries find, to look at: the query and its first results before and after, right and wrong ones marked."""
+"""Pictures of retrieval: a query and its first results before and after, right and wrong ones marked."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ _MARKS = {True: "#2a9d3a", False: "#c62828"}
 
 
 def choose_queries(scores: Mapping[str, RetrievalScore], test: RetrievalSet) -> list[int]:
-    """Queries to show: half of them such whose first result changed from wrong to right or back, if there are any."""
+    """Choose queries to show; up to half are those whose first result changed from wrong to right or back."""
     answerable = [i for i, wanted in enumerate(test.relevances) if wanted.ok]
     firsts = [[_results(score, test, i)[0][1] for i in answerable] for score in scores.values()]
     changed = [i for i, verdicts in zip(answerable, zip(*firsts, strict=True), strict=True) if len(set(verdicts)) > 1]
@@ -25,7 +25,7 @@ def choose_queries(scores: Mapping[str, RetrievalScore], test: RetrievalSet) -> 
 
 
 def _results(score: RetrievalScore, test: RetrievalSet, query: int) -> list[tuple[int, bool]]:
-    """The first results that are no junk, each with whether it shows the place."""
+    """The first results without junk, each with whether it shows the place."""
     wanted = test.relevances[query]
     found = without_junk(score.rankings[query].tolist(), wanted)
     return [(position, position in wanted.ok) for position in found[:SHOWN_RESULTS]]
@@ -36,8 +36,8 @@ def draw_results(test: RetrievalSet, scores: Mapping[str, RetrievalScore], size:
 
     Args:
         test: queries and data base.
-        scores: caption to what a network found.
-        size: longest side that images are read with.
+        scores: what each network found, by caption.
+        size: longest side of the images in pixels.
         picture: the .png file, written atomically.
     """
     rows = []

@@ -1,4 +1,4 @@
-"""Data bases by day and queries by night to report on: Tokyo 24/7 and alike, folders of places, or built in."""
+"""Test sets, a data base by day and queries by night: Tokyo 24/7 and the like, folders of places, or built in."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ _QUICK_QUERIES = 8
 
 @dataclass(frozen=True)
 class RetrievalSet:
-    """Queries, the data base that they are looked for in, what each should find, and what its place is called."""
+    """Queries, the data base to search, what each query should find, and the name of its place."""
 
     title: str
     database: PlaceImages
@@ -33,7 +33,7 @@ class RetrievalSet:
     places: Sequence[str]
 
     def as_plain(self, score: RetrievalScore) -> dict[str, Any]:
-        """What was measured on it, down to each query and its first results, for JSON; shares are in [0, 1]."""
+        """A score for JSON, down to each query and its first results; shares are in [0, 1]."""
         precision, recall = score.by_place_mean
         return {
             "mean_average_precision": score.mean_average_precision,
@@ -191,7 +191,7 @@ def _picture(folder: Path, name: str) -> Path:
 
 
 def _groups(relevances: Sequence[Relevance], names: Sequence[str]) -> list[str]:
-    """Queries that should find the same images are of one place, called by the first of these."""
+    """The place of each query, named after the first image that it should find."""
     return [Path(names[wanted.ok[0]]).stem if wanted.ok else "nothing to find" for wanted in relevances]
 
 

@@ -1,4 +1,4 @@
-"""Mean average precision and recall of a retrieval checkpoint, beside those of a second one if wished.
+"""Mean average precision and recall of a retrieval checkpoint, and of a second one to compare with.
 
     python visual-place-recognition/test.py --checkpoint runs/visual-place-recognition/adapt/last-epoch.pt \
         --before runs/visual-place-recognition/day/best.pt
@@ -34,7 +34,7 @@ class Config(MeasuringFlags):
     checkpoint: Path
     """The network to measure: best.pt or last-epoch.pt of a run, a released one, a classifier's trunk, bare weights."""
     model: str = "resnet101"
-    """Whose bare weights these files hold, if they do."""
+    """The network of torchvision that the files belong to, when they hold bare weights."""
     data: str = str(DEFAULT_DATA)
     """Folder with test/NAME/{gnd_NAME.pkl,jpg/} or test/PLACE/{day,night}/, or `scenes` for the built-in data."""
     scales: tuple[float, ...] = (1.0,)
@@ -90,7 +90,7 @@ def main(config: Config) -> dict[str, dict[str, RetrievalScore]]:
 
 
 def open_whitening_pairs(config: Config) -> PlacePairs:
-    """Day images to learn a whitening from."""
+    """Open the day images that a whitening is learned from."""
     listed = Path(config.data).expanduser() / SFM / f"{SFM.name}-whiten.pkl"
     if config.data != SCENES and listed.is_file():
         return read_whitening_pairs(listed, DEFAULT_RUNS, config.quick)

@@ -21,7 +21,7 @@ MOST_NUMBERED = 25  # classes of a confusion matrix with a number in each cell, 
 
 
 def read_last_validation(run: Path) -> dict[str, Any]:
-    """The numbers of the last epoch of a run, of those that checkpoints are chosen by."""
+    """Read the numbers that select checkpoints from the last epoch of a run."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     last: dict[str, Any] = [line for line in lines if line["kind"] == "validation"][-1]
     return last
@@ -102,7 +102,7 @@ def draw_confusion(
 
 
 def shorten(name: str, limit: int = 18) -> str:
-    """A name of at most `limit` characters for a picture; an ellipsis stands for its middle."""
+    """Shorten a name to `limit` characters for a picture, with an ellipsis for its middle."""
     if len(name) <= limit:
         return name
     end = (limit - 1) // 2
@@ -110,7 +110,7 @@ def shorten(name: str, limit: int = 18) -> str:
 
 
 class Cell(NamedTuple):
-    """A picture of a sheet: `(3, H, W)` in [0, 1], what is written below it, and the colour of its frame."""
+    """A picture in a sheet: `(3, H, W)` in [0, 1], the caption below it, and the colour of its frame."""
 
     image: Tensor
     caption: str = ""
@@ -197,7 +197,7 @@ def write_json(values: Mapping[str, Any], path: Path) -> None:
 
 
 def read_or_record(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """What a record of settings beside results holds; when there is none yet, `settings`, which are recorded there."""
+    """Read the settings recorded beside results; when there is no record yet, write `settings` there first."""
     if not path.is_file():
         write_json(settings, path)
     return dict(json.loads(path.read_text(encoding="utf-8")))
