@@ -94,7 +94,7 @@ def classifier_settings(
 
 
 def build_classifier(settings: ClassifierSettings, pretrained: bool = False, init: Path | None = None) -> FeatureModel:
-    """A classifier whose feature is its last map, or its tokens.
+    """Build a classifier whose feature is its last map, or its tokens.
 
     Args:
         settings: model, classes, input normalisation and size.

@@ -113,7 +113,7 @@ def draw_night_changes(
     config: ImageConfig,
     folder: Path,
 ) -> None:
-    """Draw night images whose verdict changed; a picture of a former run with nothing to show now is removed."""
+    """Draw night images whose verdict changed; without any, a picture left by an earlier call is removed."""
     if changes:
         counts = ", ".join(f"{len(changed)} {change.replace('_', ' ')}" for change, changed in changes.items())
         log.info("night images whose verdict changed: %s", counts)

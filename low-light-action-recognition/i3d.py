@@ -105,7 +105,7 @@ def build_i3d(
     time_stride: int = 2,
     dropout: float = 0.5,
 ) -> nn.Sequential:
-    """An I3D; its layer `average` gives one vector per clip, 2048 numbers for the paper's ResNet-50 of width 64.
+    """Build an I3D; its layer `average` gives one vector per clip, 2048 numbers for the paper's ResNet-50 of width 64.
 
     Args:
         backbone: one of `DEPTHS`; those with fewer than 50 layers have basic blocks.

@@ -67,7 +67,7 @@ class RecogniserSettings:
 
 
 def build_recogniser(settings: RecogniserSettings, pretrained: bool = False, init: Path | None = None) -> FeatureModel:
-    """A network from clips `(N, 3, T, H, W)` in [0, 1] to logits, whose feature is one vector per clip.
+    """Build a network from clips `(N, 3, T, H, W)` in [0, 1] to logits; its feature is one vector per clip.
 
     Args:
         settings: model, classes, normalisation and width.
@@ -117,7 +117,7 @@ def _network(settings: RecogniserSettings, pretrained: bool, init: Path | None) 
 
 
 def for_images(init: Path) -> bool:
-    """Whether a file holds the weights of a network for images, whose filters do not reach over time."""
+    """Whether a file holds the weights of an image network: no filter spans time."""
     return all(tensor.dim() < 5 for tensor in read_start(init).values())
 
 

@@ -95,7 +95,7 @@ def _to_upright(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     try:
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # there is something beside it that PyAV has no name for
-        angle = np.radians(frame.rotation)  # from which a mirrored frame cannot be told
+        angle = np.radians(frame.rotation)  # which does not tell whether the frame is mirrored
         (a, b), (c, d) = (np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))
     else:
         if matrix is None:
@@ -118,7 +118,7 @@ def upright_pixels(frame: av.VideoFrame, size: tuple[int, int] | None = None) ->
 
 
 def count_frames(file: Path) -> int:
-    """The number of frames of a video, all of which are decoded.
+    """Count the frames of a video by decoding all of them.
 
     Raises:
         BrokenVideo: when it is no video, or a damaged one.

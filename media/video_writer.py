@@ -97,7 +97,7 @@ class VideoWriter:
             context.sample_aspect_ratio = source.sample_aspect_ratio
         self.matrix = Colorspace.ITU709 if source.colorspace == Colorspace.ITU709 else Colorspace.ITU601
         context.flags |= Flags.frame_duration  # for the last frame, which no later one ends
-        # What the colours are stored by, which need not be what the source says of its own.
+        # How the colours are stored here, which may differ from the source.
         context.colorspace = _BT709 if self.matrix == Colorspace.ITU709 else _SMPTE170M
         context.color_range = ColorRange.MPEG
         return video
@@ -140,7 +140,7 @@ class VideoWriter:
     def _time(self, time: int | None, base: Fraction) -> int:
         """When the next frame is shown: as in the source, but always after the last one."""
         if not self.keeps_times:
-            # The place among its neighbours, with those that are shown twice and stored once.
+            # The position in time, which counts frames that are shown twice and stored once.
             place = self.count if time is None else round(time * Fraction(self.original.time_base or base) / base)
             self.first = place if self.count == 0 else self.first
             time = max(place - self.first, self.last + 1)

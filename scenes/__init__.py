@@ -42,7 +42,7 @@ def _label(index: int, seed: int) -> int:
 def _render_one(
     domain: Domain, index: int, size: int, seed: int, settings: NightSettings | None
 ) -> tuple[NDArray[np.uint8], Scene]:
-    # Scene and light have streams of their own, so that a scene is the same by day and by night.
+    # Scene and light are drawn separately, so that a scene is the same by day and by night.
     scene_seed, light_seed = np.random.SeedSequence((seed, index)).spawn(2)
     place_seed, object_seed = (int(word) for word in scene_seed.generate_state(2))
     rng = np.random.default_rng(scene_seed)

@@ -1,4 +1,4 @@
-"""Clips of built-in scenes in which the main object moves: how it moves is the class, what it is does not matter.
+"""Clips of built-in scenes in which the main object moves: its class is how it moves, not what it is.
 
 Light is drawn once per clip, sensor noise anew for every frame.
 """
@@ -30,7 +30,7 @@ Move = Callable[[Placed], Placed]
 
 
 def _transformed(sprite: Sprite, change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Sprite:
-    """A sprite whose points (..., 2), lamps among them, are changed within its plane."""
+    """A sprite with its points (..., 2) and lamps changed within its plane."""
     shapes = [shape._replace(polygons=change(shape.polygons)) for shape in sprite.shapes]
     lamps = []
     for x, y, axis, colour in sprite.lamps:
@@ -88,7 +88,7 @@ def render_clip(
     domain: Domain, index: int, frames: int, size: int, seed: int, settings: NightSettings | None = None
 ) -> NDArray[np.uint8]:
     """Render one clip, uint8 (T, H, W, 3) in sRGB; arguments as for `render_clips`."""
-    # Scene, motion and light have streams of their own: a clip is the same by day and by night.
+    # Scene, motion and light are drawn separately: a clip is the same by day and by night.
     streams = np.random.SeedSequence((seed, index, 2)).spawn(4)
     scene_seed, motion_seed, light_seed, noise_seed = streams
     rng = np.random.default_rng(scene_seed)

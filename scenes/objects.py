@@ -166,7 +166,7 @@ def _tree(rng: Rng) -> Sprite:
 
 
 def post(rng: Rng, label: int, top: float) -> Sprite:
-    """A bare post; what is added to the sprite gets its label, the post itself stays a pole."""
+    """A bare post; what is added to the sprite later gets `label`, the post itself is a pole."""
     sprite = Sprite(label)
     half = rng.uniform(0.03, 0.06)
     sprite.box(-half, 0.0, half, top, np.full(3, rng.uniform(0.08, 0.4)), label=POLE)

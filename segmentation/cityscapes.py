@@ -91,7 +91,7 @@ def find_cityscapes(root: Path, split: Literal["train", "val"], is_night: bool =
         if not folder.is_dir():
             there = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) or "nothing"
             raise UsageError(f"no folder {folder}; expected {root}/{LAYOUT}, found {there}")
-    # Not by torchvision's Cityscapes, which takes every file there for an image, such as those of a file manager.
+    # torchvision's Cityscapes would take every file there for an image, those of a file manager too.
     loose = [entry for entry in images_below.iterdir() if entry.is_file() and not entry.name.startswith(".")]
     if loose:
         raise UsageError(f"{min(loose)} is a file; {images_below} holds a folder for each city")

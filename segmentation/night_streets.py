@@ -75,7 +75,7 @@ def _dark_zurich_test(root: Path) -> StreetFiles:
 
 
 def _pair_by_name(root: Path, images_in: Path, image_end: str, labels_in: Path, labels_end: str) -> StreetFiles:
-    """Each image with the labels of the same folder and name, but for its end."""
+    """Pair each image with the label file of the same folder and name, except for the ending."""
     files = []
     for image in files_below(root / images_in, image_end.lower()):
         below = image.relative_to(root / images_in)

@@ -72,7 +72,7 @@ class SegmenterSettings:
 
 
 def build_segmenter(settings: SegmenterSettings, pretrained: bool = False, init: Path | None = None) -> FeatureModel:
-    """A segmentation network whose features are the maps of its backbone's four stages, shallow to deep.
+    """Build a segmentation network; its features are the maps of its backbone's four stages, shallow to deep.
 
     Args:
         settings: decoder, backbone and sizes.
@@ -121,7 +121,7 @@ def _with_stages(
 
 
 class DeepLab(DeepLabV3):  # type: ignore[misc]
-    """torchvision's DeepLabV3, under its names, whose prediction is one tensor."""
+    """torchvision's DeepLabV3 with its tensor names; the prediction is a single tensor."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(N, outputs, H, W)`."""

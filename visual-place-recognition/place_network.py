@@ -110,13 +110,13 @@ def settings_for(model: str, whitened: bool = False) -> PlaceSettings:
             published = torchvision.models.get_model_weights(model).DEFAULT.transforms()
     except (RuntimeError, ValueError) as error:
         raise UsageError(f"--model {model}: {error}") from error
-    if published is None:  # timm has no weights of it, or no such model, which building it will tell
+    if published is None:  # timm has no weights of it; or no such model, as building it will tell
         return PlaceSettings(model, whitened)
     return PlaceSettings(model, whitened, tuple(published.mean), tuple(published.std))
 
 
 def build_place_network(settings: PlaceSettings, pretrained: bool = False, init: Path | None = None) -> FeatureModel:
-    """A retrieval network whose feature is the deepest map of its trunk.
+    """Build a retrieval network; its feature is the deepest map of its trunk.
 
     Args:
         settings: trunk, whitening, input statistics.
