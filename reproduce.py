@@ -27,7 +27,7 @@ from minmax.runtime.commands import Commands
 from minmax.runtime.config import REPOSITORY, Switch, from_plain, read_yaml, require, run_script
 from minmax.runtime.devices import Precision
 from minmax.runtime.errors import RunError
-from minmax.runtime.report import last_validation, markdown_table, write_json
+from minmax.runtime.report import markdown_table, read_last_validation, write_json
 
 Task = Literal["classification", "segmentation", "visual-place-recognition", "low-light-action-recognition"]
 MEASURES: dict[Task, dict[str, tuple[str, ...]]] = {
@@ -201,7 +201,7 @@ def start_seed(
             learned = ("--darkener", str(darkeners[row.darkener].result())) if row.darkener else ()
             checkpoint = train_against_day("train.py", name, "last-epoch.pt", *learned, *mirror, *row.flags.split())
             found = commands.test(f"{name}-{seed}", checkpoint, *testing)
-            found["selection"] = last_validation(commands.run_of(f"{name}-{seed}"))["score"]
+            found["selection"] = read_last_validation(commands.run_of(f"{name}-{seed}"))["score"]
             return found
 
         futures[row.title] = pool.submit(train_and_test)

@@ -21,8 +21,8 @@ from minmax.runtime.devices import Runtime, keep_large_buffers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "visual-place-recognition"))
 from descriptors import describe  # noqa: E402  (its folder is no package)
-from gem import PlaceSettings, build_place_network  # noqa: E402
 from place_images import PlaceFiles  # noqa: E402
+from place_network import PlaceSettings, build_place_network  # noqa: E402
 from tuple_mining import mine_negatives  # noqa: E402
 
 IMAGES, SIDE, FORMATS = 200, 224, ((224, 168), (168, 224), (224, 149), (149, 224), (224, 126), (200, 224))

@@ -1,4 +1,4 @@
-"""Accuracy of a classifier on a split, by day, by real night, or by a hand-made night for choosing a checkpoint."""
+"""Accuracy of a classifier on a split, by day, by real night, or in a hand-made night for selecting a checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -92,14 +92,14 @@ def measure(
     batch_size: int = 64,
     workers: int = 0,
 ) -> list[ClassAccuracy]:
-    """Classify every image of a split as each of some nights shows it; each image is decoded once for all.
+    """Classify every image of a split in each of `nights`; each image is decoded once.
 
     Args:
         network: images `(N, 3, H, W)` in [0, 1] to logits `(N, C)`; put into evaluation mode and left there.
         images: the split.
         config: how its images are read.
         runtime: the devices.
-        nights: each darkens the images first, the same way in every call; by default they stay as they are.
+        nights: each darkens the images, the same way in every call; by default they stay as they are.
         batch_size: images per forward pass.
         workers: processes that decode.
     """
@@ -126,7 +126,7 @@ def measure(
 def selection_score(
     network: nn.Module, images: LabelledImages, config: ImageConfig, runtime: Runtime
 ) -> dict[str, float]:
-    """What checkpoints are chosen by: balanced accuracy on day validation images, and on each of the selection nights.
+    """The numbers that select checkpoints: balanced accuracy on validation images by day and in each selection night.
 
     Raises:
         ValueError: for a night split; nothing is ever selected on one.

@@ -1,6 +1,6 @@
 """Images in class folders: CODaN's layout, or any tree ROOT/{train,val,test_day,test_night}/<Class>/*.
 
-Beside them stand the built-in scenes, under the same interface.
+The built-in scenes have the same interface.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ from media.pictures import (
     orientation,
 )
 from minmax.runtime.archives import unpacking_folder
-from minmax.runtime.checked import find_problems
-from minmax.runtime.config import REPOSITORY, require
+from minmax.runtime.config import DEFAULT_RUNS, require
 from minmax.runtime.errors import RunError, UsageError
-from minmax.runtime.splits import NIGHT_SPLITS, Labelled, evenly_spaced, opened
+from minmax.runtime.file_checks import find_problems
+from minmax.runtime.splits import NIGHT_SPLITS, Labelled, check_split, evenly_spaced
 from minmax.runtime.splits import Split as Split
 from scenes import CLASSES, HELD_OUT_NIGHT, render_labelled
 
@@ -49,7 +49,7 @@ class ImageConfig:
     evaluation: Literal["resize", "native"] = "resize"
     """resize: shorter side to size, then the central square; native: images as they are (the paper's CODaN)."""
     skip_corrupt: float = 0.0
-    """Largest share of unreadable files that may be left out, in [0, 1]; by default one is too many."""
+    """Largest share of unreadable files that may be left out, in [0, 1]; by default none."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -75,7 +75,7 @@ class FolderImages(LabelledImages):
         self.root, self.files = root, files
 
     def load(self, index: int) -> Tensor:
-        """One image as uint8 RGB `(3, H, W)`; RunError when the file has vanished or broken since it was checked."""
+        """One image as uint8 RGB `(3, H, W)`; raises RunError when the file has vanished or broken since the check."""
         try:
             return decode_picture(self.files[index])
         except DECODING_ERRORS as error:
@@ -124,7 +124,7 @@ def open_split(
     config: ImageConfig,
     classes: tuple[str, ...] | None = None,
     quick: bool = False,
-    cache: Path = REPOSITORY / "runs",
+    cache: Path = DEFAULT_RUNS,
 ) -> LabelledImages:
     """Open one split of a data set, or of the built-in scenes when `data` is `scenes`.
 
@@ -144,13 +144,13 @@ def open_split(
         images: LabelledImages = SceneImages(split, count, config.size, cache / "scenes")
         if classes is not None and classes != images.classes:
             raise UsageError(f"the network knows {_listed(classes)}, the scenes show {_listed(images.classes)}")
-        return opened(images, split)
+        return check_split(images, split)
     root = Path(data)
     found, files, labels = _scan(root, split, classes)
     if quick:
         files, labels = evenly_spaced(files, QUICK_SCENES), evenly_spaced(labels, QUICK_SCENES)
     images = FolderImages(root, split, found, files, labels)
-    bad = _unreadable(images, cache / "checked")
+    bad = _find_unreadable(images, cache / "checked")
     if len(bad) > config.skip_corrupt * len(images):
         problems = [f"{name}: {why}" for name, why in bad.items()]
         raise UsageError(
@@ -163,11 +163,11 @@ def open_split(
     readable = FolderImages(root, split, found, [files[i] for i in kept], [labels[i] for i in kept])
     if config.evaluation == "native":
         _require_one_size(readable)
-    return opened(readable, split)
+    return check_split(readable, split)
 
 
 def class_names(data: str, split: Split) -> tuple[str, ...]:
-    """The classes of a split: its folders in alphabetical order, or the scenes' in theirs.
+    """The classes of a split: its folders in alphabetical order, or those of the built-in scenes.
 
     Raises:
         UsageError: when there is no such folder, or it holds no class folders.
@@ -179,7 +179,7 @@ def has_split(data: str, split: Split) -> bool:
     """Whether a data set has a split.
 
     Raises:
-        UsageError: when the split was being unpacked and is not complete.
+        UsageError: when unpacking the split was interrupted.
     """
     if data == SCENES:
         return True
@@ -245,8 +245,8 @@ def _require_one_size(images: FolderImages) -> None:
         )
 
 
-def _unreadable(images: FolderImages, records: Path) -> dict[str, str]:
-    """Names of broken files with the reason."""
+def _find_unreadable(images: FolderImages, records: Path) -> dict[str, str]:
+    """Decode every file; gives the names of those that are broken, with the reason."""
 
     def problem(file: Path) -> str | None:
         try:

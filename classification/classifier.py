@@ -70,7 +70,7 @@ class ClassifierSettings:
     image_size: int | None = None
     """The side in pixels of the only images that the model takes; None for one that takes any."""
     layers: tuple[str, ...] = ()
-    """Whose outputs day and night are compared by; by default the last map of features, or tokens."""
+    """Layers whose outputs of day and night are compared; by default the last map of features, or tokens."""
 
 
 def classifier_settings(
@@ -94,7 +94,7 @@ def classifier_settings(
 
 
 def build_classifier(settings: ClassifierSettings, pretrained: bool = False, init: Path | None = None) -> FeatureModel:
-    """A classifier whose feature is its last map, or its tokens.
+    """Build a classifier whose feature is its last map, or its tokens.
 
     Args:
         settings: model, classes, input normalisation and size.
@@ -184,7 +184,7 @@ def load_classifier(
 
 
 def _size_argument(model: str, image_size: int) -> dict[str, Any]:
-    """The argument by which a model of one image size only is told that size; nothing for other models."""
+    """The argument that tells a model of one fixed image size that size; empty for other models."""
     if model.startswith(TIMM):
         return {"img_size": image_size} if _timm_record(model).fixed_input_size else {}
     if model not in torchvision.models.list_models(module=torchvision.models):
@@ -237,7 +237,7 @@ def _new_network(model: str, classes: int, size: dict[str, Any]) -> nn.Module:
 
 
 def _published_weights(model: str, size: dict[str, Any]) -> Mapping[str, Tensor]:
-    """Through a network of the library's own, which knows what its older files call otherwise or lack."""
+    """Read through the library's own network, which knows what older files lack or name differently."""
     if model.startswith(TIMM):
         published: nn.Module = timm.create_model(model.removeprefix(TIMM), pretrained=True, **size)
     else:

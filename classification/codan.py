@@ -41,7 +41,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Unpack the splits whose archives are there, but for those that are unpacked already."""
+    """Unpack the splits whose archives are there, except those that are unpacked already."""
     source, output = config.archives.expanduser(), config.output.expanduser()
     archives = find_archives(source)
     for split in SPLITS:

@@ -15,7 +15,7 @@ from minmax.runtime.splits import Split
 
 @dataclass(frozen=True, kw_only=True)
 class ForeignFlags:
-    """What the tensors of another program belong to; checkpoints of this project tell it themselves."""
+    """What the weights of another program belong to; checkpoints of this project say so themselves."""
 
     model: str | None = None
     """Architecture of a --checkpoint that was not made here: a name of torchvision's, or timm/NAME."""
@@ -25,7 +25,7 @@ class ForeignFlags:
     """Statistics by which it expects its input; auto: as the published weights of this architecture."""
 
     def settings(self, data: str, split: Split, image_size: int) -> ClassifierSettings:
-        """What the flags describe, with the class folders of a split of `data` to look names up in.
+        """The settings that the flags describe; `alphabetical` takes the class folders of a split of `data`.
 
         Raises:
             UsageError: when the model is unknown or the order of its outputs is not given.
@@ -50,7 +50,7 @@ class ForeignFlags:
 def load_classifiers(
     paths: Sequence[Path], flags: ForeignFlags, data: str, split: Split, image_size: int
 ) -> list[tuple[FeatureModel, ClassifierSettings]]:
-    """Load checkpoints of which some may need the flags.
+    """Load checkpoints; those of other programs need the flags.
 
     Args:
         paths: the files.

@@ -13,7 +13,7 @@ from minmax.runtime.splits import Views, refuse_night
 class TrainingViews(Dataset[Views]):
     """Views `(3, size, size)` of day images for training, indexed by (epoch, image).
 
-    Each of both is a RandomResizedCrop (area 0.5 to 1), mirrored or not. The draws of an image in an epoch depend on
+    Each view is a RandomResizedCrop (area 0.5 to 1), mirrored or not. The draws of an image in an epoch depend on
     (seed, epoch, image) alone, so the number of workers and restarts change nothing.
 
     Args:

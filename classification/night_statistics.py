@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from darkening.night_view import NightView
-from minmax.runtime.batches import readable
+from minmax.runtime.batches import read_batches
 from minmax.runtime.devices import Runtime
 from minmax.runtime.seeding import generator_for
 from minmax.runtime.splits import refuse_night
@@ -50,7 +50,7 @@ def reestimate_statistics(
     bar = tqdm(loader, desc="statistics", disable=None if runtime.is_main else True, leave=False)
 
     def batches() -> Iterator[Tensor]:
-        for number, (batch, _) in enumerate(readable(bar)):
+        for number, (batch, _) in enumerate(read_batches(bar)):
             day = runtime.intensities(batch)
             yield torch.cat([day, night(day, generator_for("statistics", number))])
 

@@ -1,4 +1,4 @@
-"""Day and night accuracy of a classifier checkpoint, beside those of a second one if wished.
+"""Day and night accuracy of a classifier checkpoint, and of a second one to compare with.
 
     python classification/test.py --checkpoint runs/classification/adapt/last-epoch.pt \
         --before runs/classification/day/best.pt
@@ -53,13 +53,13 @@ def main(config: Config) -> dict[str, dict[str, ClassAccuracy]]:
         }
         output = config.open_output()
 
-        def measured(_: str, network: nn.Module, images: LabelledImages) -> ClassAccuracy:
+        def measure_one(_: str, network: nn.Module, images: LabelledImages) -> ClassAccuracy:
             [accuracy] = measure(
                 network, images, config.images, runtime, batch_size=config.batch_size, workers=config.workers
             )
             return accuracy
 
-        found = compare(config, networks, splits, measured)
+        found = compare(config, networks, splits, measure_one)
     tables = [
         found.summary(
             ["images", "top-1 %", "balanced %", "calibration error %"],
@@ -102,7 +102,7 @@ def splits_to_measure(config: Config) -> list[Split]:
 
 
 def confusion_panel(title: str, accuracy: ClassAccuracy) -> tuple[str, Tensor]:
-    """A confusion matrix, titled with what it comes to."""
+    """A confusion matrix with its accuracy in the title."""
     return f"{title}: {len(accuracy.labels)} images\nbalanced {100 * accuracy.balanced:.1f} %", accuracy.confusion
 
 
@@ -113,7 +113,7 @@ def draw_night_changes(
     config: ImageConfig,
     folder: Path,
 ) -> None:
-    """Draw night images whose verdict changed; a picture of a former run with nothing to show now is removed."""
+    """Draw night images whose verdict changed; without any, a picture left by an earlier call is removed."""
     if changes:
         counts = ", ".join(f"{len(changed)} {change.replace('_', ' ')}" for change, changed in changes.items())
         log.info("night images whose verdict changed: %s", counts)

@@ -18,8 +18,8 @@ from image_views import WholeImages
 from darkening.darkener import DarkenerSettings
 from darkening.losses import RECOGNISABLE_LOSS, DarkeningLoss
 from darkening.training import DarkenerFlags, run_darkener
-from minmax.runtime.config import replaced, run_script
-from minmax.runtime.run import started
+from minmax.runtime.config import replace_settings, run_script
+from minmax.runtime.run import prepare_run
 from minmax.runtime.splits import DayPictures, evenly_spaced
 
 TASK = "classification"
@@ -42,10 +42,10 @@ class Config(ForeignFlags, DarkenerFlags):
 def main(config: Config) -> Path:
     """Train, and return the darkener's checkpoint."""
     if config.quick:
-        config = replaced(
+        config = replace_settings(
             config, images={"size": 32}, optim={"epochs": 2, "batch_size": 16, "milestones": (1,)}, workers=0
         )
-    with started(TASK, config) as runtime:
+    with prepare_run(TASK, config) as runtime:
         [(network, _)] = load_classifiers([config.checkpoint], config, config.data, "train", config.images.size)
         training = open_split(config.data, "train", config.images, quick=config.quick, cache=config.runs)
         validation = open_split(config.data, "val", config.images, training.classes, config.quick, config.runs)

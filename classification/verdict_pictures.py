@@ -8,7 +8,7 @@ from class_folders import ImageConfig, LabelledImages
 from image_views import WholeImages
 
 from media.pictures import as_intensities
-from minmax.runtime.report import GAMMA, Shown, draw_sheet, shortened
+from minmax.runtime.report import GAMMA, Cell, draw_sheet, shorten
 from minmax.runtime.splits import evenly_spaced
 
 CHANGES = ("wrong_to_right", "right_to_wrong")
@@ -48,7 +48,7 @@ def draw_verdicts(
     """
     chosen = evenly_spaced(changed, SHOWN)
     whole = WholeImages(images, config)
-    rows: list[tuple[str, list[Shown]]] = []
+    rows: list[tuple[str, list[Cell]]] = []
     for place, index in enumerate(chosen):
         if place % COLUMNS == 0:
             rows += [("as it is", []), (f"brightened\n(gamma {GAMMA})", [])]
@@ -58,10 +58,10 @@ def draw_verdicts(
             "after": int(after.predictions[index]),
         }
         caption = [
-            shortened(images.name(index).rpartition("/")[2], 22),
-            *(f"{who}: {shortened(images.classes[verdict], 15)}" for who, verdict in verdicts.items()),
+            shorten(images.name(index).rpartition("/")[2], 22),
+            *(f"{who}: {shorten(images.classes[verdict], 15)}" for who, verdict in verdicts.items()),
         ]
         image = as_intensities(whole[index][0])
-        rows[-2][1].append(Shown(image))
-        rows[-1][1].append(Shown(image**GAMMA, "\n".join(caption)))
+        rows[-2][1].append(Cell(image))
+        rows[-1][1].append(Cell(image**GAMMA, "\n".join(caption)))
     draw_sheet(f"{title}: {len(changed)} of {len(images)} images, {len(chosen)} shown", [], rows, picture)

@@ -39,10 +39,10 @@ from media.video_frames import VIDEO_SUFFIXES, BrokenVideo, expected_frames
 from media.video_writer import VideoOptions
 from media.videos import darken_video
 from minmax.runtime.checkpoints import file_digest, remove_leftovers
-from minmax.runtime.config import replaced, run_script, to_plain
+from minmax.runtime.config import replace_settings, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.errors import RunError, UsageError, require
-from minmax.runtime.report import recorded, write_json
+from minmax.runtime.report import read_or_record, write_json
 from minmax.runtime.seeding import generator_for
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def main(config: Config) -> None:
         if config.exposures:
             if darkener is not None:
                 refuse_untrained("--exposures", config.exposures, darkener)
-            night = replaced(night, exposure=(min(config.exposures), max(config.exposures)))
+            night = replace_settings(night, exposure=(min(config.exposures), max(config.exposures)))
         view = build_night_view(night, darkener, runtime)
         views = {_mark(exposure): view.with_exposure(exposure, exposure) for exposure in config.exposures} or {"": view}
         _refuse_other_settings(config, files)
@@ -226,7 +226,7 @@ def _refuse_other_settings(config: Config, files: list[Path]) -> None:
     }
     if any(map(_is_video, files)):
         now["crf"] = config.video.crf
-    stored = recorded(now, config.output / SETTINGS_FILE)
+    stored = read_or_record(now, config.output / SETTINGS_FILE)
     # A folder that held images alone says nothing of the quality of videos.
     before: dict[str, Any] = ({"crf": now["crf"]} if "crf" in now else {}) | stored
     changed = [name for name in now if before.get(name) != now[name]]

@@ -90,10 +90,10 @@ def _rebuilt(payload: Mapping[str, Any], path: Path) -> Darkener:
         state = payload["darkener"]
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise UsageError(f"{path} is not a darkener checkpoint of this version: {error}") from error
-    return _filled(darkener, state, path)
+    return _load_weights(darkener, state, path)
 
 
-def _filled(darkener: Darkener, state: Mapping[str, Tensor], source: Path | str) -> Darkener:
+def _load_weights(darkener: Darkener, state: Mapping[str, Tensor], source: Path | str) -> Darkener:
     load_strictly(darkener, state, source)
     darkener.load_state_dict(clean_weights(darkener))
     return darkener
@@ -121,4 +121,4 @@ def darkener_from_released(state: Mapping[str, Tensor], source: Path | str = "re
     }
     # The dtype of the file is kept, so that float64 weights stay float64.
     darkener = Darkener(settings).to(state["e_conv0.depth_conv.weight"].dtype)
-    return _filled(darkener, renamed, source)
+    return _load_weights(darkener, renamed, source)

@@ -63,7 +63,7 @@ class SceneMemory:
         self.curves: SceneCurves | None = None
         self.small = torch.empty(0)
 
-    def steadied(self, curves: SceneCurves, small: Tensor) -> SceneCurves:
+    def steady(self, curves: SceneCurves, small: Tensor) -> SceneCurves:
         """The curves of frames in a row, each an exponential mean over those since the last cut.
 
         Args:
@@ -224,7 +224,7 @@ class SceneView(CurveNetwork):
             return images.clone()
         curves = self.curves(images, exposure)
         if memory is not None:
-            curves = memory.steadied(curves, shrunk(images, SMALL_SIDE))
+            curves = memory.steady(curves, shrunk(images, SMALL_SIDE))
         down, across = spreads(curves.maps, images)
         most = _PIXELS_AT_ONCE["cpu" if images.device.type == "cpu" else "other"]
         rows = max(1, most // (len(images) * images.shape[-1]))

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from darkening.camera import CameraConfig
-from minmax.runtime.config import CommonFlags, ConfigT, replaced
+from minmax.runtime.config import CommonFlags, ConfigT, replace_settings
 from minmax.runtime.errors import UsageError
-from minmax.runtime.report import last_validation, markdown_table
+from minmax.runtime.report import markdown_table, read_last_validation
 from minmax.runtime.run import check_run_folder, run_folder
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ CANDIDATES = {
 """Each with its --night.source and the share of it that passes through a camera."""
 
 
-def with_chosen_source(config: ConfigT, task: str, main: Callable[[ConfigT], Path]) -> ConfigT:
+def choose_source(config: ConfigT, task: str, main: Callable[[ConfigT], Path]) -> ConfigT:
     """The flags of train.py with the best source in place of `auto`; others come back as they are.
 
     Each of `CANDIDATES` is trained on for one epoch from the same start, as a run NAME-try-CANDIDATE of its own, which
@@ -58,15 +58,15 @@ def with_chosen_source(config: ConfigT, task: str, main: Callable[[ConfigT], Pat
         darkener = flags.darkener if source == "learned" else None
         camera = replace(flags.night.camera, share=share) if share else CameraConfig()
         night = {"source": source, "camera": camera}
-        chosen = replaced(flags, name=name, night=night, darkener=darkener, **others)
-        return replaced(chosen, resume=(run_folder(task, chosen) / "config.yaml").exists())
+        chosen = replace_settings(flags, name=name, night=night, darkener=darkener, **others)
+        return replace_settings(chosen, resume=(run_folder(task, chosen) / "config.yaml").exists())
 
     found = {}
     for candidate, (source, _) in CANDIDATES.items():
         if source not in flags.night.mix and (source != "learned" or flags.darkener):
             trial: CommonFlags = with_candidate(candidate, f"{flags.name}-try-{candidate}", optim={"epochs": 1})
             main(trial)  # type: ignore[arg-type]
-            found[candidate] = last_validation(run_folder(task, trial))
+            found[candidate] = read_last_validation(run_folder(task, trial))
     best = max(found, key=lambda candidate: found[candidate]["score"])
     rows = [
         [candidate, *(f"{100 * numbers[name]:.1f}" for name in ("day", "darkened", "score"))]

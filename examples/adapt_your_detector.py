@@ -40,7 +40,7 @@ def recall(detector: nn.Module, domain: str, count: int) -> float:
     return sum(hits) / max(1, len(hits))
 
 
-def main(count: int = 512, epochs: int = 12, unseen_count: int = 200) -> dict[str, dict[str, float]]:
+def main(count: int = 256, epochs: int = 10, unseen_count: int = 200) -> dict[str, dict[str, float]]:
     """Train by day, adapt, and measure both."""
     torch.manual_seed(0)
     pixels, labels = render_segmented("day", count, 96, 0)

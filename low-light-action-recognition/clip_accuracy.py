@@ -1,4 +1,4 @@
-"""Accuracy on a split of clips, by day, by real night, or by a hand-made night for choosing a checkpoint."""
+"""Accuracy on a split of clips, by day, by real night, or in a hand-made night for selecting a checkpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from minmax.runtime.seeding import generator_for
 
 @dataclass(frozen=True)
 class ClipAccuracy:
-    """What a network says of each video, and what follows from it.
+    """What a network says of each video, and the accuracy that follows.
 
     `probabilities` `(N, C)` are means over the rounds of a video, `labels` `(N,)` the truth.
     """
@@ -72,14 +72,14 @@ def measure(
     batch_size: int = 16,
     workers: int = 0,
 ) -> list[ClipAccuracy]:
-    """Recognise every video of a split, as each of some nights shows it, by the mean of its rounds' softmax.
+    """Recognise every video of a split in each of `nights`, by the mean softmax of its rounds.
 
     Args:
         network: clips `(N, 3, T, H, W)` in [0, 1] to logits `(N, C)`; put into evaluation mode and left there.
         clips: the split; each clip is decoded once for all nights.
         config: how its clips are chosen and read.
         runtime: the devices.
-        nights: each darkens the clips first, the same way in every call; by default they stay as they are.
+        nights: each darkens the clips, the same way in every call; by default they stay as they are.
         rounds: clips per video; by default those of the config.
         batch_size: clips per forward pass.
         workers: processes that decode.
@@ -111,7 +111,7 @@ def selection_score(
     batch_size: int = 16,
     workers: int = 0,
 ) -> dict[str, float]:
-    """What checkpoints are chosen by: top-1 on one clip of each day validation video, and on it by selection nights.
+    """The numbers that select checkpoints: top-1 on one clip of each validation video, by day and in selection nights.
 
     Raises:
         ValueError: for a night split; nothing is ever selected on one.

@@ -1,4 +1,4 @@
-"""The optimiser and schedule of action recognition: SGD with Nesterov's momentum or AdamW, falls counted in clips."""
+"""The optimiser and schedule of action recognition: SGD with Nesterov's momentum or AdamW; milestones count clips."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ class ClipOptim:
     weight_decay: float = 1e-4
     """Weight decay."""
     milestones: tuple[int, ...] = (20_000, 40_000, 80_000)
-    """The learning rate falls tenfold after so many clips."""
+    """Numbers of clips after each of which the learning rate falls tenfold."""
     warmup_steps: int = 99
-    """For so many steps the learning rate is halved."""
+    """Steps at the start with half the learning rate."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -45,7 +45,7 @@ class ClipOptim:
         require(self.warmup_steps >= 0, "--optim.warmup-steps", self.warmup_steps, "0 or more")
 
     def rate_factor(self, step: int, processes: int = 1) -> float:
-        """Share of the learning rate in the step after `step` others, in so many processes together."""
+        """Factor of the learning rate after `step` steps of all processes together."""
         falls = sum(step >= milestone // (self.batch_size * processes) for milestone in self.milestones)
         return float((0.5 if step < self.warmup_steps else 1.0) * 0.1**falls)
 

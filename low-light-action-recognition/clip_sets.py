@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from arid import find_videos
 from clips import QUICK_CLIPS, SCENE_COUNTS, SCENES, ClipConfig, LabelledClips, SceneClips
-from video_clips import VideoClips, checked_clips
+from video_clips import VideoClips, check_clips
+from video_trees import find_videos
 
-from minmax.runtime.config import REPOSITORY
+from minmax.runtime.config import DEFAULT_RUNS
 from minmax.runtime.errors import UsageError
-from minmax.runtime.splits import Split, evenly_spaced, opened
+from minmax.runtime.splits import Split, check_split, evenly_spaced
 from scenes import MOTIONS
 
 
@@ -18,12 +18,12 @@ def open_clips(
     config: ClipConfig,
     classes: tuple[str, ...] | None = None,
     quick: bool = False,
-    cache: Path = REPOSITORY / "runs",
+    cache: Path = DEFAULT_RUNS,
 ) -> LabelledClips:
     """Open one split of a data set, or of the built-in clips when `data` is `scenes`.
 
     Args:
-        data: folder of the data set in one of the layouts of `arid.find_videos`, or `scenes`.
+        data: folder of the data set in one of the layouts of `video_trees.find_videos`, or `scenes`.
         split: which.
         config: length and size of built-in clips; share of corrupt videos to leave out.
         classes: the classes that a network knows, in its order; None takes them from the data.
@@ -37,8 +37,8 @@ def open_clips(
         if classes is not None and classes != MOTIONS:
             raise UsageError(f"the network knows {', '.join(classes)}, the scenes show {', '.join(MOTIONS)}")
         count = min(QUICK_CLIPS, SCENE_COUNTS[split]) if quick else SCENE_COUNTS[split]
-        return opened(SceneClips(split, count, config, cache / "scenes"), split)
+        return check_split(SceneClips(split, count, config, cache / "scenes"), split)
     found = find_videos(Path(data).expanduser(), split, config, classes)
     videos = evenly_spaced(found.videos, QUICK_CLIPS) if quick else found.videos
     clips = VideoClips(found.root, split, found.classes, videos, [], config.interval)
-    return opened(checked_clips(clips, config, cache), split)
+    return check_split(check_clips(clips, config, cache), split)

@@ -56,8 +56,8 @@ class TrainingClips(Dataset[Views]):
         day = self.clips.load(index, frames)
         night = day if self.darkened is None else self.darkened.load(index, frames)
         return Views(
-            augmented(day, self.config.size, generator, self.flip),
-            augmented(night, self.config.size, generator, self.flip),
+            augment(day, self.config.size, generator, self.flip),
+            augment(night, self.config.size, generator, self.flip),
             torch.tensor(self.clips.labels[index]),
         )
 
@@ -68,8 +68,8 @@ def draw_frames(clips: LabelledClips, index: int, config: ClipConfig, generator:
     return frames_of_clip(clips.counts[index], config.length, clips.interval, start)
 
 
-def augmented(frames: Tensor, size: int, generator: torch.Generator, flip: float = 0.5) -> Tensor:
-    """One random geometry for all frames: aspect, zoom, crop and flip.
+def augment(frames: Tensor, size: int, generator: torch.Generator, flip: float = 0.5) -> Tensor:
+    """Change all frames by one random geometry: aspect, zoom, crop and flip.
 
     Args:
         frames: uint8 `(T, 3, H, W)`.
@@ -80,8 +80,8 @@ def augmented(frames: Tensor, size: int, generator: torch.Generator, flip: float
     Returns:
         uint8 `(3, T, size, size)`.
 
-    As the authors': frames of any shape become width : height = a^2 : 1, a in [0.8, 1.25] or 1 over that, with a
-    shorter side of 1 to 9/7 of the crop.
+    As in the authors' code, frames of any shape are resized to width : height = a^2 : 1, with a or 1 / a in
+    [0.8, 1.25], and a shorter side of 1 to 9/7 of the crop.
     """
     aspect, side, top, left, inverted, flipped = torch.rand(6, generator=generator).tolist()
     ratio = (ASPECT[0] + aspect * (ASPECT[1] - ASPECT[0])) ** (-2 if inverted < 0.5 else 2)
@@ -95,8 +95,8 @@ def augmented(frames: Tensor, size: int, generator: torch.Generator, flip: float
     return cropped.transpose(0, 1).contiguous()
 
 
-def whole(frames: Tensor, size: int) -> Tensor:
-    """Frames for evaluation: brought to a square of 8/7 of the size, and its centre cropped out.
+def crop_centre(frames: Tensor, size: int) -> Tensor:
+    """Resize frames to a square of 8/7 of the size and crop its centre, for evaluation.
 
     Args:
         frames: uint8 `(T, 3, H, W)`.
@@ -138,9 +138,9 @@ class WholeClips(Dataset[tuple[Tensor, Tensor]]):
         chosen = [frames_of_clip(*self._video(index), start) for start in self._starts(index)]
         distinct = sorted({frame for frames in chosen for frame in frames})
         places = {frame: place for place, frame in enumerate(distinct)}
-        # Each frame once, however many rounds show it; a few at a time, as they come in the video's own size.
+        # Each frame is decoded once, however many rounds show it; a few at a time, as they have the video's own size.
         parts = [distinct[start : start + _AT_ONCE] for start in range(0, len(distinct), _AT_ONCE)]
-        shown = torch.cat([whole(self.clips.load(index, part), self.config.size) for part in parts], dim=1)
+        shown = torch.cat([crop_centre(self.clips.load(index, part), self.config.size) for part in parts], dim=1)
         rounds = torch.stack([shown[:, [places[frame] for frame in frames]] for frames in chosen])
         return rounds, torch.tensor(self.clips.labels[index])
 
@@ -174,4 +174,4 @@ class DayClips(Dataset[Tensor]):
         epoch, index = position
         generator = generator_for(self.seed, "day clip", epoch, index)
         frames = self.clips.load(index, draw_frames(self.clips, index, self.config, generator))
-        return augmented(frames, self.config.size, generator, self.flip)
+        return augment(frames, self.config.size, generator, self.flip)

@@ -1,4 +1,4 @@
-"""Labelled clips: what every split is asked for, how frames are chosen from a video, and the built-in clips."""
+"""Labelled clips: the interface of every split, how frames are chosen from a video, and the built-in clips."""
 
 import hashlib
 from abc import abstractmethod
@@ -28,19 +28,19 @@ class ClipConfig:
     length: int = 16
     """Frames of a clip."""
     interval: int = 2
-    """Every so manieth frame of a video is taken; the built-in clips are rendered at the length and taken whole."""
+    """Step between the frames taken from a video; built-in clips are rendered at their length and taken whole."""
     size: int = 224
-    """Side of the square that the network sees, in pixels; whole frames are brought to 8/7 of it before the crop."""
+    """Side of the square that the network sees, in pixels; whole frames are resized to 8/7 of it before the crop."""
     rounds: int = 20
     """Clips per video in evaluation, their probabilities averaged; 1 in training's own validation."""
     sampling: Literal["random", "uniform"] = "random"
-    """Where the rounds start: at random, the same in every run, or evenly spread over the video."""
+    """Where the rounds start: at random (the same in every run), or evenly spread over the video."""
     split: int = 1
-    """Which of the data set's own splits its list files are taken of (list_cvt/*_split1_train.txt and so on)."""
+    """Number of the data set's own split whose list files are read (list_cvt/*_split1_train.txt and so on)."""
     validation: float = 0.1
-    """Share of each class of the training clips that is held out for choosing, where there is no split val."""
+    """Share of each class's training videos that is held out for validation when there is no split val."""
     skip_corrupt: float = 0.0
-    """Largest share of unreadable videos that may be left out, in [0, 1]; by default one is too many."""
+    """Largest share of unreadable videos that may be left out, in [0, 1]; by default none."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -54,7 +54,7 @@ class ClipConfig:
 
 
 def frames_of_clip(count: int, length: int, interval: int, start: float) -> list[int]:
-    """The frames of a clip.
+    """Choose the frames of a clip from a video.
 
     Args:
         count: frames of the video.
@@ -62,7 +62,7 @@ def frames_of_clip(count: int, length: int, interval: int, start: float) -> list
         interval: from one of its frames to the next.
         start: where it begins, from 0 (as early as possible) to 1 (as late as possible).
 
-    A video that is too short is shown from its start again and again, as a loop.
+    A video that is too short is repeated from its start.
     """
     free = count - ((length - 1) * interval + 1)
     first = min(int(start * (free + 1)), free) if free > 0 else 0

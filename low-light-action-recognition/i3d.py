@@ -19,7 +19,7 @@ _STEM_FRAMES = 5
 
 
 def _spans_time(stage: int, block: int) -> bool:
-    """Whether a block, counted from 0 as its stage is, looks at more than one frame."""
+    """Whether a block looks at more than one frame; stages and blocks count from 0."""
     return stage == 0 or block % 2 == (1 if stage == 3 else 0)
 
 
@@ -105,13 +105,13 @@ def build_i3d(
     time_stride: int = 2,
     dropout: float = 0.5,
 ) -> nn.Sequential:
-    """An I3D; its layer `average` gives one vector per clip, 2048 numbers for the paper's ResNet-50 of width 64.
+    """Build an I3D; its layer `average` gives one vector per clip, 2048 numbers for the paper's ResNet-50 of width 64.
 
     Args:
         backbone: one of `DEPTHS`; those with fewer than 50 layers have basic blocks.
         classes: outputs.
         width: channels of the stem; the stages have 1, 2, 4 and 8 times as many inside their blocks.
-        time_stride: of the stem's convolution and of its pooling. With the paper's 2, clips of 16 frames come to stage
+        time_stride: of the stem's convolution and of its pooling. With the paper's 2, clips of 16 frames reach stage
             1 as 4; with 1, short clips keep their frames.
         dropout: before the last layer.
     """
@@ -141,14 +141,14 @@ def build_i3d(
     return nn.Sequential(OrderedDict(layers))
 
 
-def inflated(images_weights: Mapping[str, Tensor], clips_network: nn.Module) -> dict[str, Tensor]:
-    """The weights of a network for images, spread over time for one for clips whose tensors have the same names.
+def inflate(images_weights: Mapping[str, Tensor], clips_network: nn.Module) -> dict[str, Tensor]:
+    """Spread the weights of an image network over time, for a clip network whose tensors have the same names.
 
     A filter is repeated along time and divided by its number of frames: a clip of one repeated frame then gives what
     the image gave, but for the zeros that pad the first and last frame (Carreira and Zisserman, section 2.1).
 
     Args:
-        images_weights: by name; those that the other network lacks are left out.
+        images_weights: by name; those that the clip network lacks are left out.
         clips_network: tells the names and shapes; its `classifier` is left out.
 
     Raises:

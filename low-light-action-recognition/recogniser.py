@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 import torchvision
-from i3d import DEPTHS, build_i3d, inflated
+from i3d import DEPTHS, build_i3d, inflate
 from torch import Tensor, nn
 
 from minmax.features import IMAGENET_STATISTICS, FeatureModel, InputNormalization
@@ -67,7 +67,7 @@ class RecogniserSettings:
 
 
 def build_recogniser(settings: RecogniserSettings, pretrained: bool = False, init: Path | None = None) -> FeatureModel:
-    """A network from clips `(N, 3, T, H, W)` in [0, 1] to logits, whose feature is one vector per clip.
+    """Build a network from clips `(N, 3, T, H, W)` in [0, 1] to logits; its feature is one vector per clip.
 
     Args:
         settings: model, classes, normalisation and width.
@@ -112,12 +112,12 @@ def _network(settings: RecogniserSettings, pretrained: bool, init: Path | None) 
         images = torchvision.models.get_model(backbone, weights="DEFAULT" if pretrained else None)
         if init is not None:
             load_start(images, read_start(init), init)
-        network.load_state_dict(inflated(images.state_dict(), network) | own)
+        network.load_state_dict(inflate(images.state_dict(), network) | own)
     return network
 
 
 def for_images(init: Path) -> bool:
-    """Whether a file holds the weights of a network for images, whose filters do not reach over time."""
+    """Whether a file holds the weights of an image network: no filter spans time."""
     return all(tensor.dim() < 5 for tensor in read_start(init).values())
 
 
@@ -129,7 +129,7 @@ def recogniser_settings(
     width: int = 64,
     time_stride: int = 2,
 ) -> RecogniserSettings:
-    """The settings of a new network; `auto` normalises an I3D from ImageNet weights as these expect, else Kinetics'."""
+    """The settings of a new network; `auto`: ImageNet's statistics for an I3D from its weights, else Kinetics'."""
     if normalization == "auto":
         normalization = "imagenet" if pretrained and model.startswith(I3D) else "kinetics"
     return RecogniserSettings(model, classes, normalization, width, time_stride)
@@ -153,7 +153,7 @@ def load_recogniser(path: Path, clips: Mapping[str, Any] | None = None) -> tuple
 
     Args:
         path: the checkpoint.
-        clips: length, interval and size that clips will have; others than ours was trained with are warned of.
+        clips: length, interval and size that clips will have; a warning is logged when ours was trained with others.
 
     Raises:
         UsageError: when the file is missing, unreadable, none of these, or does not fit.

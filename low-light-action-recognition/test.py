@@ -1,4 +1,4 @@
-"""Top-1 and top-5 of an action recogniser by day and by night, beside those of a second one if wished.
+"""Top-1 and top-5 of an action recogniser by day and by night, and of a second one to compare with.
 
     python low-light-action-recognition/test.py --checkpoint runs/low-light-action-recognition/adapt/last-epoch.pt \
         --before runs/low-light-action-recognition/day/best.pt --night ARID
@@ -12,16 +12,16 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from arid import DEFAULT_DATA, has_split
 from clip_accuracy import ClipAccuracy, measure
 from clip_pictures import draw_strips
 from clip_sets import open_clips
 from clips import SCENES, ClipConfig, LabelledClips
 from recogniser import load_recogniser
 from torch import Tensor, nn
+from video_trees import DEFAULT_DATA, has_split
 
 from minmax.runtime.comparison import compare, shared_classes
-from minmax.runtime.config import MeasuringFlags, replaced, run_script
+from minmax.runtime.config import MeasuringFlags, replace_settings, run_script
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.report import draw_confusion
@@ -56,7 +56,7 @@ class Config(MeasuringFlags):
 def main(config: Config) -> dict[str, dict[str, ClipAccuracy]]:
     """Measure, report, and return the accuracies by checkpoint (`before`, `checkpoint`) and split."""
     if config.quick:
-        config = replaced(config, clips={"length": 4, "size": 32, "rounds": 1})
+        config = replace_settings(config, clips={"length": 4, "size": 32, "rounds": 1})
     expected = {} if config.quick else {name: getattr(config.clips, name) for name in ("length", "interval", "size")}
     with open_runtime(config.device, config.precision, config.threads) as runtime:
         loaded = {name: load_recogniser(path, expected) for name, path in config.checkpoints.items()}
@@ -65,13 +65,13 @@ def main(config: Config) -> dict[str, dict[str, ClipAccuracy]]:
         splits = open_splits(config, classes)
         output = config.open_output()
 
-        def measured(_: str, network: nn.Module, clips: LabelledClips) -> ClipAccuracy:
+        def measure_one(_: str, network: nn.Module, clips: LabelledClips) -> ClipAccuracy:
             [accuracy] = measure(
                 network, clips, config.clips, runtime, batch_size=config.batch_size, workers=config.workers
             )
             return accuracy
 
-        found = compare(config, networks, splits, measured)
+        found = compare(config, networks, splits, measure_one)
     tables = [
         found.summary(
             ["videos", "top-1 %", "top-5 %"],
@@ -96,7 +96,7 @@ def main(config: Config) -> dict[str, dict[str, ClipAccuracy]]:
 
 
 def open_splits(config: Config, classes: tuple[str, ...]) -> dict[str, LabelledClips]:
-    """The splits that were asked for, or else the test splits that exist.
+    """Open the splits that were asked for, or else the test splits that exist.
 
     Raises:
         UsageError: when one that was asked for does not exist, or neither test split does.
@@ -115,7 +115,7 @@ def open_splits(config: Config, classes: tuple[str, ...]) -> dict[str, LabelledC
 
 
 def confusion_panel(title: str, accuracy: ClipAccuracy) -> tuple[str, Tensor]:
-    """A confusion matrix, titled with what it comes to."""
+    """A confusion matrix with its accuracy in the title."""
     return f"{title}: top-1 {100 * accuracy.top(1):.1f} %", accuracy.confusion
 
 

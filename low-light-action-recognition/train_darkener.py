@@ -13,17 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from arid import DEFAULT_DATA
 from clip_sets import open_clips
 from clip_views import DayClips, WholeClips
 from clips import ClipConfig
 from recogniser import load_recogniser
+from video_trees import DEFAULT_DATA
 
 from darkening.fit import DarkenerOptim
 from darkening.training import DarkenerFlags, run_darkener
 from minmax.augmentation import AugmentConfig
-from minmax.runtime.config import replaced, run_script
-from minmax.runtime.run import started
+from minmax.runtime.config import replace_settings, run_script
+from minmax.runtime.run import prepare_run
 from minmax.runtime.splits import evenly_spaced
 
 TASK = "low-light-action-recognition"
@@ -46,13 +46,13 @@ class Config(DarkenerFlags):
 def main(config: Config) -> Path:
     """Train, and return the darkener's checkpoint."""
     if config.quick:
-        config = replaced(
+        config = replace_settings(
             config,
             clips={"length": 4, "size": 32},
             optim={"epochs": 2, "batch_size": 4, "milestones": (1,)},
             workers=0,
         )
-    with started(TASK, config) as runtime:
+    with prepare_run(TASK, config) as runtime:
         network, _ = load_recogniser(config.checkpoint)
         training = open_clips(config.data, "train", config.clips, None, config.quick, config.runs)
         validation = open_clips(config.data, "val", config.clips, training.classes, config.quick, config.runs)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from arid import DEFAULT_DATA
 from clip_accuracy import measure
 from clip_optim import ClipOptim
 from clip_sets import open_clips
@@ -22,13 +21,14 @@ from clips import ClipConfig
 from hls_shift import shift_hls
 from recogniser import NormalizationFlag, build_recogniser, for_images, recogniser_settings, save_recogniser
 from torch import Tensor, nn
+from video_trees import DEFAULT_DATA
 
 from minmax.augmentation import AugmentConfig
 from minmax.pretrained import refuse_two_starts
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
+from minmax.runtime.config import CommonFlags, replace_settings, require, run_script, to_plain
 from minmax.runtime.devices import Runtime
-from minmax.runtime.run import Run, started
+from minmax.runtime.run import Run, prepare_run
 from minmax.runtime.seeding import seed_globally
 from minmax.runtime.splits import Views
 
@@ -79,8 +79,10 @@ def step(network: nn.Module, views: Views, config: Config, runtime: Runtime, gen
 def main(config: Config) -> Path:
     """Train, and return the checkpoint of the best epoch on day validation clips."""
     if config.quick:
-        config = replaced(config, clips={"length": 4, "size": 32}, optim={"epochs": 2, "batch_size": 8}, workers=0)
-    with started(TASK, config) as runtime:
+        config = replace_settings(
+            config, clips={"length": 4, "size": 32}, optim={"epochs": 2, "batch_size": 8}, workers=0
+        )
+    with prepare_run(TASK, config) as runtime:
         runtime.require_pairs(config.optim.batch_size)
         training = open_clips(config.data, "train", config.clips, quick=config.quick, cache=config.runs)
         validation = open_clips(config.data, "val", config.clips, training.classes, config.quick, config.runs)

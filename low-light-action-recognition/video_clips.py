@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from arid import Video
 from clips import ClipConfig, LabelledClips
 from torch import Tensor
 from tqdm import tqdm
+from video_trees import Video
 
 from media.pictures import files_below, listed_below
 from media.video_frames import VIDEO_SUFFIXES, BrokenVideo, count_frames, read_frames
@@ -46,7 +46,7 @@ class VideoClips(LabelledClips):
         self.root, self.videos = root, list(videos)
 
     def load(self, index: int, frames: Sequence[int]) -> Tensor:
-        """Frames of one video; RunError when the file has vanished or broken since it was checked."""
+        """Frames of one video; raises RunError when the file has vanished or broken since the check."""
         try:
             return read_frames(self.videos[index].file, frames)
         except (BrokenVideo, OSError) as error:
@@ -65,10 +65,10 @@ class VideoClips(LabelledClips):
         return digest.hexdigest()[:16]
 
 
-def checked_clips(clips: VideoClips, config: ClipConfig, cache: Path) -> VideoClips:
-    """The same videos with their numbers of frames, without those that cannot be read.
+def check_clips(clips: VideoClips, config: ClipConfig, cache: Path) -> VideoClips:
+    """Count the frames of every video, and leave out those that cannot be read.
 
-    Every file is decoded once; what is found is kept in the cache, so that later runs need not.
+    Every file is decoded once; the counts are kept in the cache for later runs.
 
     Args:
         clips: videos of which the frames are not counted yet.
@@ -82,7 +82,7 @@ def checked_clips(clips: VideoClips, config: ClipConfig, cache: Path) -> VideoCl
     found: list[int | str] = [""] * len(clips)
     if record.is_file():
         found = json.loads(record.read_text(encoding="utf-8"))["frames"]
-    # A fault may be of the disk, and gone the next time.
+    # A fault may be the disk's, and gone next time.
     unknown = [position for position, count in enumerate(found) if isinstance(count, str)]
     if unknown:
         with ThreadPoolExecutor() as pool:  # FFmpeg decodes without Python's lock
@@ -115,7 +115,7 @@ def _frames_or_fault(file: Path) -> int | str:
 
 
 def find_darkened(clips: LabelledClips, folder: Path, cache: Path) -> VideoClips:
-    """The videos of a folder made by `python -m darkening.apply`, one for each video and of the same path.
+    """Find the darkened copy of each video in a folder that `python -m darkening.apply` made.
 
     Paths are compared by their last two parts, `<Class>/name.avi`.
 
@@ -125,7 +125,7 @@ def find_darkened(clips: LabelledClips, folder: Path, cache: Path) -> VideoClips
         cache: folder for the records of what was checked.
 
     Raises:
-        UsageError: names a video that is missing, there twice, broken, or of another number of frames than by day.
+        UsageError: names a video that is missing, there twice or broken, or has another number of frames than by day.
     """
     if not isinstance(clips, VideoClips):
         raise UsageError(
@@ -149,7 +149,7 @@ def find_darkened(clips: LabelledClips, folder: Path, cache: Path) -> VideoClips
     if missing:
         raise UsageError(f"--darkened {folder}: lacks {len(missing)} of {len(clips)} videos: {', '.join(missing[:3])}")
     unchecked = VideoClips(folder, clips.split, clips.classes, videos, [], clips.interval)
-    checked = checked_clips(unchecked, ClipConfig(), cache)
+    checked = check_clips(unchecked, ClipConfig(), cache)
     for video, day, night in zip(checked.videos, clips.counts, checked.counts, strict=True):
         if day != night:
             raise UsageError(f"--darkened {folder}: {video.file} has {night} frames, by day it has {day}")

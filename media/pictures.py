@@ -16,9 +16,9 @@ from minmax.runtime.errors import RunError, UsageError
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"})
 DECODING_ERRORS = (
     *(OSError, ValueError, SyntaxError, Image.DecompressionBombError),
-    *(TypeError, AttributeError, LookupError, ArithmeticError, struct.error),  # for entries of a type of their own
+    *(TypeError, AttributeError, LookupError, ArithmeticError, struct.error),  # for metadata of an unexpected type
 )
-"""What Pillow raises for files that are not, or not wholly, a picture."""
+"""What Pillow raises for files that are no picture, or a damaged one."""
 
 _WRITTEN_AS = {".jpg": "jpeg", ".jpeg": "jpeg", ".tif": "tiff"}
 # PNG is lossless at every level; 2 takes a fifth of the time of Pillow's own 6 for a file of a fifth more.
@@ -33,7 +33,7 @@ _TO_UPRIGHT = {
 def files_below(folder: Path, ending: str | tuple[str, ...]) -> list[Path]:
     """All files with an ending (any case) below a folder, links to folders followed, hidden ones left out, sorted.
 
-    Each folder is read once, however many links lead to it, by its own path where that lies below the folder too.
+    Each folder is read once, however many links lead to it; by its own path if that is below the folder too.
     """
     found, seen, starts = [], set(), [folder]
     for start in starts:  # which grows by the links that are met
@@ -43,7 +43,7 @@ def files_below(folder: Path, ending: str | tuple[str, ...]) -> list[Path]:
                 folders.clear()
                 continue
             seen.add((status.st_dev, status.st_ino))
-            # Hidden: macOS writes a ._photo.jpg beside photo.jpg, which is none, and editors keep copies of files.
+            # Hidden: macOS writes a ._photo.jpg, no picture, beside photo.jpg, and editors keep copies of files.
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             starts += [Path(place, name) for name in folders if Path(place, name).is_symlink()]
             found += [Path(place, name) for name in names if name.lower().endswith(ending) and name[0] != "."]
@@ -55,7 +55,7 @@ def find_pictures(source: Path, kinds: frozenset[str] = PICTURE_SUFFIXES) -> lis
 
     Args:
         source: a file or a folder.
-        kinds: endings of the files that are looked for, those of videos among them where these are wanted too.
+        kinds: endings of the files to look for; may include those of videos.
 
     Raises:
         UsageError: when there is nothing, or no such file.
@@ -74,12 +74,12 @@ def find_pictures(source: Path, kinds: frozenset[str] = PICTURE_SUFFIXES) -> lis
 
 
 def decode_picture(file: Path, size: tuple[int, int] | None = None, upright: bool = True) -> Tensor:
-    """Decode a file to uint8 RGB `(3, H, W)`; one of DECODING_ERRORS when it is broken.
+    """Decode a file to uint8 RGB `(3, H, W)`; raises one of DECODING_ERRORS when it is broken.
 
     Args:
         file: the picture.
         size: height and width to resize to, by Lanczos; None keeps its own.
-        upright: turn it as its EXIF entry says; off where a label for each pixel lies in a file of its own.
+        upright: turn it as its EXIF entry says; off where labels of its pixels are in another file.
     """
     with Image.open(file) as opened:
         image = as_rgb(upright_picture(opened) if upright else opened)
@@ -90,7 +90,7 @@ def decode_picture(file: Path, size: tuple[int, int] | None = None, upright: boo
 
 
 def orientation(image: Image.Image) -> int:
-    """How an opened picture is stored, as its EXIF entry says: 5 to 8 lie on a side, 1 is upright or not told."""
+    """The EXIF orientation of an opened picture: 5 to 8 lie on a side, 1 is upright or unknown."""
     try:
         told = image.getexif().get(ExifTags.Base.Orientation)
     except DECODING_ERRORS:  # the entries are damaged, which says nothing of the pixels
@@ -99,7 +99,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright_picture(image: Image.Image) -> Image.Image:
-    """A picture turned as its EXIF entry says; Pillow's own function writes all entries anew, and fails at odd ones."""
+    """A picture turned as its EXIF entry says; Pillow's own function rewrites all entries, and fails on odd ones."""
     image.load()  # after which a TIFF is upright already
     turn = _TO_UPRIGHT.get(orientation(image))
     return image if turn is None else image.transpose(turn)
@@ -109,7 +109,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """A picture in 8-bit RGB; grey of 16 bits is brought to that range, where Pillow would clip it to white.
 
     Raises:
-        ValueError: for grey of 32 bits, whose range nothing tells.
+        ValueError: for grey of 32 bits, whose range is unknown.
     """
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) // 257).astype(np.uint8)).convert("RGB")

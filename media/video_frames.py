@@ -27,15 +27,15 @@ _SEEK_FROM = 48  # frames that are decoded rather than skipped by a seek
 
 
 class BrokenVideo(ValueError):
-    """A file that is not, or not wholly, a video; says why."""
+    """A file that is no video, or a damaged one; the message says why."""
 
 
 @contextlib.contextmanager
 def open_video(file: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """A file and its first video stream, closed at the end.
+    """Open a file and its first video stream; closed at the end.
 
     Raises:
-        BrokenVideo: when it holds none, or for what FFmpeg raises meanwhile.
+        BrokenVideo: when it holds no video, or FFmpeg fails while it is open.
     """
     try:
         # A whole path, as the start of 12:30.avi reads like a protocol. Titles may be in any encoding.
@@ -51,12 +51,12 @@ def open_video(file: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def mean_rate(stream: VideoStream) -> Fraction:
-    """Frames per second, as near as a file tells."""
+    """Frames per second on average, as far as the file tells."""
     return Fraction(stream.average_rate or stream.guessed_rate or 25)
 
 
-def whole_video(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame | Packet[Any]]:
-    """The frames of a stream, decoded, and all packets of sound, as they follow each other in the file.
+def decode_video(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame | Packet[Any]]:
+    """Decode the frames of a stream; gives them and all packets of sound in the order of the file.
 
     Raises:
         BrokenVideo: when a part is damaged, the frames change their size, there is none, or the file ends well before
@@ -91,11 +91,11 @@ def whole_video(container: InputContainer, stream: VideoStream) -> Iterator[av.V
 
 
 def _to_upright(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """What makes a frame upright: do its axes change places, are then its columns and are its rows reversed?"""
+    """How a frame is turned upright: whether its axes are swapped, then its columns and its rows reversed."""
     try:
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # there is something beside it that PyAV has no name for
-        angle = np.radians(frame.rotation)  # from which a mirrored frame cannot be told
+        angle = np.radians(frame.rotation)  # which does not tell whether the frame is mirrored
         (a, b), (c, d) = (np.cos(angle), -np.sin(angle)), (np.sin(angle), np.cos(angle))
     else:
         if matrix is None:
@@ -118,14 +118,14 @@ def upright_pixels(frame: av.VideoFrame, size: tuple[int, int] | None = None) ->
 
 
 def count_frames(file: Path) -> int:
-    """The number of frames of a video, all of which are decoded.
+    """Count the frames of a video by decoding all of them.
 
     Raises:
-        BrokenVideo: when it is not, or not wholly, a video.
+        BrokenVideo: when it is no video, or a damaged one.
     """
     with open_video(file) as (container, stream):
         stream.thread_type = "AUTO"
-        return sum(isinstance(item, av.VideoFrame) for item in whole_video(container, stream))
+        return sum(isinstance(item, av.VideoFrame) for item in decode_video(container, stream))
 
 
 def read_frames(file: Path, frames: Sequence[int], size: tuple[int, int] | None = None) -> Tensor:
@@ -133,8 +133,8 @@ def read_frames(file: Path, frames: Sequence[int], size: tuple[int, int] | None 
 
     Args:
         file: the video.
-        frames: numbers in any order; one may be asked for twice.
-        size: height and width to bring them to; None keeps theirs.
+        frames: their numbers in any order, also repeated.
+        size: height and width to resize to; None keeps theirs.
 
     Returns:
         uint8 RGB `(T, 3, H, W)`, upright.
@@ -144,12 +144,12 @@ def read_frames(file: Path, frames: Sequence[int], size: tuple[int, int] | None 
     """
     wanted, found = set(frames), {}
     if min(wanted) >= _SEEK_FROM:
-        with contextlib.suppress(BrokenVideo):  # a damage that only seeking meets
-            found = _found_by_seeking(file, wanted, size)
+        with contextlib.suppress(BrokenVideo):  # damage that only seeking meets
+            found = _seek_frames(file, wanted, size)
     if len(found) < len(wanted):
         found = {}
         with open_video(file) as (container, stream):
-            decoded = (item for item in whole_video(container, stream) if isinstance(item, av.VideoFrame))
+            decoded = (item for item in decode_video(container, stream) if isinstance(item, av.VideoFrame))
             for number, frame in enumerate(decoded):
                 if number in wanted:
                     found[number] = upright_pixels(frame, size)
@@ -163,8 +163,8 @@ def read_frames(file: Path, frames: Sequence[int], size: tuple[int, int] | None 
     return torch.from_numpy(np.stack([found[number] for number in frames])).permute(0, 3, 1, 2)
 
 
-def _found_by_seeking(file: Path, wanted: set[int], size: tuple[int, int] | None) -> dict[int, NDArray[np.uint8]]:
-    """Frames by number, decoded from the last key frame before them on; not all of them where a seek is not exact.
+def _seek_frames(file: Path, wanted: set[int], size: tuple[int, int] | None) -> dict[int, NDArray[np.uint8]]:
+    """Decode frames from the last key frame before them; some may be missing where a seek is not exact.
 
     A seek is by time, so the times of all frames are read first, from the packets, without decoding any.
     """
@@ -175,13 +175,13 @@ def _found_by_seeking(file: Path, wanted: set[int], size: tuple[int, int] | None
         times = [None if discarded else time for time, discarded in packets]  # an edit list leaves frames out
         known = sorted(time for time in times if time is not None)
         exact = len(times) == len(set(known)) > max(wanted)
-        if not exact or container.format.name == "avi":  # what times FFmpeg makes up for it need not be in order
+        if not exact or container.format.name == "avi":  # whose times FFmpeg makes up, maybe out of order
             return found
         numbers = {time: number for number, time in enumerate(known)}
         container.seek(known[min(wanted)], stream=stream)
         for frame in (frame for packet in container.demux(stream) for frame in stream.decode(packet)):
             number = numbers.get(frame.pts, -1) if frame.pts is not None else -1
-            # Just behind a key frame there may be frames that need one before it; these are never wanted ones.
+            # Right after a key frame there may be frames that need an earlier one; these are never wanted.
             if number in wanted and not frame.is_corrupt:
                 found[number] = upright_pixels(frame, size)
             if len(found) == len(wanted):

@@ -37,7 +37,7 @@ class VideoOptions:
     crf: int = 18
     """Constant rate factor of H.264 (of VP9 in .webm): less is better and larger, 0 is lossless."""
     batch: int = 0
-    """Frames that are darkened at a time; 0 chooses by their size. Only the noise of cameras depends on it."""
+    """Frames darkened at a time; 0 chooses by their size. Only the noise of cameras depends on it."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -63,7 +63,7 @@ class VideoWriter:
         self.count, self.first, self.last = 0, 0, -1
         self.sound_from: dict[int, int] = {}  # the earliest time that the next packet of a track may have
         self.converter = VideoReformatter()  # one for all frames, as each sets up tables
-        with _naming_faults():
+        with _translate_errors():
             self.out = av.open(str(file.absolute()), "w", format=_CONTAINERS.get(suffix, suffix[1:]))
             self.video = self._add_video(_VP9 if suffix == ".webm" else _H264, options, shape)
             self.tracks = {track.index: self._add_sound(track, target.name) for track in source.streams.audio}
@@ -75,7 +75,7 @@ class VideoWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Close the file; when an error is on its way already, it is the one to tell."""
-        with contextlib.suppress(av.FFmpegError) if kind else _naming_faults():
+        with contextlib.suppress(av.FFmpegError) if kind else _translate_errors():
             self.out.close()
 
     def _add_video(self, codec: str, options: VideoOptions, shape: tuple[int, int]) -> VideoStream:
@@ -83,8 +83,8 @@ class VideoWriter:
         if codec == _VP9:
             fixed = {"b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"}
         else:
-            # Twice as fast as "fast", for files no larger; a decibel less of 46 to 49 at crf 18. No frame is stored
-            # before one that is shown earlier: AVI tells frames by number alone, and .mp4 and .mov would keep neither
+            # Twice as fast as "fast" with files no larger, for one decibel less (of 46 to 49 at crf 18). Frames are
+            # stored in the order they are shown: AVI tells them by number alone, and .mp4 and .mov would keep neither
             # uneven times nor how long the last frame is shown.
             fixed = {"preset": "veryfast", "bf": "0"}
         video = self.out.add_stream(codec, rate=rate, options={"crf": str(options.crf), **fixed})
@@ -96,8 +96,8 @@ class VideoWriter:
         if source.sample_aspect_ratio and (source.height, source.width) == shape:
             context.sample_aspect_ratio = source.sample_aspect_ratio
         self.matrix = Colorspace.ITU709 if source.colorspace == Colorspace.ITU709 else Colorspace.ITU601
-        context.flags |= Flags.frame_duration  # of the last frame, that is, which no other one ends
-        # What the colours are stored by, which need not be what the source says of its own.
+        context.flags |= Flags.frame_duration  # for the last frame, which no later one ends
+        # How the colours are stored here, which may differ from the source.
         context.colorspace = _BT709 if self.matrix == Colorspace.ITU709 else _SMPTE170M
         context.color_range = ColorRange.MPEG
         return video
@@ -112,7 +112,7 @@ class VideoWriter:
 
     def write(self, pixels: NDArray[np.uint8], times: list[tuple[int | None, int]], sound: list[Packet[Any]]) -> None:
         """Copy packets of sound and encode frames `(T, H, W, 3)`, each with its time and duration in the source."""
-        with _naming_faults():
+        with _translate_errors():
             for packet in sound:
                 self._copy(packet)
             for picture, (time, duration) in zip(pixels, times, strict=True):
@@ -140,7 +140,7 @@ class VideoWriter:
     def _time(self, time: int | None, base: Fraction) -> int:
         """When the next frame is shown: as in the source, but always after the last one."""
         if not self.keeps_times:
-            # The place among its neighbours, with those that are shown twice and stored once.
+            # The position in time, which counts frames that are shown twice and stored once.
             place = self.count if time is None else round(time * Fraction(self.original.time_base or base) / base)
             self.first = place if self.count == 0 else self.first
             time = max(place - self.first, self.last + 1)
@@ -151,16 +151,16 @@ class VideoWriter:
 
     def finish(self) -> None:
         """Write what the encoder still holds."""
-        with _naming_faults():
+        with _translate_errors():
             self.out.mux(self.video.encode(None))
 
 
 @contextlib.contextmanager
-def _naming_faults() -> Iterator[None]:
-    """What FFmpeg raises in writing: of the disk as an OSError, of what the source holds as a BrokenVideo."""
+def _translate_errors() -> Iterator[None]:
+    """Raise what FFmpeg says while writing as an OSError (of the disk) or a BrokenVideo (of the source)."""
     try:
         yield
     except av.FFmpegError as error:
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror) from error
-        raise BrokenVideo(f"cannot be written anew: {str(error.strerror or error).lower()}") from error
+        raise BrokenVideo(f"cannot be encoded again: {str(error.strerror or error).lower()}") from error

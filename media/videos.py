@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from media.pictures import as_codes, as_intensities
-from media.video_frames import open_video, upright_pixels, whole_video
+from media.video_frames import decode_video, open_video, upright_pixels
 from media.video_writer import VideoOptions, VideoWriter
 from minmax.runtime.checkpoints import write_atomically
 from minmax.runtime.devices import Runtime
@@ -31,9 +31,9 @@ _BATCH_PIXELS = {"cpu": 2**18, "other": 2**21}
 
 
 class _Batch(NamedTuple):
-    """Frames in a row, uint8 `(T, H, W, 3)`, when and how long each is shown, and the sound that was read with them.
+    """Consecutive frames, uint8 `(T, H, W, 3)`, when and how long each is shown, and the sound read with them.
 
-    Behind the last frame there may be sound and no `pixels`.
+    After the last frame there may be sound without `pixels`.
     """
 
     pixels: Tensor | None
@@ -50,7 +50,7 @@ def darken_video(
     size: tuple[int, int] | None = None,
     progress: Callable[[int], object] = lambda _: None,
 ) -> None:
-    """Darken a video into a file of the same kind with as many frames of the same size and times, and the same sound.
+    """Darken a video into a file of the same kind, with the same number, size and times of frames and the same sound.
 
     While one batch of frames is darkened, the next is decoded and the one before encoded. The file is written under
     another name and renamed when it is whole.
@@ -58,11 +58,11 @@ def darken_video(
     Args:
         source: the video.
         target: the file to write; its ending is one of `VIDEO_SUFFIXES`.
-        start: (height, width) to what darkens frames `(T, 3, H, W)` in [0, 1] on the device, called once.
+        start: called once with height and width; gives what darkens frames `(T, 3, H, W)` in [0, 1] on the device.
         runtime: the devices.
         options: quality, and frames at a time.
-        size: height and width to bring frames to; None keeps theirs.
-        progress: is told the number of frames whenever some are darkened.
+        size: height and width to resize frames to; None keeps theirs.
+        progress: called with the number of frames of each batch once it is darkened.
 
     Of several video streams the first is taken. Frames are turned upright. Where height and width are even, colours are
     stored at half resolution (4:2:0), as players expect; otherwise in full (4:4:4), as half of an odd size would change
@@ -70,7 +70,7 @@ def darken_video(
     hold it, and left out with a warning otherwise.
 
     Raises:
-        BrokenVideo: when the source is not, or not wholly, a video.
+        BrokenVideo: when the source is no video, or a damaged one.
         RunError: when the target cannot be written.
     """
     batch_pixels = _BATCH_PIXELS["cpu" if runtime.device.type == "cpu" else "other"]
@@ -79,13 +79,13 @@ def darken_video(
         with contextlib.ExitStack() as stack:
             container, stream = stack.enter_context(open_video(source))
             stream.thread_type = "AUTO"
-            batches = _batches(whole_video(container, stream), options.batch, batch_pixels, size)
+            batches = _batches(decode_video(container, stream), options.batch, batch_pixels, size)
             first = next(batches)
             assert first.pixels is not None
             height, width = first.pixels.shape[1:3]
             writer = stack.enter_context(VideoWriter(temporary, target, container, stream, options, (height, width)))
             darken = start(height, width)
-            # Left before the files are closed: no thread works on a closed file.
+            # These end before the files are closed: no thread works on a closed file.
             decoding, encoding = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
             written: deque[Future[None]] = deque()
             for batch in chain([first], _ahead(batches, decoding)):
@@ -110,7 +110,7 @@ def darken_video(
 
 
 def _ahead(items: Iterator[ItemT], pool: ThreadPoolExecutor) -> Iterator[ItemT]:
-    """The items, made in the pool's one thread a few at a time before they are asked for."""
+    """The items, made a few ahead in the pool's single thread."""
     pending = deque(pool.submit(next, items, None) for _ in range(_BATCHES_AHEAD))
     while (item := pending.popleft().result()) is not None:
         pending.append(pool.submit(next, items, None))
@@ -120,7 +120,7 @@ def _ahead(items: Iterator[ItemT], pool: ThreadPoolExecutor) -> Iterator[ItemT]:
 def _batches(
     items: Iterator[av.VideoFrame | Packet[Any]], length: int, batch_pixels: int, size: tuple[int, int] | None
 ) -> Iterator[_Batch]:
-    """All frames and packets of sound, so many frames at a time; 0: so many that they have `batch_pixels`."""
+    """All frames and packets of sound in batches of `length` frames, or, when 0, of about `batch_pixels` pixels."""
     pixels: list[NDArray[np.uint8]] = []
     times: list[tuple[int | None, int]] = []
     sound: list[Packet[Any]] = []

@@ -72,7 +72,7 @@ def adapt(
     first = next(batches, None)
     if first is None:
         raise ValueError("day: it holds no batch")
-    network = _named(network, features, first[0][:2]).to(place)
+    network = _as_feature_model(network, features, first[0][:2]).to(place)
     pair = (
         MomentumPair(network, batch_norm=batch_norm, head_norm=head_norm)
         if byol_weight
@@ -87,7 +87,7 @@ def adapt(
         steps = 0
         for images, targets in day:
             steps += 1
-            images, targets = _moved(images, place), _moved(targets, place)
+            images, targets = _to_device(images, place), _to_device(targets, place)
             with torch.no_grad():
                 dark = night(images)
             losses = adaptation_losses(pair, images, dark, targets, loss, byol_weight, targets_to_model)
@@ -136,7 +136,7 @@ def adaptation_losses(
     }
 
 
-def _named(model: nn.Module, features: Sequence[str], example: Tensor) -> FeatureModel:
+def _as_feature_model(model: nn.Module, features: Sequence[str], example: Tensor) -> FeatureModel:
     if isinstance(model, FeatureModel):
         if features:
             raise ValueError("features: the FeatureModel names its own")
@@ -145,12 +145,12 @@ def _named(model: nn.Module, features: Sequence[str], example: Tensor) -> Featur
     return FeatureModel(model, features or [last_feature_layer(model, example)], example=example)
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def _to_device(value: Any, device: torch.device) -> Any:
     """Tensors on a device, in whatever holds them."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, Mapping):
-        return {name: _moved(part, device) for name, part in value.items()}
+        return {name: _to_device(part, device) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_moved(part, device) for part in value)
+        return type(value)(_to_device(part, device) for part in value)
     return value

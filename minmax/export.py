@@ -50,7 +50,12 @@ DARKENER = "similarity-minmax/darkener"
 SOURCES = {
     "similarity-minmax/classifier": ("classification", "classifier", "load_classifier", "scores"),
     "similarity-minmax/segmenter": ("segmentation", "segmenter", "load_segmenter", "scores"),
-    "similarity-minmax/place-network": ("visual-place-recognition", "gem", "load_place_network", "descriptors"),
+    "similarity-minmax/place-network": (
+        "visual-place-recognition",
+        "place_checkpoints",
+        "load_place_network",
+        "descriptors",
+    ),
     "similarity-minmax/recogniser": ("low-light-action-recognition", "recogniser", "load_recogniser", "scores"),
     DARKENER: ("", "darkening.darkener_files", "load_darkener", "night"),
 }

@@ -125,11 +125,11 @@ class FeatureModel(nn.Module):
 
     def features(self, images: Tensor, *inputs: Any) -> list[Tensor]:
         """The features of images in [0, 1], channels in dimension 1, in the order of `layers`."""
-        return self._recorded(images, inputs, stop=True)[1]
+        return self._run_recorded(images, inputs, stop=True)[1]
 
     def with_features(self, images: Tensor, *inputs: Any) -> tuple[Any, list[Tensor]]:
         """Prediction and features of one forward pass."""
-        return self._recorded(images, inputs, stop=False)
+        return self._run_recorded(images, inputs, stop=False)
 
     def release(self) -> nn.Module:
         """The model without our hooks; this wrapper is of no use afterwards."""
@@ -139,7 +139,7 @@ class FeatureModel(nn.Module):
                     del layer._forward_hooks[number]
         return self.model
 
-    def _recorded(self, images: Tensor, inputs: Sequence[Any], stop: bool) -> tuple[Any, list[Tensor]]:
+    def _run_recorded(self, images: Tensor, inputs: Sequence[Any], stop: bool) -> tuple[Any, list[Tensor]]:
         layers = [self.model.get_submodule(name) for name in self.layers]
         found: dict[nn.Module, Any] = {}
 
@@ -189,7 +189,7 @@ def _layout(feature: Tensor, images: Tensor) -> Layout:
 def _try(network: FeatureModel, example: Tensor) -> tuple[list[Tensor], frozenset[str]]:
     """The features of an example, and the names of the parameters that they depend on; nothing is changed."""
     parameters = {name: p for name, p in network.model.named_parameters() if p.requires_grad}
-    with evaluating(network), torch.enable_grad():
+    with evaluation_mode(network), torch.enable_grad():
         features = attempt(network.features, example)
         learned = [feature.float().sum() for feature in features if feature.requires_grad]
         gradients = torch.autograd.grad(learned, list(parameters.values()), allow_unused=True) if learned else ()
@@ -199,7 +199,7 @@ def _try(network: FeatureModel, example: Tensor) -> tuple[list[Tensor], frozense
 
 
 @contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Evaluation mode, then every module's own mode again."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
@@ -251,7 +251,7 @@ def last_feature_layer(model: nn.Module, example: Tensor) -> str:
 
         handles.append(layer.register_forward_hook(note))
     try:
-        with evaluating(model):
+        with evaluation_mode(model):
             attempt(model, example)
     finally:
         for handle in handles:

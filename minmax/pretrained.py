@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from minmax.features import FeatureModel, attempt, evaluating
+from minmax.features import FeatureModel, attempt, evaluation_mode
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly, save_checkpoint
 from minmax.runtime.config import DataclassInstance, from_plain, to_plain
 from minmax.runtime.errors import UsageError
@@ -94,7 +94,7 @@ def require_size(network: FeatureModel, flag: str, *size: int) -> None:
     """Raise a UsageError when images of this height and width do not pass through a network; `flag` is to blame."""
     images = torch.zeros(1, 3, *size, device=next(network.parameters()).device)
     try:
-        with evaluating(network):
+        with evaluation_mode(network):
             attempt(network, images)
     except ValueError as error:
         raise UsageError(f"{flag}: {error}; choose a larger size, a multiple of 32, or another model") from error

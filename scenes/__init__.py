@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scenes.cache import Domain, cache_file, kept
+from scenes.cache import Domain, cache_file, render_or_load
 from scenes.motion import MOTIONS, render_clips
 from scenes.night import HELD_OUT_NIGHT, NightSettings, render_night
 from scenes.objects import CLASSES
@@ -42,7 +42,7 @@ def _label(index: int, seed: int) -> int:
 def _render_one(
     domain: Domain, index: int, size: int, seed: int, settings: NightSettings | None
 ) -> tuple[NDArray[np.uint8], Scene]:
-    # Scene and light have streams of their own, so that a scene is the same by day and by night.
+    # Scene and light are drawn separately, so that a scene is the same by day and by night.
     scene_seed, light_seed = np.random.SeedSequence((seed, index)).spawn(2)
     place_seed, object_seed = (int(word) for word in scene_seed.generate_state(2))
     rng = np.random.default_rng(scene_seed)
@@ -63,13 +63,13 @@ def render_labelled(
     """Render balanced labelled scenes: images uint8 (N, H, W, 3) in sRGB and labels int64 (N,), indices of CLASSES.
 
     Image i depends on the seed and on i alone, and day and night of one seed show the same scenes. With a
-    `cache_dir` the result is kept there and found again.
+    `cache_dir` the result is stored there and read back the next time.
 
-    `settings` are the ranges that each night picture draws its lamps and its camera from: None is the same as
+    `settings` are the ranges from which each night draws its lamps and camera: None is the same as
     `NightSettings()`, also in the cache, and `HELD_OUT_NIGHT` stands for other lamps and cameras. Days ignore them.
     """
     cache = cache_file(cache_dir, str(count), domain, size, seed, settings)
-    return kept(
+    return render_or_load(
         cache,
         count,
         (size, size, 3),
@@ -98,4 +98,4 @@ def render_segmented(
         return image, scene.label
 
     cache = cache_file(cache_dir, str(count), domain, size, seed, settings, "-pixels")
-    return kept(cache, count, (size, size, 3), np.uint8, f"{domain} scenes", render)
+    return render_or_load(cache, count, (size, size, 3), np.uint8, f"{domain} scenes", render)

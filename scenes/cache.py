@@ -1,4 +1,4 @@
-"""Rendered images that are kept in a file and found again."""
+"""Rendered images, stored in a file and read back the next time."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def cache_file(
     settings: NightSettings | None,
     ending: str = "",
 ) -> Path | None:
-    """The file whose name tells everything that the images depend on; None without a folder."""
+    """The file named after everything that the images depend on; None without a folder."""
     if folder is None:
         return None
-    # Only the night depends on settings; the defaults are spelt out, so that a change of them is told apart as well.
+    # Only the night depends on settings; the defaults are spelt out, so that changed defaults give another name.
     spelt_out = repr(settings or NightSettings()).encode()
     digest = f"-{hashlib.sha256(spelt_out).hexdigest()[:10]}" if domain == "night" else ""
     return folder / f"scenes-v{GENERATOR_VERSION}-{domain}-{described}x{size}-seed{seed}{digest}{ending}.npz"
 
 
-def kept(
+def render_or_load(
     file: Path | None,
     count: int,
     shape: tuple[int, ...],
@@ -44,15 +44,15 @@ def kept(
     title: str,
     render: Callable[[int], tuple[NDArray[np.uint8], Any]],
 ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """Images or clips `(count, *shape)` with what belongs to each, from a file or rendered (and kept in it).
+    """Images or clips `(count, *shape)` and their labels: read from a file, or rendered and stored in it.
 
     Args:
-        file: where they are kept, if anywhere.
+        file: where they are stored; None renders without storing.
         count: how many there are.
         shape: of each, such as (size, size, 3).
-        kind: numpy's type of what belongs to each image.
+        kind: numpy's type of the labels.
         title: what the progress bar says.
-        render: image `i` and what belongs to it.
+        render: gives image `i` and its label.
     """
     if file and file.exists():
         with np.load(file, allow_pickle=False) as stored:

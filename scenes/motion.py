@@ -1,4 +1,4 @@
-"""Clips of built-in scenes in which the main object moves: how it moves is the class, what it is does not matter.
+"""Clips of built-in scenes in which the main object moves: its class is how it moves, not what it is.
 
 Light is drawn once per clip, sensor noise anew for every frame.
 """
@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from scenes.cache import Domain, cache_file, kept
+from scenes.cache import Domain, cache_file, render_or_load
 from scenes.night import NightSettings, render_night
 from scenes.objects import CLASSES
 from scenes.sprites import Camera, Placed, Rng, Sprite
@@ -22,15 +22,15 @@ from scenes.world import build_scene, render_day
 MOTION_VERSION: Final = 1
 
 MOTIONS: Final = ("standing", "passing", "approaching", "receding", "jumping", "shaking")
-"""None of them is another one seen in a mirror, so that clips may be flipped."""
+"""None is the mirror image of another, so clips may be flipped."""
 
-PLACES: Final = 6  # street cameras, each at a place of its own
+PLACES: Final = 6  # street cameras, each at its own place
 
 Move = Callable[[Placed], Placed]
 
 
 def _transformed(sprite: Sprite, change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Sprite:
-    """A sprite whose points (..., 2), lamps among them, are changed within its plane."""
+    """A sprite with its points (..., 2) and lamps changed within its plane."""
     shapes = [shape._replace(polygons=change(shape.polygons)) for shape in sprite.shapes]
     lamps = []
     for x, y, axis, colour in sprite.lamps:
@@ -88,7 +88,7 @@ def render_clip(
     domain: Domain, index: int, frames: int, size: int, seed: int, settings: NightSettings | None = None
 ) -> NDArray[np.uint8]:
     """Render one clip, uint8 (T, H, W, 3) in sRGB; arguments as for `render_clips`."""
-    # Scene, motion and light have streams of their own: a clip is the same by day and by night.
+    # Scene, motion and light are drawn separately: a clip is the same by day and by night.
     streams = np.random.SeedSequence((seed, index, 2)).spawn(4)
     scene_seed, motion_seed, light_seed, noise_seed = streams
     rng = np.random.default_rng(scene_seed)
@@ -117,11 +117,11 @@ def render_clips(
 
     Clip i depends on the seed and on i alone, and day and night of one seed show the same motions of the same things.
     Light and camera of a clip are drawn once, the noise of its pixels anew for every frame. With a `cache_dir` the
-    result is kept there and found again. `settings` as for `render_labelled`.
+    result is stored there and read back the next time. `settings` as for `render_labelled`.
     """
     cache = cache_file(cache_dir, f"clips{MOTION_VERSION}-{count}x{frames}", domain, size, seed, settings)
 
     def render(index: int) -> tuple[NDArray[np.uint8], int]:
         return render_clip(domain, index, frames, size, seed, settings), motion_label(index, seed)
 
-    return kept(cache, count, (frames, size, size, 3), np.int64, f"{domain} clips", render)
+    return render_or_load(cache, count, (frames, size, size, 3), np.int64, f"{domain} clips", render)

@@ -35,8 +35,8 @@ class NightSettings:
     emission: Range = (0.15, 0.4)  # radiance of a lit window or lens of emission 1
     glare: Range = (0.05, 0.2)  # share of the light of bright spots that the lens scatters
     metering: Range = (0.018, 0.045)  # mean of the picture in linear light that the camera aims for ...
-    gain_limit: Range = (8.0, 20.0)  # ... as far as its gain allows
-    electrons: Range = (12000.0, 30000.0)  # a radiance of 1 sets free so many per pixel
+    gain_limit: Range = (8.0, 20.0)  # ... unless its gain reaches this limit
+    electrons: Range = (12000.0, 30000.0)  # per pixel, set free by a radiance of 1
     read_noise: Range = (2.0, 8.0)  # standard deviation in electrons
     white_balance: float = 0.15  # largest relative error of a channel
 
@@ -64,7 +64,7 @@ def lamp_light(scene: Scene, lamp: Lamp, colour: Colour, spread: float) -> Float
     towards = np.asarray(lamp.position, np.float32) - scene.positions
     squared = np.einsum("hwc,hwc->hw", towards, towards)
     towards /= np.sqrt(squared + 1e-9)[..., None]
-    # Flat sprites stand for rounded bodies, round whose edge some light always reaches.
+    # Flat sprites stand for rounded bodies: some light always reaches around their edges.
     facing = np.clip((np.einsum("hwc,hwc->hw", towards, scene.normal) + _ROUNDNESS) / (1 + _ROUNDNESS), 0.0, None)
     axis = np.asarray(lamp.axis, np.float32)
     cone = np.clip(-(towards @ (axis / np.linalg.norm(axis))), 0.0, None) ** spread

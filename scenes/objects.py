@@ -1,4 +1,4 @@
-"""Drawings of what stands about in a street: the main objects of the eight classes, posts and low clutter.
+"""Drawings of what stands in a street: the main objects of the eight classes, posts and low clutter.
 
 Each is drawn at random from a generator, in its own metres.
 """
@@ -166,7 +166,7 @@ def _tree(rng: Rng) -> Sprite:
 
 
 def post(rng: Rng, label: int, top: float) -> Sprite:
-    """A bare post; what is added to the sprite gets its label, the post itself stays a pole."""
+    """A bare post; what is added to the sprite later gets `label`, the post itself is a pole."""
     sprite = Sprite(label)
     half = rng.uniform(0.03, 0.06)
     sprite.box(-half, 0.0, half, top, np.full(3, rng.uniform(0.08, 0.4)), label=POLE)
@@ -250,7 +250,7 @@ def low_clutter(rng: Rng) -> Sprite:
     return sprite
 
 
-# Small in the distance: things of the very classes that the main object may have.
+# Small in the distance, of the same classes as the main object.
 DISTANT: Final[tuple[Callable[[Rng], Sprite], ...]] = (
     _car, _bicycle, _person, _tree, _tree, _traffic_light, _road_sign, low_clutter
 )  # fmt: skip

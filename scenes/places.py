@@ -1,4 +1,4 @@
-"""Places seen again: each a street with a landmark, photographed from several points under another light each time."""
+"""Places seen again: each a street with a landmark, photographed from several points, each time in another light."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from scenes.cache import Domain, cache_file, kept
+from scenes.cache import Domain, cache_file, render_or_load
 from scenes.night import NightSettings, render_night
 from scenes.objects import CLASSES
 from scenes.sprites import Camera
@@ -31,7 +31,7 @@ def render_places(
     """Render places, each from several points of view.
 
     A place, with its houses, lamps and landmark, depends on the seed and its number alone; the camera (up to a metre to
-    either side, zoom 0.85 to 1.2) and the light on the view as well. Views of one number are the same by day and night.
+    either side, zoom 0.85 to 1.2) and the light on the view as well. A view is the same by day and by night.
 
     Args:
         domain: day or night.
@@ -40,7 +40,7 @@ def render_places(
         size: side of the images in pixels.
         seed: of everything.
         settings: lamps and camera of a night, as for `render_labelled`.
-        cache_dir: folder in which the result is kept and found again.
+        cache_dir: folder in which the result is stored and read back the next time.
         first_view: number of the first view; other numbers give other cameras and light.
 
     Returns:
@@ -65,4 +65,4 @@ def render_places(
         image = render_day(scene, view_rng) if domain == "day" else render_night(scene, view_rng, settings)
         return image, place
 
-    return kept(cache, places * views, (size, size, 3), np.int64, f"{domain} places", render)
+    return render_or_load(cache, places * views, (size, size, 3), np.int64, f"{domain} places", render)

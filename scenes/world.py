@@ -183,7 +183,7 @@ def build_scene(
         canvas.paint_ground(shape)
     for placed in sorted([*standing, main, *around], key=lambda item: -item.z):
         lamps += placed.lamps()
-        if placed.z > 1.0:  # what is beside or behind the viewer lights the scene but is not seen
+        if placed.z > 1.0:  # anything beside or behind the viewer lights the scene unseen
             canvas.paint_sprite(placed)
 
     nearest = canvas.nearest()

@@ -18,9 +18,9 @@ from street_images import (
 )
 
 from media.pictures import PICTURE_SUFFIXES, files_below
-from minmax.runtime.config import REPOSITORY, require
+from minmax.runtime.config import DEFAULT_RUNS, require
 from minmax.runtime.errors import UsageError
-from minmax.runtime.splits import Split, opened
+from minmax.runtime.splits import Split, check_split
 
 DEFAULT_DATA = Path(__file__).resolve().parent / "data" / "Cityscapes"
 LAYOUT = "{leftImg8bit,gtFine}/{train,val}/CITY/NAME{_leftImg8bit,_gtFine_labelIds}.png"
@@ -31,7 +31,7 @@ class StreetConfig:
     """How images are read."""
 
     size: Size = (512, 1024)
-    """Height and width that whole images are brought to, in pixels; scenes must be square, such as 96 96."""
+    """Height and width in pixels that whole images are resized to; scenes must be square, such as 96 96."""
     crop: Size | None = None
     """Height and width of the crops in training, in pixels; by default three quarters of the size, as in the paper."""
     scale: tuple[float, float] = (0.7, 1.3)
@@ -53,7 +53,7 @@ class StreetConfig:
 
 
 def open_streets(
-    data: str, split: Split, config: StreetConfig, quick: bool = False, cache: Path = REPOSITORY / "runs"
+    data: str, split: Split, config: StreetConfig, quick: bool = False, cache: Path = DEFAULT_RUNS
 ) -> StreetImages:
     """Open one split of Cityscapes' layout, or of the built-in scenes when `data` is `scenes`.
 
@@ -71,11 +71,11 @@ def open_streets(
         square = config.size[0] == config.size[1]
         require(square, "--images.size", config.size, "a square for the built-in scenes, such as 96 96")
         count = min(QUICK_IMAGES, SCENE_COUNTS[split]) if quick else SCENE_COUNTS[split]
-        return opened(SceneStreets(split, count, config.size[0], cache / "scenes"), split)
+        return check_split(SceneStreets(split, count, config.size[0], cache / "scenes"), split)
     if split not in ("train", "val"):
         raise UsageError(f"{data} has no split {split}: Cityscapes' layout has train and val, both by day")
     images = find_cityscapes(Path(data).expanduser(), split)
-    return opened(check_files(images.subset(QUICK_IMAGES) if quick else images, cache / "checked"), split)
+    return check_split(check_files(images.subset(QUICK_IMAGES) if quick else images, cache / "checked"), split)
 
 
 def find_cityscapes(root: Path, split: Literal["train", "val"], is_night: bool = False) -> StreetFiles:
@@ -91,7 +91,7 @@ def find_cityscapes(root: Path, split: Literal["train", "val"], is_night: bool =
         if not folder.is_dir():
             there = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) or "nothing"
             raise UsageError(f"no folder {folder}; expected {root}/{LAYOUT}, found {there}")
-    # Not by torchvision's Cityscapes, which takes every file there for an image, such as those of a file manager.
+    # torchvision's Cityscapes would take every file there for an image, those of a file manager too.
     loose = [entry for entry in images_below.iterdir() if entry.is_file() and not entry.name.startswith(".")]
     if loose:
         raise UsageError(f"{min(loose)} is a file; {images_below} holds a folder for each city")

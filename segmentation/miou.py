@@ -31,7 +31,7 @@ def count_confusion(predictions: Tensor, labels: Tensor) -> Tensor:
         predictions: train ids of any shape, VOID included.
         labels: train ids of the same shape.
     """
-    # Sixteen bits hold 8 times 400 pairs. Neighbouring pixels mostly are of the same pair, and a counter that waits for
+    # Sixteen bits hold 8 times 400 pairs. Neighbouring pixels are mostly of the same pair, and a counter that waits for
     # its own last increment is slow, so columns take turns with eight sets of counters.
     pairs = labels.to(torch.int16) * _ROWS
     pairs += predictions.to(torch.int16)
@@ -44,8 +44,8 @@ def count_confusion(predictions: Tensor, labels: Tensor) -> Tensor:
 class StreetScore:
     """A confusion matrix `(20, 20)` of counts, truth by row and prediction by column, and what follows from it.
 
-    Pixels whose truth is void are left out; a prediction of void on any other pixel is a miss. A few images may be kept
-    with the predictions `(H, W)` on them, to be looked at.
+    Pixels whose truth is void are left out; a prediction of void on any other pixel is a miss. `kept` holds a few
+    images with their predictions `(H, W)`, for pictures.
     """
 
     confusion: Tensor
@@ -112,16 +112,16 @@ def measure(
     batch_size: int = 4,
     workers: int = 0,
 ) -> list[StreetScore]:
-    """Score a split as each of some nights shows it.
+    """Score a split in each of `nights`.
 
     Args:
         network: as for `predict`.
         images: the split, with labels; each image is decoded once for all nights.
         size: what images are brought to.
         runtime: the devices.
-        nights: each darkens the images first, the same way in every call; by default they stay as they are.
+        nights: each darkens the images, the same way in every call; by default they stay as they are.
         full_labels: keep labels at their own size, and bring the logits to it.
-        keep: so many images at most, evenly spaced, are kept with their predictions.
+        keep: most images to keep with their predictions; they are evenly spaced.
         batch_size: images per forward pass.
         workers: processes that decode.
     """
@@ -196,7 +196,7 @@ def selection_score(
     batch_size: int = 4,
     workers: int = 0,
 ) -> dict[str, float]:
-    """What checkpoints are chosen by: mean IoU on day validation images, and on each of the selection nights.
+    """The numbers that select checkpoints: mean IoU on validation images by day and in each selection night.
 
     Arguments as for `measure`.
 

@@ -8,7 +8,7 @@ from cityscapes import find_cityscapes, pair_up
 from street_images import QUICK_IMAGES, StreetFile, StreetFiles, check_files
 
 from media.pictures import files_below
-from minmax.runtime.config import REPOSITORY
+from minmax.runtime.config import DEFAULT_RUNS
 from minmax.runtime.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ DARK_ZURICH_TEST = Path("rgb_anon/test/night")
 CITYSCAPES = Path("leftImg8bit/val")
 
 
-def open_night(root: Path, quick: bool = False, cache: Path = REPOSITORY / "runs") -> StreetFiles:
+def open_night(root: Path, quick: bool = False, cache: Path = DEFAULT_RUNS) -> StreetFiles:
     """Open a night data set; Dark Zurich's test images come without labels.
 
     Args:
@@ -32,7 +32,7 @@ def open_night(root: Path, quick: bool = False, cache: Path = REPOSITORY / "runs
         cache: folder for the record of which files were checked.
 
     Raises:
-        UsageError: when it is of no layout known here, or files are missing, surplus or broken.
+        UsageError: when its layout is unknown, or files are missing, surplus or broken.
     """
     openers: dict[Path, Callable[[Path], StreetFiles]] = {
         NIGHTTIME_DRIVING: _nighttime_driving,
@@ -54,19 +54,19 @@ def open_night(root: Path, quick: bool = False, cache: Path = REPOSITORY / "runs
     )
 
 
-def default_nights() -> list[Path]:
-    """The night data sets that lie at their default places."""
+def find_default_nights() -> list[Path]:
+    """The night data sets that are at their default places."""
     return [DEFAULT_FOLDER / name for name in DEFAULT_NAMES if (DEFAULT_FOLDER / name).is_dir()]
 
 
 def _nighttime_driving(root: Path) -> StreetFiles:
-    return _named_alike(
+    return _pair_by_name(
         root, NIGHTTIME_DRIVING, "_leftImg8bit.png", _NIGHTTIME_DRIVING_LABELS, "_gtCoarse_labelIds.png"
     )
 
 
 def _dark_zurich(root: Path) -> StreetFiles:
-    return _named_alike(root, DARK_ZURICH, "_rgb_anon.png", _DARK_ZURICH_LABELS, "_gt_labelIds.png")
+    return _pair_by_name(root, DARK_ZURICH, "_rgb_anon.png", _DARK_ZURICH_LABELS, "_gt_labelIds.png")
 
 
 def _dark_zurich_test(root: Path) -> StreetFiles:
@@ -74,8 +74,8 @@ def _dark_zurich_test(root: Path) -> StreetFiles:
     return pair_up(root.name, root, [StreetFile(image, None) for image in images], (), is_night=True)
 
 
-def _named_alike(root: Path, images_in: Path, image_end: str, labels_in: Path, labels_end: str) -> StreetFiles:
-    """Each image with the labels of the same folder and name, but for its end."""
+def _pair_by_name(root: Path, images_in: Path, image_end: str, labels_in: Path, labels_end: str) -> StreetFiles:
+    """Pair each image with the label file of the same folder and name, except for the ending."""
     files = []
     for image in files_below(root / images_in, image_end.lower()):
         below = image.relative_to(root / images_in)

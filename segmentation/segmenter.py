@@ -42,7 +42,7 @@ _RESNETS = tuple(
     name for name in torchvision.models.list_models(module=torchvision.models) if re.search("(resnet|resnext)", name)
 )
 _BLOCKS = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101", (3, 8, 36, 3): "resnet152"}
-"""Blocks per stage, by which a released file tells its backbone."""
+"""Blocks per stage, from which the backbone of a released file is told."""
 
 # Parts of a released RefineNet_BYOL that only its training needs, and DeepLab's second prediction in training.
 _TRAINING_PARTS = ("encoder_k.", "head_q.", "head_k.", "pred.", "aux_classifier.")
@@ -72,12 +72,12 @@ class SegmenterSettings:
 
 
 def build_segmenter(settings: SegmenterSettings, pretrained: bool = False, init: Path | None = None) -> FeatureModel:
-    """A segmentation network whose features are the maps of its backbone's four stages, shallow to deep.
+    """Build a segmentation network; its features are the maps of its backbone's four stages, shallow to deep.
 
     Args:
         settings: decoder, backbone and sizes.
         pretrained: start the backbone from published ImageNet weights (downloaded once).
-        init: start it from the weights in a file, those of the whole classifier (`load_start`).
+        init: start it from a file with the weights of the whole classifier, as `load_start` reads them.
 
     Raises:
         UsageError: when there is no such decoder or backbone, or its weights cannot be downloaded or do not fit.
@@ -121,7 +121,7 @@ def _with_stages(
 
 
 class DeepLab(DeepLabV3):  # type: ignore[misc]
-    """torchvision's DeepLabV3, under its names, whose prediction is one tensor."""
+    """torchvision's DeepLabV3 with its tensor names; the prediction is a single tensor."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(N, outputs, H, W)`."""
@@ -236,11 +236,11 @@ def load_segmenter(path: Path, size: Sequence[int] | None = None) -> tuple[Featu
     - The authors' RefineNet, daytime or adapted (RefineNet_BYOL), with or without `module.` before its names.
     - torchvision's DeepLabV3 (`backbone.*`, `classifier.*`) for 19 or 20 classes of Cityscapes.
 
-    The last two tell backbone and sizes by their tensors; the parts of them that only training needs are left out.
+    Backbone and sizes of the last two are told from their tensors; parts that only training needs are left out.
 
     Args:
         path: the checkpoint.
-        size: height and width that images will be brought to; another than the network was trained at is warned of.
+        size: height and width that images will have; a warning is logged when ours was trained at others.
 
     Raises:
         UsageError: when the file is missing, unreadable, none of these, or does not fit.
@@ -282,7 +282,7 @@ def _holds(weights: Mapping[str, Tensor], backbone: str, last: str) -> bool:
 
 
 def _backbone_of(weights: Mapping[str, Tensor], prefix: str, path: Path) -> str:
-    """The ResNet that has as many blocks per stage."""
+    """The name of the ResNet with as many blocks per stage as the weights."""
     pattern = re.compile(re.escape(prefix) + r"layer([1-4])\.(\d+)\.conv1\.weight")
     stages = Counter(found[1] for name in weights if (found := pattern.fullmatch(name)))
     blocks = tuple(stages[str(stage)] for stage in range(1, 5))

@@ -13,8 +13,8 @@ from street_labels import to_train_ids
 from torch import Tensor
 
 from media.pictures import DECODING_ERRORS, decode_picture, listed_below
-from minmax.runtime.checked import find_problems
 from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.file_checks import find_problems
 from minmax.runtime.splits import NIGHT_SPLITS, Examples, Split, evenly_spaced
 from scenes import HELD_OUT_NIGHT, render_segmented
 
@@ -28,7 +28,7 @@ QUICK_IMAGES = 16
 
 
 class Street(NamedTuple):
-    """An image, uint8 RGB `(3, H, W)`, and the train ids of its pixels, uint8 `(H, W)`; None where they are secret."""
+    """An image, uint8 RGB `(3, H, W)`, and the train ids of its pixels, uint8 `(H, W)`; None if unpublished."""
 
     image: Tensor
     labels: Tensor | None
@@ -39,7 +39,7 @@ class StreetImages(Examples):
 
     @abstractmethod
     def load(self, index: int, size: Size | None = None, label_size: Size | None = None) -> Street:
-        """One image and its labels, each brought to a size: the image by Lanczos, labels by the nearest pixel."""
+        """One image and its labels, each resized: the image by Lanczos, labels by the nearest pixel."""
 
 
 class StreetFile(NamedTuple):
@@ -55,7 +55,7 @@ class StreetFiles(StreetImages):
     Args:
         title: what the split is called in reports.
         root: folder that all files are below.
-        files: of each image.
+        files: the files of each image.
         is_night: night images are for reporting only.
     """
 
@@ -64,7 +64,7 @@ class StreetFiles(StreetImages):
         self.root, self.files = root, list(files)
 
     def load(self, index: int, size: Size | None = None, label_size: Size | None = None) -> Street:
-        """One image and its labels; RunError when a file has vanished or broken since it was checked."""
+        """One image and its labels; raises RunError when a file has vanished or broken since the check."""
         file = self.files[index]
         try:
             image = decode_picture(file.image, size, upright=False)
@@ -90,7 +90,7 @@ class StreetFiles(StreetImages):
 
 
 class SceneStreets(StreetImages):
-    """Built-in scenes with the label that the painter knows for every pixel; square, kept in memory."""
+    """Built-in scenes with a label for every pixel; square, kept in memory."""
 
     def __init__(self, split: Split, count: int, size: int, cache: Path) -> None:
         night = split in NIGHT_SPLITS
@@ -120,7 +120,7 @@ def read_labels(file: Path, size: Size | None = None) -> Tensor:
     """Decode label ids to train ids, uint8 `(H, W)`, resized to the nearest pixel.
 
     Raises:
-        ValueError: when the file holds colours or ids that are none; it is one of DECODING_ERRORS, as for broken files.
+        ValueError: when the file holds colours or unknown ids; one of DECODING_ERRORS, as for broken files.
     """
     with Image.open(file) as image:
         if image.mode not in ("L", "P"):
@@ -130,10 +130,10 @@ def read_labels(file: Path, size: Size | None = None) -> Tensor:
 
 
 def check_files(images: StreetFiles, records: Path) -> StreetFiles:
-    """Decode every file once, or find the record of an earlier time.
+    """Decode every file once, unless a record says that it was done before.
 
     Raises:
-        UsageError: names every image or label file that is broken, of another size than its partner, or holds foreign
+        UsageError: names every image or label file that is broken, of another size than its partner, or holds unknown
             ids.
     """
 

@@ -26,7 +26,7 @@ def to_train_ids(label_ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Train ids 0 to 18 and VOID of label ids, uint8 `(H, W)`.
 
     Raises:
-        ValueError: names the ids that are none.
+        ValueError: names the ids that Cityscapes does not have.
     """
     if int(label_ids.max(initial=0)) >= LABEL_IDS:
         foreign = sorted(set(np.unique(label_ids).tolist()) - set(range(LABEL_IDS)))
@@ -37,6 +37,6 @@ def to_train_ids(label_ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(_TABLE[label_ids])
 
 
-def coloured(labels: Tensor) -> Tensor:
-    """Train ids `(H, W)` as a picture `(3, H, W)` in [0, 1]."""
+def colour_labels(labels: Tensor) -> Tensor:
+    """Paint train ids `(H, W)` in the colours of their classes: a picture `(3, H, W)` in [0, 1]."""
     return COLOURS[labels.long().cpu()].permute(2, 0, 1) / 255.0

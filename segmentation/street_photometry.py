@@ -20,7 +20,7 @@ _TRIES = 10  # draws until a cutout fits
 
 @dataclass(frozen=True)
 class PhotometryConfig:
-    """How the views of an image are changed, each image by draws of its own."""
+    """How the views of an image are changed; every image is drawn for separately."""
 
     blur: float = 0.5
     """Share of images that are blurred, day and night by different amounts."""

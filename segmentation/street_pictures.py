@@ -1,4 +1,4 @@
-"""What a segmentation network makes of images, to look at: image, truth and predictions side by side."""
+"""Pictures of segmentation: image, truth and predictions side by side."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from miou import StreetScore
 from street_images import StreetImages
-from street_labels import CLASSES, COLOURS, VOID, coloured
+from street_labels import CLASSES, COLOURS, VOID, colour_labels
 from torch import Tensor
 
 from media.pictures import as_intensities
-from minmax.runtime.report import GAMMA, Shown, draw_sheet, shortened
+from minmax.runtime.report import GAMMA, Cell, draw_sheet, shorten
 
 WIDTH = 2.6  # of a picture, inches
 
@@ -44,8 +44,8 @@ def draw_side_by_side(
     """
     rows = []
     for number, (name, image) in enumerate(zip(names, images, strict=True)):
-        shown = [image, image**GAMMA, *(coloured(labels[number]) for labels in columns.values())]
-        rows.append((shortened(Path(name).stem, 28), [*map(Shown, shown)]))
+        shown = [image, image**GAMMA, *(colour_labels(labels[number]) for labels in columns.values())]
+        rows.append((shorten(Path(name).stem, 28), [*map(Cell, shown)]))
     seen = sorted({int(c) for labels in columns.values() for value in labels for c in torch.unique(value)})
     shades = (COLOURS / 255.0).tolist()
     legend = {"void" if c == VOID else CLASSES[c]: tuple(shades[c]) for c in seen}

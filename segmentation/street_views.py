@@ -69,14 +69,14 @@ class TrainingStreets(Dataset[Views]):
         assert labels is not None
         views = [ImageTensor(image)]
         if self.darkened is not None:
-            views.append(ImageTensor(self._darkened(index)))
+            views.append(ImageTensor(self._load_darkened(index)))
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.manual_seed(derive_seed(self.seed, "geometry", epoch, index))
             *views, labels = self.geometry(*views, Mask(labels))
         day, night = (view.as_subclass(Tensor) for view in (views[0], views[-1]))
         return Views(day, night, labels.as_subclass(Tensor).long())
 
-    def _darkened(self, index: int) -> Tensor:
+    def _load_darkened(self, index: int) -> Tensor:
         assert self.darkened is not None
         try:
             return decode_picture(self.darkened[index], self.size)
@@ -85,14 +85,14 @@ class TrainingStreets(Dataset[Views]):
 
 
 def find_darkened(images: StreetImages, folder: Path, size: Size, cache: Path, quick: bool = False) -> list[Path]:
-    """The files of a folder made by `python -m darkening.apply`, one for each image and of the same name.
+    """Find the darkened copy of each image, by its name, in a folder that `python -m darkening.apply` made.
 
     Args:
         images: the day images.
         folder: their darkened copies, with any folders below it.
-        size: what images are brought to; the copies may have it already.
+        size: what images are resized to; the copies may have it already.
         cache: folder for the record of which files were checked.
-        quick: `images` are a few of those that were darkened.
+        quick: `images` are only some of those that were darkened.
 
     Raises:
         UsageError: names a file that is missing, surplus, there twice, broken, or of neither its day image's size nor
@@ -152,7 +152,7 @@ def _read_header(file: Path) -> tuple[str, bool]:
 
 
 class WholeStreet(NamedTuple):
-    """A whole image, uint8 RGB `(3, H, W)`, the train ids of its pixels (uint8; None: secret), and its position."""
+    """A whole image, uint8 RGB `(3, H, W)`, the train ids of its pixels (None if unpublished), and its position."""
 
     image: Tensor
     labels: Tensor | None

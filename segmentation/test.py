@@ -1,4 +1,4 @@
-"""Mean IoU of a segmentation checkpoint by day and by night, beside that of a second one if wished.
+"""Mean IoU of a segmentation checkpoint by day and by night, and of a second one to compare with.
 
     python segmentation/test.py --checkpoint runs/segmentation/adapt/last-epoch.pt \
         --before runs/segmentation/day/best.pt --night data/NighttimeDrivingTest data/Dark_Zurich_val_anon
@@ -15,7 +15,7 @@ from typing import Literal
 
 from cityscapes import DEFAULT_DATA, StreetConfig, open_streets
 from miou import ScoredClasses, StreetScore, measure
-from night_streets import default_nights, open_night
+from night_streets import find_default_nights, open_night
 from segmenter import load_segmenter
 from street_images import SCENES, StreetImages
 from street_labels import CLASSES, VOID
@@ -45,8 +45,8 @@ class Config(MeasuringFlags):
     data: str = str(DEFAULT_DATA)
     """Day data in Cityscapes' layout (its split val), or `scenes` for the built-in day and night."""
     night: tuple[Path, ...] = ()
-    """Night data sets: Nighttime Driving, Dark Zurich (val or test), or Cityscapes' layout; by default those that lie
-    in segmentation/data."""
+    """Night data sets: Nighttime Driving, Dark Zurich (val or test), or Cityscapes' layout; by default those in
+    segmentation/data."""
     classes: ScoredClasses = "all"
     """Means over all classes that occur or are predicted, or only over those occurring in a data set's truth."""
     labels: Literal["network", "full"] = "network"
@@ -88,12 +88,12 @@ def main(config: Config) -> dict[str, dict[str, StreetScore]]:
             log.info("%s has no labels here; its evaluation server takes %s", title, target)
         open_labels = {title: images for title, images in sets.items() if title not in secret}
 
-        def measured(_: str, network: nn.Module, images: StreetImages) -> StreetScore:
+        def measure_one(_: str, network: nn.Module, images: StreetImages) -> StreetScore:
             size, full = config.images.size, config.labels == "full"
             [score] = measure(network, images, size, runtime, (by_day,), full, SHOWN, config.batch_size, config.workers)
             return score
 
-        found = compare(config, networks, open_labels, measured)
+        found = compare(config, networks, open_labels, measure_one)
     tables = [
         found.summary(
             ["mean IoU %", "classes", "pixels right %"],
@@ -122,7 +122,7 @@ def main(config: Config) -> dict[str, dict[str, StreetScore]]:
 
 
 def open_sets(config: Config) -> dict[str, StreetImages]:
-    """The data sets to measure, by title; day first.
+    """Open the data sets to measure, by title; day first.
 
     Raises:
         UsageError: when one is missing or broken, or two have the same name.
@@ -130,7 +130,7 @@ def open_sets(config: Config) -> dict[str, StreetImages]:
     if config.data == SCENES:
         opened = [open_streets(SCENES, split, config.images, config.quick) for split in TEST_SPLITS]
     else:
-        nights = config.night or default_nights()
+        nights = config.night or find_default_nights()
         opened = [open_night(root.expanduser().resolve(), config.quick) for root in nights]
         if nights and config.data == str(DEFAULT_DATA) and not DEFAULT_DATA.exists():
             log.info("only by night: no --data given, and no %s", DEFAULT_DATA)

@@ -22,17 +22,17 @@ from torch import Tensor, nn
 
 from darkening.darkener_files import load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view
-from darkening.source_choice import with_chosen_source
+from darkening.source_choice import choose_source
 from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.pretrained import require_size
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.config import CommonFlags, replaced, require, run_script, to_plain
+from minmax.runtime.config import CommonFlags, replace_settings, require, run_script, to_plain
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.optimisation import OptimConfig
 from minmax.runtime.report import picture_grid, save_picture
-from minmax.runtime.run import Run, started
+from minmax.runtime.run import Run, prepare_run
 from minmax.runtime.seeding import seed_globally
 from minmax.runtime.splits import Views
 
@@ -112,16 +112,16 @@ def step(
 
 def main(config: Config) -> Path:
     """Adapt, and return the checkpoint of the last epoch."""
-    config = with_chosen_source(config, TASK, main)
+    config = choose_source(config, TASK, main)
     if config.quick:
-        config = replaced(
+        config = replace_settings(
             config,
             images={"size": (64, 64), "crop": None},
             optim={"epochs": 2, "batch_size": 4, "milestones": (1,)},
             night={} if config.darkened else {"cell": 16},
             workers=0,
         )
-    with started(TASK, config) as runtime:
+    with prepare_run(TASK, config) as runtime:
         runtime.require_pairs(config.optim.batch_size)
         network, settings = load_segmenter(config.checkpoint, config.images.size)
         darkener = load_darkener(config.darkener) if config.darkener else None

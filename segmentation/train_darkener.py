@@ -19,8 +19,8 @@ from darkening.exposures import RequestConfig
 from darkening.fit import DarkenerOptim
 from darkening.training import DarkenerFlags, run_darkener
 from minmax.pretrained import require_size
-from minmax.runtime.config import replaced, run_script
-from minmax.runtime.run import started
+from minmax.runtime.config import replace_settings, run_script
+from minmax.runtime.run import prepare_run
 from minmax.runtime.splits import DayPictures, evenly_spaced
 
 TASK = "segmentation"
@@ -44,13 +44,13 @@ class Config(DarkenerFlags):
 def main(config: Config) -> Path:
     """Train, and return the darkener's checkpoint."""
     if config.quick:
-        config = replaced(
+        config = replace_settings(
             config,
             images={"size": (64, 64), "crop": None},
             optim={"epochs": 2, "batch_size": 4, "milestones": (1,)},
             workers=0,
         )
-    with started(TASK, config) as runtime:
+    with prepare_run(TASK, config) as runtime:
         network = runtime.place(load_segmenter(config.checkpoint)[0])
         require_size(network, "--images.size", *config.images.size)
         training = open_streets(config.data, "train", config.images, config.quick, config.runs)

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from minmax.augmentation import AugmentConfig
 from minmax.pretrained import refuse_two_starts, require_size
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
+from minmax.runtime.config import CommonFlags, replace_settings, run_script, to_plain
 from minmax.runtime.devices import Runtime
 from minmax.runtime.optimisation import OptimConfig
-from minmax.runtime.run import Run, started
+from minmax.runtime.run import Run, prepare_run
 from minmax.runtime.seeding import seed_globally
 from minmax.runtime.splits import Views
 
@@ -74,10 +74,10 @@ def step(network: nn.Module, views: Views, config: Config, runtime: Runtime, gen
 def main(config: Config) -> Path:
     """Train, and return the checkpoint of the best epoch on day validation images."""
     if config.quick:
-        config = replaced(
+        config = replace_settings(
             config, images={"size": (64, 64), "crop": None}, optim={"epochs": 2, "batch_size": 4}, workers=0
         )
-    with started(TASK, config) as runtime:
+    with prepare_run(TASK, config) as runtime:
         runtime.require_pairs(config.optim.batch_size)
         seed_globally(config.seed, "network")
         settings = SegmenterSettings(config.model, len(CLASSES), config.width)

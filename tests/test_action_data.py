@@ -5,12 +5,12 @@ import colorsys
 import numpy as np
 import pytest
 import torch
-from arid import find_videos, has_split
 from clip_sets import open_clips
-from clip_views import DayClips, TrainingClips, WholeClips, augmented, whole
+from clip_views import DayClips, TrainingClips, WholeClips, augment, crop_centre
 from clips import ClipConfig, SceneClips, frames_of_clip
 from hls_shift import AUTHORS_SHIFT, hls_to_rgb, rgb_to_hls, shift_hls
 from video_files import frame_pixels, save_truncated, save_video
+from video_trees import find_videos, has_split
 
 from media.video_frames import count_frames
 from minmax.runtime.errors import RunError, UsageError
@@ -220,7 +220,7 @@ def test_day_and_night_views_show_the_same_frames_under_geometries_of_their_own(
     assert any(not torch.equal(dataset[3, i].day, dataset[4, i].day) for i in range(4))
     pictures = torch.randint(0, 255, (3, 3, 40, 50), dtype=torch.uint8)
     generator = torch.Generator().manual_seed(0)
-    assert not torch.equal(augmented(pictures, 16, generator), augmented(pictures, 16, generator))
+    assert not torch.equal(augment(pictures, 16, generator), augment(pictures, 16, generator))
 
 
 def test_without_flips_clips_are_the_same_crops_never_mirrored():
@@ -243,7 +243,7 @@ def test_without_flips_clips_are_the_same_crops_never_mirrored():
 def test_one_geometry_holds_for_all_frames_of_a_view():
     picture = torch.randint(0, 255, (1, 3, 40, 50), dtype=torch.uint8).expand(4, -1, -1, -1)
     for seed in range(8):
-        view = augmented(picture, 24, torch.Generator().manual_seed(seed))
+        view = augment(picture, 24, torch.Generator().manual_seed(seed))
         assert view.shape == (3, 4, 24, 24) and view.dtype == torch.uint8
         assert all(torch.equal(view[:, 0], view[:, i]) for i in range(4))
 
@@ -262,7 +262,7 @@ def test_whole_clips_spread_over_the_video_or_are_drawn_alike_in_every_run():
 def test_whole_frames_are_squared_and_their_centre_kept():
     frames = torch.zeros(2, 3, 64, 32, dtype=torch.uint8)
     frames[:, :, 16:48, 8:24] = 255
-    shown = whole(frames, 28)  # brought to 32x32, the middle 28 kept
+    shown = crop_centre(frames, 28)  # brought to 32x32, the middle 28 kept
     assert shown.shape == (3, 2, 28, 28)
     assert shown[0, 0, 14, 14] == 255 and shown[0, 0, 2, 2] == 0 and shown[0, 0, 14, 2] == 0
 

@@ -23,7 +23,7 @@ from media.pictures import (
     read_picture,
     write_picture,
 )
-from minmax.runtime.config import replaced, run_script
+from minmax.runtime.config import replace_settings, run_script
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError, UsageError
 
@@ -420,7 +420,7 @@ def test_another_folder_with_equal_names_does_not_count_as_done(photos, tmp_path
 def test_default_exposures_show_something(photos, tmp_path):
     """Training draws from 0 on; files that people look at are not black."""
     night = apply.Config(input=photos, output=tmp_path).night
-    assert night.exposure == (0.05, 0.2) and replaced(night, exposure=NightConfig().exposure) == NightConfig()
+    assert night.exposure == (0.05, 0.2) and replace_settings(night, exposure=NightConfig().exposure) == NightConfig()
 
 
 @pytest.mark.parametrize("source", ["learned", "brightness"])
@@ -433,7 +433,7 @@ def test_several_exposures_of_each_file_are_made_by_one_command(source, photos, 
     sources = [*NAMES, "trip/v.mp4"]
     expected = {name.replace(".", f"@{exposure:g}.") for name in sources for exposure in exposures}
     assert set(found) == expected
-    alone = darken(photos, tmp_path / "alone", replaced(night, exposure=(0.1, 0.1)))
+    alone = darken(photos, tmp_path / "alone", replace_settings(night, exposure=(0.1, 0.1)))
     assert all(found[name.replace(".", "@0.1.")] == alone[name] for name in NAMES)
     for name in ("trip/c@0.05.png", "trip/v@0.05.mp4"):
         (tmp_path / "dark" / name).unlink()
@@ -449,7 +449,7 @@ def test_several_exposures_of_each_file_are_made_by_one_command(source, photos, 
 
 
 def test_several_exposures_of_one_file(photos, tmp_path):
-    night = replaced(GAMMA, exposure=apply.SHOWN_EXPOSURES)
+    night = replace_settings(GAMMA, exposure=apply.SHOWN_EXPOSURES)
     apply.main(apply.Config(input=photos / "a.png", output=tmp_path / "dark.png", night=night, exposures=(0.1, 0.2)))
     assert {path.name for path in tmp_path.glob("*.png")} == {"dark@0.1.png", "dark@0.2.png"}
 
@@ -458,7 +458,7 @@ def test_a_broken_video_is_told_once_for_all_exposures(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "broken.mp4").write_bytes(b"")
     with pytest.raises(RunError, match="1 of 1 files cannot be read") as caught:
-        darken(tmp_path / "in", tmp_path / "out", replaced(GAMMA, exposure=(0.05, 0.2)), exposures=(0.1, 0.2))
+        darken(tmp_path / "in", tmp_path / "out", replace_settings(GAMMA, exposure=(0.05, 0.2)), exposures=(0.1, 0.2))
     assert str(caught.value).count("broken.mp4") == 1
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from verdict_pictures import changed_verdicts, draw_verdicts
 
 from minmax.runtime.errors import UsageError
-from minmax.runtime.report import draw_confusion, shortened, write_json
+from minmax.runtime.report import draw_confusion, shorten, write_json
 
 NIGHT_PICTURES = {"night_wrong_to_right.png", "night_right_to_wrong.png"}
 
@@ -209,5 +209,5 @@ def test_confusion_matrices_are_drawn_for_few_and_many_classes(count, tmp_path):
 
 
 def test_a_long_name_keeps_its_ends():
-    assert shortened("short", 5) == "short"
-    assert shortened("golden_retriever_17", 10) == "golde…r_17"
+    assert shorten("short", 5) == "short"
+    assert shorten("golden_retriever_17", 10) == "golde…r_17"

@@ -24,7 +24,7 @@ def cells(table):
 def test_two_checkpoints_stand_side_by_side_split_by_split():
     found = measured(TWO, {"before": 0.2, "checkpoint": 0.4})
     assert found.found == {"before": {"day": 0.2, "night": 0.1}, "checkpoint": {"day": 0.4, "night": 0.2}}
-    assert list(found.titled.items()) == [
+    assert list(found.by_title.items()) == [
         ("day before", 0.2),
         ("day after", 0.4),
         ("night before", 0.1),
@@ -39,7 +39,7 @@ def test_two_checkpoints_stand_side_by_side_split_by_split():
 
 def test_one_checkpoint_is_called_by_its_splits_alone():
     found = measured(ONE, {"checkpoint": 0.4})
-    assert found.titled == {"day": 0.4, "night": 0.2}
+    assert found.by_title == {"day": 0.4, "night": 0.2}
     assert found.of("night", "prediction") == {"prediction": 0.2}
 
 

@@ -1,5 +1,6 @@
 """Flags, YAML, exit codes."""
 
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,15 +10,16 @@ import yaml
 from script_modules import load_module
 
 from minmax.augmentation import AugmentConfig
+from minmax.runtime import config as config_module
 from minmax.runtime.config import (
     CommonFlags,
     from_plain,
     parse_flags,
     read_recipe,
-    replaced,
+    replace_settings,
     require_range,
     run_script,
-    shrunk,
+    shrink_settings,
     to_plain,
     write_yaml,
 )
@@ -196,15 +198,15 @@ def test_quick_shrinks_all_but_what_was_typed(tmp_path):
     file.write_text("{name: x, count: 9, group: {rate: 0.5}}")
     smaller = {"count": 1, "steps": (1,), "group": {"rate": 0.1, "span": (0.0, 0.1)}}
     found = parse_flags(Flags, None, ["--config", str(file), "--steps", "4", "5", "--group.span", "0.2", "0.3"])
-    found = replaced(found, name="y")
-    shrunk_to = shrunk(found, **smaller)
+    found = replace_settings(found, name="y")
+    shrunk_to = shrink_settings(found, **smaller)
     assert (shrunk_to.count, shrunk_to.steps, shrunk_to.group) == (1, (4, 5), Group(0.1, (0.2, 0.3)))
-    assert shrunk(Flags(name="x"), **smaller).group == Group(0.1, (0.0, 0.1))
+    assert shrink_settings(Flags(name="x"), **smaller).group == Group(0.1, (0.0, 0.1))
 
 
 def test_replaced_changes_values_inside_groups():
     config = Flags(name="x")
-    changed = replaced(config, count=1, group={"rate": 2.0})
+    changed = replace_settings(config, count=1, group={"rate": 2.0})
     assert (changed.count, changed.group.rate, changed.group.span) == (1, 2.0, (0.0, 0.2))
     assert config == Flags(name="x")
 
@@ -287,3 +289,13 @@ def test_other_words_are_no_boolean(typed, capsys):
     with pytest.raises(SystemExit):
         parse_flags(AugmentConfig, None, ["--flip", typed])
     assert "expected one of" in " ".join(capsys.readouterr().err.lower().split())
+
+
+def test_an_installed_package_keeps_runs_in_the_working_folder(tmp_path, monkeypatch):
+    assert CommonFlags(name="x").runs == Path(__file__).resolve().parents[1] / "runs"
+    file = tmp_path / "site-packages" / "minmax" / "runtime" / "config.py"
+    file.parent.mkdir(parents=True)
+    shutil.copy(config_module.__file__, file)
+    installed = load_module("installed_config", file)
+    monkeypatch.chdir(tmp_path)
+    assert installed.CommonFlags(name="x").runs == tmp_path / "runs"

@@ -12,8 +12,8 @@ import pytest
 import segmentation_scripts as segmentation
 import torch
 from classifier import load_classifier
-from gem import load_place_network
 from PIL import Image
+from place_checkpoints import load_place_network
 from recogniser import load_recogniser
 from script_modules import run_ranks
 from segmenter import load_segmenter

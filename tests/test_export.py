@@ -14,7 +14,8 @@ import pytest
 import torch
 import torchvision
 from classifier import ClassifierSettings, build_classifier, load_classifier, save_classifier
-from gem import PlaceSettings, build_place_network, load_place_network, save_place_network
+from place_checkpoints import load_place_network, save_place_network
+from place_network import PlaceSettings, build_place_network
 from recogniser import RecogniserSettings, build_recogniser, load_recogniser, save_recogniser
 from safetensors import safe_open
 from safetensors.torch import load_file

@@ -8,7 +8,7 @@ import torch
 import torchvision
 from clip_optim import ClipOptim
 from clips import frames_of_clip
-from i3d import GlobalAverage, HalveFrames, build_i3d, inflated
+from i3d import GlobalAverage, HalveFrames, build_i3d, inflate
 from recogniser import (
     RELEASED_CLASSES,
     RecogniserSettings,
@@ -198,7 +198,7 @@ def test_inflated_weights_see_a_still_clip_as_the_image(backbone):
     torch.manual_seed(0)
     images = torchvision.models.get_model(backbone, weights=None).eval()
     network = build_i3d(backbone, 2).eval()
-    network.load_state_dict(inflated(images.state_dict(), network), strict=False)
+    network.load_state_dict(inflate(images.state_dict(), network), strict=False)
     picture = torch.rand(1, 3, 48, 48)
     with torch.no_grad():
         stem = images.maxpool(images.relu(images.bn1(images.conv1(picture))))
@@ -214,7 +214,7 @@ def test_inflated_weights_see_a_still_clip_as_the_image(backbone):
 def test_inflation_names_what_does_not_fit():
     weights = torchvision.models.resnet18(weights=None).state_dict()
     with pytest.raises(ValueError, match=r"conv1.weight is .*, expected \(4, 3, 5, 7, 7\)"):
-        inflated(weights, build_i3d("resnet18", 2, width=4))
+        inflate(weights, build_i3d("resnet18", 2, width=4))
 
 
 @pytest.mark.parametrize("name", ["r3d_18", "r2plus1d_18", "mc3_18"])

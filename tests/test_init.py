@@ -11,7 +11,7 @@ import torch
 import torchvision
 from classification_scripts import CLASSES, common, start
 from classifier import ClassifierSettings, build_classifier, load_classifier
-from gem import build_place_network, settings_for
+from place_network import build_place_network, settings_for
 from recogniser import RecogniserSettings, build_recogniser
 from safetensors.torch import save_file
 from segmenter import SegmenterSettings, build_segmenter

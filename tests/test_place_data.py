@@ -7,12 +7,13 @@ import pytest
 import torch
 from day_crops import CropConfig, DayCrops
 from descriptors import describe, selection_score
-from gem import PlaceSettings, build_place_network, load_place_network
 from PIL import Image
+from place_checkpoints import load_place_network
 from place_files import place_picture, write_folders, write_pickle, write_sfm, write_tokyo
 from place_images import PlaceConfig, PlaceFiles, ScenePlaces, by_shape, decode_shrunk
+from place_network import PlaceSettings, build_place_network
 from place_pairs import PlacePairs, all_pairs, image_file, open_pairs, read_sfm, read_whitening_pairs
-from place_tests import open_tests, read_toolbox
+from retrieval_sets import open_retrieval_sets, read_toolbox
 from torchvision.transforms.v2 import functional
 from tuple_mining import EpochTuples, TrainingTuples, TupleConfig
 
@@ -29,7 +30,7 @@ CONFIG = PlaceConfig(48)
 def test_images_of_sfm_lie_where_their_ids_say():
     assert image_file(Path("ims"), "0123456789abcdef") == Path("ims/ef/cd/ab/0123456789abcdef")
     for name in ("../../etc/passwd", "ab", "/etc/passwd", "pwned......", "0123456789\0"):
-        with pytest.raises(UsageError, match="no id of an image"):
+        with pytest.raises(UsageError, match="not an image id"):
             image_file(Path("ims"), name)
 
 
@@ -48,10 +49,10 @@ def test_pairs_of_sfm(tmp_path):
 LISTS = {  # a list of the split, what becomes of it, and the message
     "pair": ("pidxs", lambda train: [train["qidxs"][0], *train["pidxs"][1:]], "is listed as its own positive"),
     "no list": ("cids", lambda train: 24, "cids is a int, expected a list"),
-    "numbers": ("cluster", lambda train: ["a", *train["cluster"][1:]], "cluster holds something else than whole numb"),
+    "numbers": ("cluster", lambda train: ["a", *train["cluster"][1:]], "cluster holds something other than whole numb"),
     "lengths": ("pidxs", lambda train: train["pidxs"][:-1], "16 queries with 15 positives"),
     "position": ("qidxs", lambda train: [99, *train["qidxs"][1:]], "names image 99, there are 24"),
-    "names": ("cids", lambda train: ["../../../etc/passwd", *train["cids"][1:]], "no id of an image"),
+    "names": ("cids", lambda train: ["../../../etc/passwd", *train["cids"][1:]], "not an image id"),
 }
 
 
@@ -100,7 +101,7 @@ def test_folders_of_places(tmp_path):
     write_folders(tmp_path)
     pairs = open_pairs(str(tmp_path), "val", CONFIG, cache=tmp_path / "runs")
     assert len(pairs.images) == 15 and len(pairs.queries) == 5 * 3 * 2
-    [test] = open_tests(str(tmp_path), CONFIG, cache=tmp_path / "runs")
+    [test] = open_retrieval_sets(str(tmp_path), CONFIG, cache=tmp_path / "runs")
     assert len(test.database) == 15 and len(test.queries) == 5
     assert test.queries.is_night and not test.database.is_night
     assert test.relevances[1].ok == (3, 4, 5) and test.places[1] == "place1"
@@ -122,7 +123,7 @@ def test_a_folder_of_another_kind_says_what_was_expected(tmp_path):
     with pytest.raises(UsageError, match="expected train/retrieval-SfM-120k.*found photos; get retrieval-SfM-120k by"):
         open_pairs(str(tmp_path), "train", CONFIG)
     with pytest.raises(UsageError, match="no test data at .*247tokyo1k|no test data at .*Tokyo 24/7"):
-        open_tests(str(tmp_path), CONFIG)
+        open_retrieval_sets(str(tmp_path), CONFIG)
     (tmp_path / "train").mkdir()
     with pytest.raises(UsageError, match="no places in .*PLACE/day"):
         open_pairs(str(tmp_path), "train", CONFIG)
@@ -130,22 +131,22 @@ def test_a_folder_of_another_kind_says_what_was_expected(tmp_path):
     for night in (tmp_path / "test").rglob("night/*.jpg"):
         night.unlink()
     with pytest.raises(UsageError, match="no night images"):
-        open_tests(str(tmp_path), CONFIG)
+        open_retrieval_sets(str(tmp_path), CONFIG)
 
 
 def test_an_empty_data_base_is_refused(tmp_path):
     place_picture(tmp_path / "test" / "p" / "night" / "0.jpg", 0, 0)
     with pytest.raises(UsageError, match="data base is empty"):
-        open_tests(str(tmp_path), CONFIG)
+        open_retrieval_sets(str(tmp_path), CONFIG)
     folder = tmp_path / "other" / "test" / "x"
     write_pickle({"imlist": [], "qimlist": ["q"], "gnd": [{"ok": []}]}, folder / "gnd_x.pkl")
     with pytest.raises(UsageError, match="data base .imlist. is empty"):
-        open_tests(str(tmp_path / "other"), CONFIG)
+        open_retrieval_sets(str(tmp_path / "other"), CONFIG)
 
 
 def test_the_toolbox_format(tmp_path):
     write_tokyo(tmp_path)
-    [test] = open_tests(str(tmp_path), CONFIG, cache=tmp_path / "runs")
+    [test] = open_retrieval_sets(str(tmp_path), CONFIG, cache=tmp_path / "runs")
     assert test.title == "247tokyo1k" and len(test.database) == 8 and len(test.queries) == 4
     assert test.queries.is_night and test.relevances[2].ok == (4, 5)
     assert test.queries.load(0, 48).shape == (3, 30, 40)  # cut out

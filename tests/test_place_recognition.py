@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from gem import load_place_network
+from place_checkpoints import load_place_network
 from place_files import write_folders
 from place_scripts import SCRIPTS, common, start
 

@@ -20,7 +20,7 @@ from minmax.runtime.checkpoints import load_checkpoint, load_strictly, save_chec
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.report import (
-    Shown,
+    Cell,
     draw_curves,
     draw_sheet,
     markdown_table,
@@ -274,7 +274,10 @@ def test_a_grid_places_rows_and_columns_with_white_gaps():
 
 def test_a_sheet_has_its_pictures_frames_and_empty_places(tmp_path):
     grey = [torch.full((3, 8, 8), level) for level in (0.2, 0.4, 0.6)]
-    rows = [("$a_b$", [Shown(grey[0]), Shown(grey[1], "$c\\frac$", frame="#ff0000")]), ("", [None, Shown(grey[2])])]
+    rows = [
+        ("$a_b$", [Cell(grey[0]), Cell(grey[1], "$c\\frac$", frame="#ff0000")]),
+        ("", [None, Cell(grey[2])]),
+    ]
     draw_sheet("two rows", ["first"], rows, tmp_path / "sub" / "a.png", legend={"road": "#00ff00"})
     pixels = np.asarray(Image.open(tmp_path / "sub" / "a.png").convert("RGB"))
     places = [np.argwhere((pixels == round(255 * float(one[0, 0, 0]))).all(axis=2)) for one in grey]

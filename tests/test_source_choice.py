@@ -8,7 +8,7 @@ import pytest
 
 from darkening.camera import CameraConfig
 from darkening.night_view import NightConfig
-from darkening.source_choice import CANDIDATES, with_chosen_source
+from darkening.source_choice import CANDIDATES, choose_source
 from minmax.runtime.config import CommonFlags, write_yaml
 from minmax.runtime.errors import UsageError
 from minmax.runtime.run import run_folder
@@ -65,7 +65,7 @@ def test_every_source_is_tried_for_an_epoch_and_the_best_is_taken(adaptation, tm
     main, calls = adaptation
     night = NightConfig(source="auto", cell=7, camera=CameraConfig(blurred=0.1))
     config = Flags(runs=tmp_path, darkener=tmp_path / "darkener.pt", night=night)
-    chosen = with_chosen_source(config, "task", main)
+    chosen = choose_source(config, "task", main)
     assert [of(call) for call in calls] == list(SCORES)
     assert [call.name for call in calls] == [f"adapt-try-{name}" for name in CANDIDATES]
     assert {(call.optim.epochs, call.night.cell, call.resume) for call in calls} == {(1, 7, False)}
@@ -81,7 +81,7 @@ def test_the_learned_night_can_win_and_mixed_ones_are_not_tried(adaptation, tmp_
     config = Flags(runs=tmp_path, darkener=tmp_path / "darkener.pt", night=night)
     monkeypatch.setitem(SCORES, ("day", 0), 0.1)
     monkeypatch.setitem(SCORES, ("dim", 1), 0.1)
-    chosen = with_chosen_source(config, "task", main)
+    chosen = choose_source(config, "task", main)
     assert [of(call) for call in calls] == [one for one in SCORES if one[0] != "brightness"]
     assert (chosen.night.source, chosen.night.mix, chosen.darkener) == ("learned", ("brightness",), config.darkener)
 
@@ -89,25 +89,25 @@ def test_the_learned_night_can_win_and_mixed_ones_are_not_tried(adaptation, tmp_
 def test_it_goes_on_where_it_was_stopped(adaptation, tmp_path):
     main, calls = adaptation
     config = Flags(runs=tmp_path)
-    first = with_chosen_source(config, "task", main)
-    with_chosen_source(config, "task", main)
+    first = choose_source(config, "task", main)
+    choose_source(config, "task", main)
     assert [call.resume for call in calls] == [False] * 6 + [True] * 6
     main(first)
     with pytest.raises(UsageError, match="exists; choose another --name, or continue it with --resume"):
-        with_chosen_source(config, "task", main)
-    again = with_chosen_source(Flags(runs=tmp_path, resume=True), "task", main)
+        choose_source(config, "task", main)
+    again = choose_source(Flags(runs=tmp_path, resume=True), "task", main)
     assert again.resume and again.night == first.night
 
 
 def test_other_sources_are_left_alone_and_several_processes_refused(adaptation, tmp_path, monkeypatch):
     main, calls = adaptation
     config = Flags(runs=tmp_path, night=NightConfig(source="gamma"))
-    assert with_chosen_source(config, "task", main) is config and calls == []
+    assert choose_source(config, "task", main) is config and calls == []
     with pytest.raises(UsageError, match="--night.camera.share 0.5: expected none; auto tries cameras itself"):
         night = NightConfig(source="auto", camera=CameraConfig(share=0.5))
-        with_chosen_source(Flags(runs=tmp_path, night=night), "task", main)
+        choose_source(Flags(runs=tmp_path, night=night), "task", main)
     with pytest.raises(UsageError, match="no run to continue|nothing to resume|does not exist|--resume"):
-        with_chosen_source(Flags(runs=tmp_path, name="never", resume=True), "task", main)
+        choose_source(Flags(runs=tmp_path, name="never", resume=True), "task", main)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="--night.source auto: choose in one process"):
-        with_chosen_source(Flags(runs=tmp_path), "task", main)
+        choose_source(Flags(runs=tmp_path), "task", main)

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional
 from media.pictures import as_intensities
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
-from minmax.runtime.splits import NIGHT_SPLITS, DayPictures, Labelled, evenly_spaced, opened, refuse_night
+from minmax.runtime.splits import NIGHT_SPLITS, DayPictures, Labelled, check_split, evenly_spaced, refuse_night
 
 RUNTIME = Runtime(torch.device("cpu"))
 
@@ -68,7 +68,7 @@ def test_cityscapes_has_no_test_split_that_could_pass_for_day_or_night(split, st
 def test_a_night_is_what_its_split_says():
     assert NIGHT_SPLITS == ("test_night",)
     assert [Plain(split).is_night for split in ("train", "val", "test_day", "test_night")] == [False] * 3 + [True]
-    assert opened(NIGHT, "test_night") is NIGHT and opened(DAY, "val") is DAY
+    assert check_split(NIGHT, "test_night") is NIGHT and check_split(DAY, "val") is DAY
     refuse_night(DAY)
     for use in (refuse_night, lambda night: DayPictures(night, [])):
         with pytest.raises(ValueError, match="zero-shot adaptation must not see them"):

@@ -79,7 +79,7 @@ def test_a_seek_finds_the_same_frames_as_decoding_from_the_start(case, tmp_path,
     plain = read_frames(file, numbers)
     assert levels(plain) == pytest.approx(expected_levels(numbers), abs=4)
     monkeypatch.setattr(video_frames, "_SEEK_FROM", 1)
-    sought = video_frames._found_by_seeking(file, set(numbers), None)
+    sought = video_frames._seek_frames(file, set(numbers), None)
     assert set(sought) == (set() if case == "avi" else set(numbers)), "AVI keeps no times"
     assert torch.equal(read_frames(file, numbers), plain)
 
@@ -422,13 +422,15 @@ def test_a_video_that_ffmpeg_cannot_write_anew_does_not_stop_the_others(tree, tm
     write = video_writer.VideoWriter.write
 
     def refuse(writer, *parts):
-        with video_writer._naming_faults():
+        with video_writer._translate_errors():
             if writer.original.container.name.endswith("b.avi"):
                 av.error.err_check(-errno.EINVAL)
         write(writer, *parts)
 
     monkeypatch.setattr(video_writer.VideoWriter, "write", refuse)
-    with pytest.raises(RunError, match=r"1 of 5 files cannot be read:\n.*b.avi: cannot be written anew: invalid argum"):
+    with pytest.raises(
+        RunError, match=r"1 of 5 files cannot be read:\n.*b.avi: cannot be encoded again: invalid argum"
+    ):
         apply_to(tree, tmp_path / "dark")
     assert names_below(tmp_path / "dark") == [name for name in ALL if name != "Run/b.avi"]
 

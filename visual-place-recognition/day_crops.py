@@ -22,7 +22,7 @@ class CropConfig:
     crop: int = 224
     """Side of the random square crops."""
     per_epoch: int = 8000
-    """Images of an epoch, or all if there are fewer."""
+    """Images per epoch; all of them if there are fewer."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -34,7 +34,7 @@ class CropConfig:
 
 
 class DayCrops(Dataset[Tensor]):
-    """Random square crops, uint8 `(3, S, S)`, indexed by (epoch, number); an epoch sees its own choice of images.
+    """Random square crops, uint8 `(3, S, S)`, indexed by (epoch, number); each epoch draws its own images.
 
     Raises:
         ValueError: for night images.
@@ -45,7 +45,7 @@ class DayCrops(Dataset[Tensor]):
         self.images, self.config, self.seed = images, config, seed
 
     def __len__(self) -> int:
-        """Images of an epoch."""
+        """Images per epoch."""
         return min(self.config.per_epoch, len(self.images))
 
     def __getitem__(self, position: tuple[int, int]) -> Tensor:
@@ -63,12 +63,12 @@ class DayCrops(Dataset[Tensor]):
         return image[:, top : top + self.config.crop, left : left + self.config.crop]
 
     def central(self, index: int) -> Tensor:
-        """The middle of an image."""
+        """The central square of an image, uint8 `(3, S, S)`."""
         middle: Tensor = functional.center_crop(self._resized(index), [self.config.crop])
         return middle
 
     def _resized(self, index: int) -> Tensor:
-        # A panorama of more than four to one is enlarged again; others are only ever shrunk.
+        # A panorama wider than four to one is enlarged again; all other images are only shrunk.
         image = self.images.load(index, 4 * self.config.short_side)
         resized: Tensor = functional.resize(image, [self.config.short_side], antialias=True)
         return resized

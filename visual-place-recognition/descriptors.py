@@ -1,10 +1,11 @@
-"""Descriptors of many images of many shapes: equal shapes go through the network together."""
+"""Descriptors of many images of many shapes: those of equal shape go through the network together."""
 
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from gem import describe_images
+import torch.nn.functional as F
 from place_images import PlaceImages
+from place_network import unwrap
 from place_pairs import PlacePairs
 from ranking import nearest, score_rankings
 from torch import Tensor
@@ -18,12 +19,12 @@ from minmax.runtime.errors import RunError
 from minmax.runtime.seeding import generator_for
 
 _SHAPES_HELD = 16  # batches that may fill at the same time
-# How torch complains of an image, or a map within a network, of which nothing is left.
+# Parts of torch's messages when an image, or a map inside a network, shrinks to nothing.
 _TOO_SMALL = ("too small", "should be greater than 0", "can't be greater than actual input size")
 
 
 class WholePlaces(Dataset[tuple[int, Tensor]]):
-    """Chosen images with their positions, uint8 `(3, H, W)` in formats of their own."""
+    """Some of the images, uint8 `(3, H, W)` of any shape, with their numbers among those chosen."""
 
     def __init__(self, images: PlaceImages, positions: Sequence[int], size: int) -> None:
         self.images, self.positions, self.size = images, positions, size
@@ -33,16 +34,16 @@ class WholePlaces(Dataset[tuple[int, Tensor]]):
         return len(self.positions)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor]:
-        """One image and its number among the chosen ones."""
+        """The number of an image among those chosen, and the image."""
         return index, self.images.load(self.positions[index], self.size)
 
 
 def batches_by_shape(
     images: PlaceImages, positions: Sequence[int], size: int, batch_size: int, workers: int, show: bool = True
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Batches of images of one shape each, uint8 `(n, 3, H, W)`, with their numbers among the chosen ones.
+    """Batches of images of equal shape, uint8 `(n, 3, H, W)`, with their numbers among those chosen.
 
-    Shapes fill side by side as the images come; of too many, the fullest batch goes first.
+    Each shape fills a batch of its own; when too many batches are open, the fullest goes first.
     """
     waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
     for number, image in one_pass(WholePlaces(images, positions, size), None, images.title, workers, show):
@@ -61,6 +62,27 @@ def _stacked(held: list[tuple[int, Tensor]]) -> tuple[list[int], Tensor]:
     return [number for number, _ in held], torch.stack([image for _, image in held])
 
 
+def describe_images(network: FeatureModel, images: Tensor, scales: Sequence[float] = (1.0,)) -> Tensor:
+    """Descriptors `(N, D)` of unit length of `(N, 3, H, W)` images in [0, 1], combined over several scales.
+
+    As in the authors' code, the scales are averaged in the power of the pooling, or plainly after a whitening layer.
+    """
+    if tuple(scales) == (1.0,):
+        found: Tensor = network(images)
+        return found
+    whole = unwrap(network)
+    power = 1.0 if whole.whiten is not None else float(whole.pool.p.detach())
+    total = torch.zeros((), device=images.device)
+    for scale in scales:
+        shown = (
+            images if scale == 1 else F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
+        )
+        total = total + network(shown) ** power
+    combined = (total / len(scales)) ** (1.0 / power)
+    length: Tensor = combined.norm(dim=1, keepdim=True)
+    return combined / length
+
+
 @torch.no_grad()
 def describe(
     network: FeatureModel,
@@ -77,14 +99,14 @@ def describe(
 
     Args:
         network: the retrieval network; left in evaluation mode.
-        images: where they come from.
-        size: longest side.
+        images: what to describe.
+        size: longest side in pixels.
         runtime: the devices.
-        positions: of the images to describe; None for all.
+        positions: which of the images; None for all.
         scales: sizes relative to `size` whose descriptors are combined.
         batch_size: images per forward pass.
         workers: processes that decode.
-        darken: makes a night of `(n, 3, H, W)` day images in [0, 1], given their positions.
+        darken: turns day images `(n, 3, H, W)` in [0, 1] into night; it also gets their positions.
     """
     network.eval()
     chosen = range(len(images)) if positions is None else positions
@@ -110,7 +132,7 @@ def describe(
 def selection_score(
     network: FeatureModel, pairs: PlacePairs, size: int, runtime: Runtime, batch_size: int = 16, workers: int = 0
 ) -> dict[str, float]:
-    """What checkpoints are chosen by: mean average precision of day queries, and of each selection night's.
+    """The numbers that select checkpoints: mean average precision of the queries by day and in each selection night.
 
     Arguments as for `describe`; `pairs` refuse night images.
     """
@@ -136,7 +158,7 @@ def _precisions(
     batch_size: int,
     workers: int,
 ) -> Iterator[float]:
-    """Mean average precision of the queries as each of some nights shows them, in the data base by day."""
+    """Mean average precision of the queries in each of `nights`, searched in the data base by day."""
     positions, relevances = pairs.relevances()
     database = describe(network, pairs.images, size, runtime, None, (1.0,), batch_size, workers)
     for night in nights:
@@ -154,5 +176,5 @@ def _precisions(
 
 
 def draw_positions(count: int, of: int, *keys: int | str) -> list[int]:
-    """`count` different positions out of `of`, or all of them in a new order, drawn by `keys`."""
+    """Draw `count` different positions below `of`, or all in a new order if there are fewer, seeded by `keys`."""
     return torch.randperm(of, generator=generator_for(*keys))[:count].tolist()

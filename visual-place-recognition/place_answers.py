@@ -1,4 +1,4 @@
-"""How a network answers the queries of a test set: descriptors, whitened if wished, and what they find."""
+"""How a network answers the queries of a test set: descriptors, optional whitening, and what they find."""
 
 import hashlib
 import json
@@ -12,8 +12,8 @@ import torch
 from descriptors import describe
 from place_images import PlaceImages
 from place_pairs import PlacePairs
-from place_tests import RetrievalTest
 from ranking import RetrievalScore, nearest, score_rankings
+from retrieval_sets import RetrievalSet
 from torch import Tensor
 from whitening import Whitening, learn_whitening, load_whitening, save_whitening
 
@@ -45,8 +45,8 @@ class Describer:
         return self.whitening(found) if self.whitening else found
 
 
-def with_whitening(describer: Describer, checkpoint: Path, pairs: PlacePairs) -> Describer:
-    """A describer with the whitening from the file beside its checkpoint, or learned from pairs (and kept there)."""
+def add_whitening(describer: Describer, checkpoint: Path, pairs: PlacePairs) -> Describer:
+    """Add a whitening: loaded from the file beside the checkpoint, or learned from pairs and saved there."""
     precision = describer.runtime.precision
     learned_from = [*(file_digest(checkpoint), describer.size, list(describer.scales), precision, pairs.fingerprint())]
     key = hashlib.sha256(json.dumps(learned_from).encode()).hexdigest()
@@ -58,7 +58,7 @@ def with_whitening(describer: Describer, checkpoint: Path, pairs: PlacePairs) ->
         queries, positives = positions.chunk(2)
         if len(queries) < described.shape[1]:
             log.warning(
-                "the whitening is learned from %d pairs for %d dimensions, too few: it may well do harm",
+                "the whitening is learned from %d pairs for %d dimensions, which is too few: it may do harm",
                 len(queries),
                 described.shape[1],
             )
@@ -68,8 +68,8 @@ def with_whitening(describer: Describer, checkpoint: Path, pairs: PlacePairs) ->
     return replace(describer, whitening=whitening)
 
 
-def answer(test: RetrievalTest, describer: Describer, folder: Path) -> RetrievalScore:
-    """Describe, rank and score one test set; its descriptors are kept in a folder."""
+def answer(test: RetrievalSet, describer: Describer, folder: Path) -> RetrievalScore:
+    """Describe, rank and score one test set; its descriptors are saved in `folder`."""
     database, queries = describer(test.database), describer(test.queries)
     save_descriptors(database, test.database, folder / f"{file_name(test.title)}-database")
     save_descriptors(queries, test.queries, folder / f"{file_name(test.title)}-queries")

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from media.pictures import DECODING_ERRORS, as_rgb, listed_below, upright_picture
-from minmax.runtime.checked import find_problems
 from minmax.runtime.config import require
 from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.file_checks import find_problems
 from minmax.runtime.splits import Examples
 
 Box = tuple[float, float, float, float]
@@ -31,7 +31,7 @@ class PlaceConfig:
     """How images are read."""
 
     size: int = 362
-    """Longest side in pixels; larger images are shrunk, their format is kept. Built-in scenes are squares of this side
+    """Longest side in pixels; larger images are shrunk in proportion. Built-in scenes are squares of this side
     (64 to 128 suit them)."""
 
     def __post_init__(self) -> None:
@@ -40,7 +40,7 @@ class PlaceConfig:
 
 
 class PlaceImages(Examples):
-    """Images of places in an order."""
+    """Images of places, numbered from 0."""
 
     @abstractmethod
     def load(self, index: int, size: int) -> Tensor:
@@ -48,12 +48,12 @@ class PlaceImages(Examples):
 
 
 class PlaceFiles(PlaceImages):
-    """Image files, or rectangles of them.
+    """Image files, or a rectangle of each.
 
     Args:
         title: what they are called in reports.
         root: folder that all files are below.
-        files: of each image.
+        files: the file of each image.
         is_night: night images are for reporting only.
         boxes: the part of each image that counts, None for the whole.
     """
@@ -66,7 +66,7 @@ class PlaceFiles(PlaceImages):
         self.boxes = list(boxes) if boxes is not None else [None] * len(self.files)
 
     def load(self, index: int, size: int) -> Tensor:
-        """One image; RunError when its file has vanished or broken since it was checked."""
+        """One image; raises RunError when its file has vanished or broken since the check."""
         try:
             return decode_shrunk(self.files[index], size, self.boxes[index])
         except DECODING_ERRORS as error:
@@ -108,12 +108,14 @@ class ScenePlaces(PlaceImages):
 
 
 def decode_shrunk(file: Path, size: int, box: Box | None = None) -> Tensor:
-    """Decode a file, cut out the box and shrink the longest side to `size`; one of DECODING_ERRORS when it is broken.
+    """Decode a file, cut out the box and shrink the longest side to `size`.
 
-    A box counts in pixels as stored; without one the image is turned as its EXIF entry says.
+    Raises one of DECODING_ERRORS when the file is broken.
+
+    The box is in pixels of the stored image; without one the image is turned upright by its EXIF entry.
     """
     with Image.open(file) as opened:
-        if box is None:  # a large JPEG is decoded at a fraction of its size, but twice what is asked for, as thumbnail
+        if box is None:  # decode a large JPEG at a fraction of its size, yet at twice `size`, as thumbnail does
             opened.draft(None, (2 * size, 2 * size))
         elif not (box[0] >= 0 and box[1] >= 0 and box[2] <= opened.width and box[3] <= opened.height):
             raise ValueError(f"its box {box} leads out of its {opened.width}x{opened.height} pixels")
@@ -127,7 +129,7 @@ def _to_tensor(image: Image.Image) -> Tensor:
 
 
 def check_files(images: PlaceFiles, records: Path) -> PlaceFiles:
-    """Decode every file once, or find the record of an earlier time.
+    """Decode every file once, unless a record says that it was done before.
 
     Raises:
         UsageError: when files are missing or broken; names the first ones.

@@ -26,10 +26,10 @@ from ranking import Relevance
 from torch import Tensor
 
 from media.pictures import PICTURE_SUFFIXES, files_below
-from minmax.runtime.config import REPOSITORY
+from minmax.runtime.config import DEFAULT_RUNS
 from minmax.runtime.errors import UsageError
 from minmax.runtime.plain_pickle import read_plain_pickle
-from minmax.runtime.splits import opened, refuse_night
+from minmax.runtime.splits import check_split, refuse_night
 from scenes import render_places
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class PlacePairs:
     positives: Tensor
 
     def __post_init__(self) -> None:
-        """Refuse what nothing can be learned from."""
+        """Refuse night images, and images without pairs."""
         refuse_night(self.images)
         if not len(self.queries):
             raise UsageError(f"{self.images.title}: no place has two images, so there are no pairs to learn from")
@@ -80,9 +80,9 @@ class PlacePairs:
         return digest.hexdigest()[:16]
 
     def relevances(self) -> tuple[list[int], list[Relevance]]:
-        """The images that can be looked for among all others, each with what it should find.
+        """The images that serve as queries, each with what it should find among all others.
 
-        Images of the same cluster that are no pair may show another side of it: they are junk, as is the query itself.
+        Other images of the same cluster may show another side of the place: they are junk, as is the query itself.
         """
         wanted: dict[int, set[int]] = {}
         for query, positive in zip(self.queries.tolist(), self.positives.tolist(), strict=True):
@@ -97,7 +97,7 @@ class PlacePairs:
 
 
 def open_pairs(
-    data: str, split: PairSplit, config: PlaceConfig, quick: bool = False, cache: Path = REPOSITORY / "runs"
+    data: str, split: PairSplit, config: PlaceConfig, quick: bool = False, cache: Path = DEFAULT_RUNS
 ) -> PlacePairs:
     """Open one split.
 
@@ -116,24 +116,24 @@ def open_pairs(
         pixels, numbers = render_places(
             "day", places, SCENE_VIEWS, config.size, SCENE_SEEDS[split], None, cache / SCENES
         )
-        scenes = opened(ScenePlaces(f"scenes/{split}", pixels, is_night=False), split)
+        scenes = check_split(ScenePlaces(f"scenes/{split}", pixels, is_night=False), split)
         return all_pairs(scenes, torch.from_numpy(numbers))
     root = Path(data).expanduser()
     if (root / SFM).is_dir():
         pairs = read_sfm(root / SFM / f"{SFM.name}.pkl", split, quick)
     elif (root / split).is_dir():
-        pairs = place_folders(root / split, quick)
+        pairs = read_place_folders(root / split, quick)
     else:
         there = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) if root.is_dir() else "no such folder"
         raise UsageError(
             f"no training data at {root}: expected {SFM}/ or {split}/PLACE/day/*.jpg, found {there or 'nothing'}; "
             f"{WHERE_TO_GET}, or use --data scenes"
         )
-    opened(pairs.images, split)
-    return _checked(pairs, cache)
+    check_split(pairs.images, split)
+    return _check_images(pairs, cache)
 
 
-def _checked(pairs: PlacePairs, cache: Path) -> PlacePairs:
+def _check_images(pairs: PlacePairs, cache: Path) -> PlacePairs:
     assert isinstance(pairs.images, PlaceFiles)
     check_files(pairs.images, cache / "checked")
     return pairs
@@ -152,7 +152,7 @@ def read_sfm(pickle: Path, split: PairSplit, quick: bool = False) -> PlacePairs:
 
 
 def read_whitening_pairs(pickle: Path, cache: Path, quick: bool = False) -> PlacePairs:
-    """The pairs that the toolbox learns its whitening from: a list like those of a split, maybe without clusters.
+    """The pairs that the toolbox learns its whitening from: listed as a split is, though clusters may be missing.
 
     Args:
         pickle: retrieval-SfM-120k-whiten.pkl.
@@ -166,7 +166,7 @@ def read_whitening_pairs(pickle: Path, cache: Path, quick: bool = False) -> Plac
     clusters = listed.get("cluster")
     if clusters is None:  # then the pairs alone tell what belongs together
         clusters = _joined(len(_listed(listed, "cids", pickle)), listed, pickle)
-    return _checked(_listed_pairs({**listed, "cluster": list(clusters)}, pickle.stem, pickle, quick), cache)
+    return _check_images(_listed_pairs({**listed, "cluster": list(clusters)}, pickle.stem, pickle, quick), cache)
 
 
 def _listed_pairs(listed: Any, title: str, pickle: Path, quick: bool) -> PlacePairs:
@@ -215,7 +215,7 @@ def _integers(listed: Any, name: str, pickle: Path) -> list[int]:
     try:
         return [int(value) for value in _listed(listed, name, pickle)]
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{pickle}: {name} holds something else than whole numbers ({error})") from error
+        raise UsageError(f"{pickle}: {name} holds something other than whole numbers ({error})") from error
 
 
 def _joined(count: int, listed: Mapping[str, Any], pickle: Path) -> list[int]:
@@ -234,17 +234,17 @@ def _joined(count: int, listed: Mapping[str, Any], pickle: Path) -> list[int]:
 
 
 def image_file(folder: Path, name: str) -> Path:
-    """Where an image of retrieval-SfM-120k is: ids ending in ...ab cd ef are in ef/cd/ab/.
+    """Where an image of retrieval-SfM-120k is: an id that ends in abcdef is in ef/cd/ab/.
 
     Raises:
-        UsageError: for a name that is none, such as one that leads out of the folder.
+        UsageError: for anything but an id, such as a path that leads out of the folder.
     """
     if not _IMAGE_ID.fullmatch(name):
-        raise UsageError(f"{name!r} is no id of an image; expected 6 letters and digits or more")
+        raise UsageError(f"{name!r} is not an image id; expected 6 or more letters and digits")
     return folder / name[-2:] / name[-4:-2] / name[-6:-4] / name
 
 
-def place_folders(root: Path, quick: bool = False) -> PlacePairs:
+def read_place_folders(root: Path, quick: bool = False) -> PlacePairs:
     """Pairs from ROOT/PLACE/day/*: any two images of a place.
 
     Raises:

@@ -18,14 +18,14 @@ _CHUNK = 512  # queries at a time
 
 @dataclass(frozen=True)
 class Relevance:
-    """What a query should find: positions in the data base that show its place, and such that do not count."""
+    """What a query should find: positions in the data base of its place, and of `junk`, which counts neither way."""
 
     ok: tuple[int, ...]
     junk: tuple[int, ...] = ()
 
 
 def nearest(queries: Tensor, database: Tensor, count: int | None = None) -> Tensor:
-    """Positions in the data base by falling similarity, `(Q, count)`.
+    """Positions in the data base by decreasing similarity, `(Q, count)`.
 
     Args:
         queries: descriptors `(Q, D)` of unit length.
@@ -47,7 +47,7 @@ def nearest(queries: Tensor, database: Tensor, count: int | None = None) -> Tens
 
 
 def without_junk(ranking: Sequence[int], relevance: Relevance) -> list[int]:
-    """The ranking as it counts."""
+    """The ranking with its junk taken out."""
     junk = set(relevance.junk)
     return [position for position in ranking if position not in junk]
 
@@ -69,9 +69,9 @@ def average_precision(ranking: Sequence[int], ok: Sequence[int]) -> float:
 class RetrievalScore:
     """How well queries were answered.
 
-    `rankings` is `(Q, N)`; `average_precisions` one per query, NaN where there was nothing to find; `recalls` the share
-    of the other queries that found their place within so many results; `by_place` the mean average precision and
-    recall at 1 of each place's queries, and their number.
+    `rankings` is `(Q, N)`. `average_precisions` has a number per query, NaN where there is nothing to find. `recalls`
+    maps n to the share of the answerable queries that find their place among the first n results. `by_place` maps a
+    place to the mean average precision and recall at 1 of its queries, and their number.
     """
 
     rankings: Tensor
@@ -91,7 +91,7 @@ class RetrievalScore:
 
     @property
     def by_place_mean(self) -> tuple[float, float]:
-        """Mean average precision and recall at 1, every place counted alike."""
+        """Mean average precision and recall at 1, where every place weighs the same."""
         return _mean([found[0] for found in self.by_place.values()]), _mean([f[1] for f in self.by_place.values()])
 
 

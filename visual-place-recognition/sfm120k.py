@@ -3,9 +3,9 @@
     python visual-place-recognition/sfm120k.py --output visual-place-recognition/dataset
 
 Three files: the lists of pairs (retrieval-SfM-120k.pkl, -whiten.pkl) and all images in one archive of tens of
-gigabytes. A download that was cut off goes on where it stopped when the command is given again. The host publishes no
-checksums: sizes are compared with what it announces, and the SHA-256 of each file is shown when it came, to be compared
-with somebody else's or given as --sha256 the next time. The lists are read without running code.
+gigabytes. To continue a download that was cut off, give the command again. The host publishes no checksums: sizes are
+compared with what it announces, and the SHA-256 of each file is shown, to compare with somebody else's or to give as
+--sha256 next time. The lists are read without running code.
 """
 
 import http.client
@@ -43,14 +43,14 @@ class Config:
     output: Path = DEFAULT_DATA
     """Folder that gets train/retrieval-SfM-120k/."""
     host: str = HOST
-    """Where dbs/ and ims/ are; a mirror may stand in."""
+    """Address that holds dbs/ and ims/; may be a mirror."""
     images: bool = True
     """Download and unpack the images too, not only the lists."""
     sha256: tuple[str, ...] = ()
-    """Digests that the two lists and the archive must have, in this order, as far as given."""
+    """Expected digests of the two lists and the archive, in this order; the last ones may be left out."""
 
     def __post_init__(self) -> None:
-        """Refuse values that can be none."""
+        """Refuse what is no digest or no address."""
         fits = len(self.sha256) <= 3 and all(re.fullmatch(r"[0-9A-Fa-f]{64}", digest) for digest in self.sha256)
         require(fits, "--sha256", self.sha256, "at most three digests of 64 hexadecimal digits")
         require(self.host.startswith(("http://", "https://")), "--host", self.host, "a http:// or https:// address")
@@ -74,7 +74,7 @@ def main(config: Config) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack the images of the archive, each to where its id says; the folder appears when it is complete.
+    """Unpack the images of the archive, each to the place that its id names; the folder appears when it is complete.
 
     Raises:
         RunError: when it is broken or holds anything else, or the disk is full.
@@ -84,10 +84,10 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def download(address: str, file: Path, sha256: str | None = None) -> None:
-    """Download a file when it is not there, going on with what an earlier try left, and check it.
+    """Download a file unless it is there, continuing what an earlier try left, and check it.
 
     Raises:
-        RunError: when the host cannot be reached, breaks off or sends other bytes than expected; a part stays.
+        RunError: when the host cannot be reached, breaks off or sends other bytes than expected; what came is kept.
     """
     part = file.with_name(f"{file.name}.part")
     if not file.is_file():
@@ -106,7 +106,7 @@ def download(address: str, file: Path, sha256: str | None = None) -> None:
     arrived.replace(file)
 
 
-# Not by torch.hub or torchvision: both take what broke off for the whole, and neither goes on with it.
+# torch.hub and torchvision take a download that broke off for a whole file, and neither continues one.
 def _fetch(address: str, part: Path) -> None:
     part.parent.mkdir(parents=True, exist_ok=True)
     done = part.stat().st_size if part.is_file() else 0

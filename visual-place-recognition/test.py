@@ -1,4 +1,4 @@
-"""Mean average precision and recall of a retrieval checkpoint, beside those of a second one if wished.
+"""Mean average precision and recall of a retrieval checkpoint, and of a second one to compare with.
 
     python visual-place-recognition/test.py --checkpoint runs/visual-place-recognition/adapt/last-epoch.pt \
         --before runs/visual-place-recognition/day/best.pt
@@ -11,16 +11,16 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gem import load_place_network
-from place_answers import Describer, answer, with_whitening
+from place_answers import Describer, add_whitening, answer
+from place_checkpoints import load_place_network
 from place_images import DEFAULT_DATA, SCENES, PlaceConfig
 from place_pairs import SFM, PlacePairs, open_pairs, read_whitening_pairs
-from place_tests import RetrievalTest, open_tests
 from ranking import RECALLS, RetrievalScore
 from retrieval_pictures import draw_results
+from retrieval_sets import RetrievalSet, open_retrieval_sets
 
-from minmax.runtime.comparison import Comparison, compare, file_name, shown
-from minmax.runtime.config import REPOSITORY, MeasuringFlags, require, run_script
+from minmax.runtime.comparison import Comparison, compare, file_name, format_number
+from minmax.runtime.config import DEFAULT_RUNS, MeasuringFlags, require, run_script
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.report import markdown_table
 
@@ -34,7 +34,7 @@ class Config(MeasuringFlags):
     checkpoint: Path
     """The network to measure: best.pt or last-epoch.pt of a run, a released one, a classifier's trunk, bare weights."""
     model: str = "resnet101"
-    """Whose bare weights these files hold, if they do."""
+    """The network of torchvision that the files belong to, when they hold bare weights."""
     data: str = str(DEFAULT_DATA)
     """Folder with test/NAME/{gnd_NAME.pkl,jpg/} or test/PLACE/{day,night}/, or `scenes` for the built-in data."""
     scales: tuple[float, ...] = (1.0,)
@@ -61,16 +61,16 @@ def main(config: Config) -> dict[str, dict[str, RetrievalScore]]:
             name: Describer(runtime.place(load_place_network(path, config.model)[0]), *how)
             for name, path in config.checkpoints.items()
         }
-        tests = {test.title: test for test in open_tests(config.data, config.images, config.quick)}
-        pairs = whitening_pairs(config) if config.whitening else None
+        tests = {test.title: test for test in open_retrieval_sets(config.data, config.images, config.quick)}
+        pairs = open_whitening_pairs(config) if config.whitening else None
         output = config.open_output()
         if pairs:
-            networks = {name: with_whitening(d, config.checkpoints[name], pairs) for name, d in networks.items()}
+            networks = {name: add_whitening(d, config.checkpoints[name], pairs) for name, d in networks.items()}
 
-        def measured(name: str, describer: Describer, test: RetrievalTest) -> RetrievalScore:
+        def measure_one(name: str, describer: Describer, test: RetrievalSet) -> RetrievalScore:
             return answer(test, describer, output / "descriptors" / name)
 
-        found = compare(config, networks, tests, measured)
+        found = compare(config, networks, tests, measure_one)
     columns = ["queries", "mAP %", *(f"R@{n} %" for n in RECALLS), "mAP % by place", "R@1 % by place"]
     tables = [found.summary(columns, table_row, "data"), *place_tables(found)]
     settings = {
@@ -89,11 +89,11 @@ def main(config: Config) -> dict[str, dict[str, RetrievalScore]]:
     return found.found
 
 
-def whitening_pairs(config: Config) -> PlacePairs:
-    """Day images to learn a whitening from."""
+def open_whitening_pairs(config: Config) -> PlacePairs:
+    """Open the day images that a whitening is learned from."""
     listed = Path(config.data).expanduser() / SFM / f"{SFM.name}-whiten.pkl"
     if config.data != SCENES and listed.is_file():
-        return read_whitening_pairs(listed, REPOSITORY / "runs", config.quick)
+        return read_whitening_pairs(listed, DEFAULT_RUNS, config.quick)
     return open_pairs(config.data, "train", config.images, config.quick)
 
 
@@ -109,7 +109,7 @@ def place_tables(comparison: Comparison[RetrievalScore]) -> list[str]:
         if 1 < len(score.by_place) <= 30:
             scores = comparison.of(title, "mAP")
             rows = [
-                [place, str(score.by_place[place][2]), *(shown(s.by_place[place][0]) for s in scores.values())]
+                [place, str(score.by_place[place][2]), *(format_number(s.by_place[place][0]) for s in scores.values())]
                 for place in score.by_place
             ]
             tables.append(markdown_table([f"{title}: mAP % of a place", "queries", *scores], rows))

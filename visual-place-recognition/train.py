@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from descriptors import selection_score
-from gem import build_projectors, load_place_network, parameter_groups, save_place_network
+from place_checkpoints import load_place_network, save_place_network
 from place_images import DEFAULT_DATA, PlaceConfig
+from place_network import build_projectors, parameter_groups
 from place_pairs import open_pairs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -26,15 +27,15 @@ from tuple_pair import TuplePair, few_at_a_time, refuse_data_parallel
 
 from darkening.darkener_files import load_darkener
 from darkening.night_view import NightConfig, build_night_view
-from darkening.source_choice import with_chosen_source
+from darkening.source_choice import choose_source
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
+from minmax.runtime.config import CommonFlags, replace_settings, run_script, to_plain
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.optimisation import OptimConfig
 from minmax.runtime.report import picture_grid, save_picture
-from minmax.runtime.run import Run, started
+from minmax.runtime.run import Run, prepare_run
 from minmax.runtime.seeding import seed_globally
 
 log = logging.getLogger(__name__)
@@ -93,9 +94,9 @@ def step(
 
 def main(config: Config) -> Path:
     """Adapt, and return the checkpoint of the last epoch."""
-    config = with_chosen_source(config, TASK, main)
+    config = choose_source(config, TASK, main)
     if config.quick:
-        config = replaced(
+        config = replace_settings(
             config,
             images={"size": 64},
             tuples={"queries": 8, "pool": 24, "negatives": 2},
@@ -103,7 +104,7 @@ def main(config: Config) -> Path:
             optim={"epochs": 2, "batch_size": 2},
             workers=0,
         )
-    with started(TASK, config) as runtime:
+    with prepare_run(TASK, config) as runtime:
         refuse_data_parallel(runtime)
         network, settings = load_place_network(config.checkpoint, config.model)
         darkener = load_darkener(config.darkener) if config.darkener else None

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import torch
 from day_crops import CropConfig, DayCrops
-from gem import load_place_network
+from place_checkpoints import load_place_network
 from place_images import DEFAULT_DATA, PlaceConfig
 from place_pairs import open_pairs
 
 from darkening.exposures import RequestConfig
 from darkening.fit import DarkenerOptim
 from darkening.training import DarkenerFlags, run_darkener
-from minmax.runtime.config import replaced, run_script
-from minmax.runtime.run import started
+from minmax.runtime.config import replace_settings, run_script
+from minmax.runtime.run import prepare_run
 from minmax.runtime.splits import evenly_spaced
 
 TASK = "visual-place-recognition"
@@ -47,13 +47,13 @@ class Config(DarkenerFlags):
 def main(config: Config) -> Path:
     """Train, and return the darkener's checkpoint."""
     if config.quick:
-        config = replaced(
+        config = replace_settings(
             config,
             images={"short_side": 64, "crop": 64},
             optim={"epochs": 2, "batch_size": 4, "milestones": (1,)},
             workers=0,
         )
-    with started(TASK, config) as runtime:
+    with prepare_run(TASK, config) as runtime:
         network, _ = load_place_network(config.checkpoint, config.model)
         # Built-in scenes come in the size that is asked of them; files are resized by DayCrops.
         rendered = PlaceConfig(config.images.short_side)

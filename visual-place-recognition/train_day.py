@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from descriptors import day_precision
-from gem import build_place_network, load_place_network, parameter_groups, save_place_network, settings_for
+from place_checkpoints import load_place_network, save_place_network
 from place_images import DEFAULT_DATA, PlaceConfig
+from place_network import build_place_network, parameter_groups, settings_for
 from place_pairs import open_pairs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -26,11 +27,11 @@ from tuple_pair import ImagesOfManyShapes, few_at_a_time, refuse_data_parallel
 
 from minmax.pretrained import refuse_two_starts
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.config import CommonFlags, replaced, run_script, to_plain
+from minmax.runtime.config import CommonFlags, replace_settings, run_script, to_plain
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.optimisation import OptimConfig
-from minmax.runtime.run import Run, started
+from minmax.runtime.run import Run, prepare_run
 from minmax.runtime.seeding import seed_globally
 
 TASK = "visual-place-recognition"
@@ -79,14 +80,14 @@ def step(network: nn.Module, places: Sequence[PlaceTuple], config: Config, runti
 def main(config: Config) -> Path:
     """Train, and return the checkpoint of the best epoch on day validation images."""
     if config.quick:
-        config = replaced(
+        config = replace_settings(
             config,
             images={"size": 64},
             tuples={"queries": 8, "pool": 24, "negatives": 2},
             optim={"epochs": 2, "batch_size": 2},
             workers=0,
         )
-    with started(TASK, config) as runtime:
+    with prepare_run(TASK, config) as runtime:
         refuse_data_parallel(runtime)
         pairs = open_pairs(config.data, "train", config.images, config.quick, config.runs)
         EpochTuples.check(pairs, config.tuples)

@@ -21,7 +21,7 @@ from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError, UsageError
 
 _DISTANCE_FLOOR = 1e-6
-_FIRST_LOOK = 8  # times as many candidates as negatives are wanted, at first
+_FIRST_LOOK = 8  # candidates per negative in the first look
 _CHUNK = 256  # queries whose similarities to the pool are held at a time
 
 
@@ -30,11 +30,11 @@ class TupleConfig:
     """What a training step compares."""
 
     queries: int = 22000
-    """Queries of an epoch, or all pairs if there are fewer."""
+    """Queries per epoch; all pairs if there are fewer."""
     pool: int = 2000
-    """Images among which an epoch's negatives are looked for, or all if there are fewer."""
+    """Images that an epoch's negatives are searched in; all if there are fewer."""
     negatives: int = 5
-    """Negatives of each query, of different places."""
+    """Negatives per query, each of another place."""
     margin: float = 0.85
     """Distance beyond which a negative is far enough."""
 
@@ -48,7 +48,7 @@ class TupleConfig:
 
 
 def contrastive_loss(query: Tensor, positives: Tensor, negatives: Tensor, margin: float) -> Tensor:
-    """Half the squared distances to positives, and to negatives half the square of what lacks to the margin; summed.
+    """Sum of half the squared distances to positives, and half the squared shortfall of negatives from the margin.
 
     Args:
         query: descriptors `(T, D)`.
@@ -121,10 +121,10 @@ def _one_per_place(positions: Sequence[int], place_of: Sequence[int], own: int, 
 
 @dataclass
 class EpochTuples:
-    """The tuples of the epoch in progress; part of a run's state: they hang on the network that the epoch began with.
+    """The tuples of the epoch in progress; saved with the run, as they depend on the network at its start.
 
-    `epoch` is the one they are of, -1 for none yet; `members` `(T, 2 + K)` positions of query, positive, negatives;
-    `start_score` the number for choosing before the first step.
+    `epoch` is theirs, -1 before the first; `members` `(T, 2 + K)` positions of query, positive, negatives;
+    `start_score` the selection score before the first step.
     """
 
     epoch: int = -1
@@ -146,11 +146,11 @@ class EpochTuples:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """All three."""
+        """Epoch, members and start score."""
         return {"epoch": self.epoch, "members": self.members, "start_score": self.start_score}
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` gave."""
         self.epoch, self.members, self.start_score = state["epoch"], state["members"], state["start_score"]
 
     def mine(
@@ -166,7 +166,7 @@ class EpochTuples:
     ) -> None:
         """Draw the queries of an epoch and find their negatives with the network as it is.
 
-        Nothing is done when they are of this epoch already, after a resume in the middle of it.
+        Does nothing when this epoch's are there already, as after a resume in the middle of it.
         """
         if self.epoch == epoch:
             return
@@ -185,7 +185,7 @@ class EpochTuples:
 
 
 class PlaceTuple(NamedTuple):
-    """A query and its positive and negatives, each uint8 RGB `(3, H, W)` in a format of its own."""
+    """A query and its positive and negatives, each uint8 RGB `(3, H, W)` of any size."""
 
     query: Tensor
     others: list[Tensor]

@@ -1,4 +1,4 @@
-"""What a tuple needs of the networks, as modules with one forward pass, which is what DDP wants."""
+"""What tuples need of the networks, as modules with a single forward pass, as DDP requires."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +17,7 @@ ItemT = TypeVar("ItemT")
 
 
 class ImagesOfManyShapes(nn.Module):
-    """A network for lists of images `(3, H, W)` of any shapes; equal ones go through it together."""
+    """Runs a network on lists of images `(3, H, W)` of any shape; those of equal shape go together."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -37,14 +37,14 @@ def _described(network: nn.Module, images: Sequence[Tensor]) -> Tensor:
 
 
 class TupleOutputs(NamedTuple):
-    """Descriptors of the tuples' other images `(M, D)`, and of queries by day and by night all that BYOL needs."""
+    """What BYOL needs of the queries by day and by night, and descriptors `(M, D)` of the tuples' other images."""
 
     pair: Pair
     others: Tensor
 
 
 class TuplePair(nn.Module):
-    """A `ViewPair` of day and darkened queries, beside the descriptors of their positives and negatives."""
+    """Runs a `ViewPair` on day and darkened queries, and describes their positives and negatives."""
 
     def __init__(self, pair: ViewPair) -> None:
         super().__init__()

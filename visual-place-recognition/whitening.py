@@ -72,7 +72,7 @@ def learn_whitening(descriptors: Tensor, queries: Tensor, positives: Tensor) -> 
 
 
 def _cholesky(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The lower triangular root; where the matrix is singular, of the matrix with the smallest ridge that helps."""
+    """The lower triangular root of a matrix; to a singular one the smallest ridge that helps is added."""
     ridge = 0.0
     while True:
         try:
@@ -82,13 +82,13 @@ def _cholesky(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def save_whitening(whitening: Whitening, key: str, file: Path) -> None:
-    """Save it with the key of what it was learned from."""
+    """Save a whitening with the key of what it was learned from."""
     tensors = {"mean": whitening.mean, "projection": whitening.projection}
     write_atomically(file, lambda temporary: save_file(tensors, temporary, metadata={"key": key}))
 
 
 def load_whitening(key: str, file: Path) -> Whitening | None:
-    """What was saved under this key; None when there is nothing, or it was learned from something else.
+    """Load what was saved under this key; None when there is nothing, or it was learned from something else.
 
     Raises:
         UsageError: when the file is broken.
@@ -102,4 +102,4 @@ def load_whitening(key: str, file: Path) -> Whitening | None:
         tensors = load_file(file)
         return Whitening(tensors["mean"], tensors["projection"])
     except (SafetensorError, OSError, KeyError) as error:
-        raise UsageError(f"{file} is broken ({error}); delete it, it is made anew") from error
+        raise UsageError(f"{file} is broken ({error}); delete it, and it is learned again") from error

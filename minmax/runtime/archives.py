@@ -43,7 +43,7 @@ def unpack_archive(
     archive.seek(0)
     written: set[str] = set()
 
-    def admitted(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+    def admit(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
         nonlocal left
         left -= member.size + tarfile.BLOCKSIZE
         if left < 0:
@@ -64,7 +64,7 @@ def unpack_archive(
         growing.mkdir(parents=True)
         with tarfile.open(fileobj=archive, mode=mode) as tar:
             members = tqdm(tar, desc=f"unpacking {name}", unit=" files", disable=None, leave=False)
-            tar.extractall(growing, members, filter=admitted)
+            tar.extractall(growing, members, filter=admit)
             while tar.fileobj is not None and tar.fileobj.read(2**20):  # up to the checksum at the end
                 pass
         if sum(file.is_file() for file in growing.rglob("*")) != len(written):

@@ -54,7 +54,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, index) for index in order[start : start + self.batch_size]]
 
 
-def readable(batches: Iterable[ItemT]) -> Iterator[ItemT]:
+def read_batches(batches: Iterable[ItemT]) -> Iterator[ItemT]:
     """The batches of a loader; a file that a worker process cannot read is reported without the worker's traceback."""
     try:
         yield from batches
@@ -84,7 +84,7 @@ def one_pass(
     loader = DataLoader(
         dataset, batch_size, num_workers=workers, collate_fn=collate, worker_init_fn=_leave_sigterm_to_the_run
     )
-    return readable(tqdm(loader, desc=title, disable=None if show else True, leave=False))
+    return read_batches(tqdm(loader, desc=title, disable=None if show else True, leave=False))
 
 
 def _leave_sigterm_to_the_run(_: int) -> None:

@@ -42,7 +42,7 @@ class Comparison(Generic[ScoreT]):
         return {caption: self.found[name][split] for name, caption in self.captions(alone).items()}
 
     @property
-    def titled(self) -> dict[str, ScoreT]:
+    def by_title(self) -> dict[str, ScoreT]:
         """The scores by split and caption, as in `test_night after`: the checkpoints of one split side by side."""
         return {
             f"{split} {caption}".strip(): score
@@ -65,14 +65,14 @@ class Comparison(Generic[ScoreT]):
             row: their values for a score: numbers, and shares, which are shown in percent.
             of: what the lines are of.
         """
-        rows = [[title, *map(shown, row(score))] for title, score in self.titled.items()]
+        rows = [[title, *map(format_number, row(score))] for title, score in self.by_title.items()]
         return markdown_table([of, *columns], rows)
 
     def by_class(self, title: str, classes: Sequence[str], shares: Callable[[ScoreT], Sequence[float]]) -> str:
         """A table of one line per class, and of one column of percent per split and checkpoint; NaN shows `-`."""
-        columns = [list(map(shown, shares(score))) for score in self.titled.values()]
+        columns = [list(map(format_number, shares(score))) for score in self.by_title.values()]
         rows = [[name, *(column[i] for column in columns)] for i, name in enumerate(classes)]
-        return markdown_table([title, *self.titled], rows)
+        return markdown_table([title, *self.by_title], rows)
 
     def write(
         self,
@@ -134,7 +134,7 @@ def shared_classes(config: MeasuringFlags, known: Iterable[tuple[str, ...]]) -> 
     return classes
 
 
-def shown(value: int | float) -> str:
+def format_number(value: int | float) -> str:
     """A number as it is, a share in percent, and `-` for NaN."""
     if isinstance(value, int):
         return str(value)

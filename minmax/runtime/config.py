@@ -24,6 +24,8 @@ from minmax.runtime.errors import require as require
 from minmax.runtime.errors import require_range as require_range
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+DEFAULT_RUNS = REPOSITORY / "runs" if (REPOSITORY / "pyproject.toml").is_file() else Path("runs")
+"""In a checkout at its top; an installed package has none around it and takes the working folder."""
 SECTIONS = {"train_day": "day", "train_darkener": "darkener", "train": "adapt", "test": "test"}
 """The section of a recipe that a script reads, by the script's name."""
 
@@ -79,7 +81,7 @@ class CommonFlags:
     """Shrink everything to a smoke test of a minute; what is typed beside it stays."""
     config: Path | None = None
     """A recipe, or the config.yaml of an earlier run: its values become the defaults of all flags."""
-    runs: Path = REPOSITORY / "runs"
+    runs: Path = DEFAULT_RUNS
     """Folder that holds the runs of all tasks."""
     save_minutes: float = 5.0
     """Write a checkpoint at least this often; one is also written after every epoch and on SIGTERM or Ctrl-C."""
@@ -350,7 +352,7 @@ def _fail(error: Exception, code: int) -> int:
     return code
 
 
-def replaced(config: ConfigT, **groups: Any) -> ConfigT:
+def replace_settings(config: ConfigT, **groups: Any) -> ConfigT:
     """A copy of `config` with other values; a dict replaces fields inside a group."""
     values = {
         name: dataclasses.replace(getattr(config, name), **value) if isinstance(value, dict) else value
@@ -361,12 +363,14 @@ def replaced(config: ConfigT, **groups: Any) -> ConfigT:
     return copy
 
 
-def shrunk(config: ConfigT, **groups: Any) -> ConfigT:
-    """`replaced` for --quick: what was typed beside it stays."""
+def shrink_settings(config: ConfigT, **groups: Any) -> ConfigT:
+    """`replace_settings` for --quick: what was typed beside it stays."""
     typed: frozenset[str] = getattr(config, "_typed", frozenset())
     inside = {
         name: {key: new for key, new in value.items() if f"{name}.{key}" not in typed}
         for name, value in groups.items()
         if isinstance(value, dict)
     }
-    return replaced(config, **{name: value for name, value in {**groups, **inside}.items() if name not in typed})
+    return replace_settings(
+        config, **{name: value for name, value in {**groups, **inside}.items() if name not in typed}
+    )

@@ -20,8 +20,8 @@ GAMMA = 0.5  # by which dark images are shown brightened
 MOST_NUMBERED = 25  # classes of a confusion matrix with a number in each cell, and class names along an axis
 
 
-def last_validation(run: Path) -> dict[str, Any]:
-    """The numbers of the last epoch of a run, of those that checkpoints are chosen by."""
+def read_last_validation(run: Path) -> dict[str, Any]:
+    """Read the numbers that select checkpoints from the last epoch of a run."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     last: dict[str, Any] = [line for line in lines if line["kind"] == "validation"][-1]
     return last
@@ -74,7 +74,7 @@ def draw_confusion(
 
     count = len(classes)
     named = range(0, count, math.ceil(count / MOST_NUMBERED))
-    names = [shortened(classes[i]) for i in named]
+    names = [shorten(classes[i]) for i in named]
     side = min(max(0.36 * count, 2.6), 8.0)
     longest = max(map(len, names))
     size = (side * len(rows[0]) + 1.5 + 0.07 * longest, (side + 0.5) * len(rows) + 0.4 + 0.05 * longest)
@@ -101,16 +101,16 @@ def draw_confusion(
     write_atomically(picture, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
 
 
-def shortened(name: str, limit: int = 18) -> str:
-    """A name of at most `limit` characters for a picture; an ellipsis stands for its middle."""
+def shorten(name: str, limit: int = 18) -> str:
+    """Shorten a name to `limit` characters for a picture, with an ellipsis for its middle."""
     if len(name) <= limit:
         return name
     end = (limit - 1) // 2
     return f"{name[: limit - 1 - end]}…{name[-end:]}"
 
 
-class Shown(NamedTuple):
-    """A picture of a sheet: `(3, H, W)` in [0, 1], what is written below it, and the colour of its frame."""
+class Cell(NamedTuple):
+    """A picture in a sheet: `(3, H, W)` in [0, 1], the caption below it, and the colour of its frame."""
 
     image: Tensor
     caption: str = ""
@@ -120,7 +120,7 @@ class Shown(NamedTuple):
 def draw_sheet(
     title: str,
     headings: Sequence[str],
-    rows: Sequence[tuple[str, Sequence[Shown | None]]],
+    rows: Sequence[tuple[str, Sequence[Cell | None]]],
     picture: Path,
     width: float = 1.4,
     legend: Mapping[str, Any] | None = None,
@@ -196,8 +196,8 @@ def write_json(values: Mapping[str, Any], path: Path) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def recorded(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """What a record of settings beside results holds; when there is none yet, `settings`, which are recorded there."""
+def read_or_record(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Read the settings recorded beside results; when there is no record yet, write `settings` there first."""
     if not path.is_file():
         write_json(settings, path)
     return dict(json.loads(path.read_text(encoding="utf-8")))

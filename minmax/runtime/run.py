@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from minmax.runtime.batches import EpochBatches, readable
+from minmax.runtime.batches import EpochBatches, read_batches
 from minmax.runtime.checkpoints import (
     file_digest,
     joint_fingerprint,
@@ -67,7 +67,7 @@ def input_files(config: CommonFlags) -> dict[str, Path]:
 
 
 @contextmanager
-def started(task: str, config: CommonFlags) -> Iterator[Runtime]:
+def prepare_run(task: str, config: CommonFlags) -> Iterator[Runtime]:
     """The devices of a run that may start: its folder is checked before anything that takes time.
 
     Raises:
@@ -264,7 +264,7 @@ class Run:
             total=total, initial=self.progress.batch, desc=f"epoch {epoch + 1}", disable=self._hide_bar(), leave=False
         )
         with bar, logging_redirect_tqdm():
-            for batch in readable(loader):
+            for batch in read_batches(loader):
                 seed_globally(self.seed, "step", self.progress.step, self.runtime.rank)
                 yield batch
                 self.progress.batch += 1

@@ -61,8 +61,8 @@ def refuse_night(examples: Examples) -> None:
         raise ValueError(f"{examples.title!r} holds night images; zero-shot adaptation must not see them here")
 
 
-def opened(examples: ExamplesT, split: Split) -> ExamplesT:
-    """What every opener of a split gives: examples that know whether they are of a night.
+def check_split(examples: ExamplesT, split: Split) -> ExamplesT:
+    """Check that examples may serve as a split, and give them back; every opener of a split ends with this.
 
     Raises:
         ValueError: for night images that would be trained on or chosen by, and for others that would pass for a night.
@@ -75,7 +75,7 @@ def opened(examples: ExamplesT, split: Split) -> ExamplesT:
 
 
 def evenly_spaced(items: Sequence[ItemT], most: int) -> list[ItemT]:
-    """At most so many of the items, evenly spaced, the first among them."""
+    """At most `most` of the items, evenly spaced, the first among them."""
     count = min(most, len(items))
     return [items[i * len(items) // count] for i in range(count)]
 

@@ -7,17 +7,15 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from gem import (
+from descriptors import describe_images
+from place_checkpoints import load_place_network, rebuild_released, save_place_network
+from place_network import (
     GeM,
     PlaceNetwork,
     PlaceSettings,
     build_place_network,
     build_projectors,
-    describe_images,
-    load_place_network,
     parameter_groups,
-    rebuild_released,
-    save_place_network,
     settings_for,
     unit_length,
 )

@@ -1,17 +1,15 @@
-"""Retrieval networks: a trunk, generalised-mean pooling, unit length, and whitening if wished.
+"""Retrieval networks: a trunk, generalised-mean pooling, unit length, and optional whitening.
 
 Source: Radenović, Tolias and Chum, "Fine-tuning CNN image retrieval with no human annotation", TPAMI 2019,
 https://arxiv.org/abs/1711.02512.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet, SwinTransformer
@@ -19,32 +17,22 @@ from torchvision.ops import Permute
 
 from minmax.byol import ByolConfig, Projector
 from minmax.features import IMAGENET_STATISTICS, FeatureModel, InputNormalization
-from minmax.pretrained import (
-    as_published,
-    find_weights,
-    load_start,
-    read_start,
-    rebuild_network,
-    save_network,
-)
-from minmax.runtime.checkpoints import load_checkpoint, load_strictly
+from minmax.pretrained import as_published, load_start, read_start
 from minmax.runtime.errors import UsageError
 
-CHECKPOINT_FORMAT = "similarity-minmax/place-network"
-CLASSIFIER_FORMAT = "similarity-minmax/classifier"
 TIMM = "timm/"
 RESNET_LAYERS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
 _LENGTH_FLOOR = 1e-6
 
 
 def unit_length(vectors: Tensor) -> Tensor:
-    """`(N, D)` divided by its length plus 1e-6, as in the authors' code."""
+    """Vectors `(N, D)` divided by their length plus 1e-6, as in the authors' code."""
     length: Tensor = vectors.norm(dim=1, keepdim=True)
     return vectors / (length + _LENGTH_FLOOR)
 
 
 class GeM(nn.Module):
-    """Generalised mean over all positions of a map, with a learned power; values below 1e-6 count as that.
+    """Generalised mean over all positions of a map, with a learned power; values below 1e-6 are raised to it.
 
     Maps `(N, C, H, W)` to `(N, C)`. The power 1 is the average, a large one the maximum.
     """
@@ -62,7 +50,7 @@ class GeM(nn.Module):
 
 
 class DescriptorPool(nn.Module):
-    """GeM and unit length: what BYOL compares as well."""
+    """GeM, then unit length: BYOL compares the descriptors themselves."""
 
     def __init__(self, gem: GeM) -> None:
         super().__init__()
@@ -103,9 +91,9 @@ class PlaceSettings:
     whitened: bool = False
     """Whether a learned whitening layer follows the pooling."""
     mean: tuple[float, float, float] = IMAGENET_STATISTICS[0]
-    """Of the images that the trunk was trained with, per channel in [0, 1]."""
+    """Mean of the images that the trunk was trained on, per channel in [0, 1]."""
     std: tuple[float, float, float] = IMAGENET_STATISTICS[1]
-    """Standard deviation of these, per channel."""
+    """Standard deviation of the same images, per channel."""
 
 
 def settings_for(model: str, whitened: bool = False) -> PlaceSettings:
@@ -122,18 +110,18 @@ def settings_for(model: str, whitened: bool = False) -> PlaceSettings:
             published = torchvision.models.get_model_weights(model).DEFAULT.transforms()
     except (RuntimeError, ValueError) as error:
         raise UsageError(f"--model {model}: {error}") from error
-    if published is None:  # timm knows no weights of it, or not the model, which is named when it is built
+    if published is None:  # timm has no weights of it; or no such model, as building it will tell
         return PlaceSettings(model, whitened)
     return PlaceSettings(model, whitened, tuple(published.mean), tuple(published.std))
 
 
 def build_place_network(settings: PlaceSettings, pretrained: bool = False, init: Path | None = None) -> FeatureModel:
-    """A retrieval network whose feature is the deepest map of its trunk.
+    """Build a retrieval network; its feature is the deepest map of its trunk.
 
     Args:
         settings: trunk, whitening, input statistics.
         pretrained: start the trunk from published ImageNet weights (downloaded once).
-        init: start it from the weights in a file, those of the whole classifier (`load_start`).
+        init: start it from a file with the weights of the whole classifier, as `load_start` reads them.
 
     Raises:
         UsageError: when there is no such network, it has no map of features, or its weights cannot be downloaded or do
@@ -166,7 +154,7 @@ def _torchvision_trunk(name: str, pretrained: bool, init: Path | None) -> nn.Mod
         return nn.Sequential(network.features, Permute([0, 3, 1, 2]))
     features = getattr(network, "features", None)
     if isinstance(features, nn.Sequential):
-        # VGG and AlexNet end in a pooling, which descriptors do without: the retrieval toolbox leaves it out as well.
+        # VGG and AlexNet end in a pooling layer that descriptors do without; the retrieval toolbox drops it too.
         return features[:-1] if isinstance(features[-1], nn.MaxPool2d) else features
     raise UsageError(f"--model {name}: it has no part that gives a map of features; choose a ResNet, or timm/NAME")
 
@@ -198,7 +186,7 @@ def _timm_trunk(name: str, pretrained: bool, init: Path | None) -> nn.Module:
 @torch.no_grad()
 def _map_width(trunk: nn.Module, name: str) -> int:
     try:
-        # Places are photographed in all formats.
+        # Photographs of places come in all shapes.
         maps = [trunk.eval()(torch.zeros(1, 3, *size)) for size in ((96, 128), (160, 96))]
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -210,127 +198,21 @@ def _map_width(trunk: nn.Module, name: str) -> int:
     return int(shapes[0][1])
 
 
-def place_network(network: FeatureModel) -> PlaceNetwork:
-    """The retrieval network inside."""
+def unwrap(network: FeatureModel) -> PlaceNetwork:
+    """The retrieval network that a FeatureModel wraps."""
     assert isinstance(network.model, PlaceNetwork)
     return network.model
 
 
 def build_projectors(network: FeatureModel, config: ByolConfig) -> list[Projector]:
     """BYOL's projector behind the network's own pooling, so that it compares descriptors; the power is shared."""
-    pool = DescriptorPool(place_network(network).pool)
+    pool = DescriptorPool(unwrap(network).pool)
     return [Projector(width, config.hidden, config.outputs, pool, config.head_norm) for width in network.widths]
-
-
-def save_place_network(
-    network: FeatureModel, settings: PlaceSettings, path: Path, config: Mapping[str, Any] | None = None
-) -> None:
-    """Save a retrieval network's weights with what rebuilds it and the config that trained it."""
-    save_network(network, settings, CHECKPOINT_FORMAT, path, config)
-
-
-def load_place_network(path: Path, model: str | None = None) -> tuple[FeatureModel, PlaceSettings]:
-    """Rebuild a retrieval network from a checkpoint.
-
-    - Ours (`save_place_network`) carries what rebuilds it.
-    - The authors' (and those of their toolbox): `meta` says what it is, `state_dict` holds `features.*` and `pool.p`.
-    - A classifier of this project over a network of torchvision: its trunk, with a new pooling.
-    - With `model`, the bare weights of a network of torchvision as its trunk.
-
-    Raises:
-        UsageError: when the file is missing, unreadable, none of these, or does not fit.
-    """
-    payload = load_checkpoint(path)
-    kind = payload.get("format")
-    if kind == CHECKPOINT_FORMAT:
-        return rebuild_network(payload, PlaceSettings, build_place_network, path)
-    if kind == CLASSIFIER_FORMAT:
-        settings = _trunk_of_classifier(payload, path)
-    elif isinstance(payload.get("meta"), Mapping):
-        return rebuild_released(payload, path)
-    elif model is None:
-        raise UsageError(
-            f"{path} does not say what network it holds: expected a checkpoint of this project or one with `meta` as "
-            "the authors'; for bare weights name it with --model"
-        )
-    elif model.startswith(TIMM):
-        raise UsageError(f"--model {model}: bare weights are taken for networks of torchvision only")
-    else:
-        settings = settings_for(model)
-    try:
-        return build_place_network(settings, init=path), settings
-    except UsageError as error:
-        raise UsageError(f"{error}; is it a {settings.model}, as {'--model' if model else 'it'} says?") from error
-
-
-def _trunk_of_classifier(payload: Mapping[str, Any], path: Path) -> PlaceSettings:
-    described = payload.get("settings")
-    if not isinstance(described, Mapping) or not isinstance(payload.get("network"), Mapping):
-        raise UsageError(f"{path} is not a classifier of this version")
-    settings = PlaceSettings(str(described.get("model", "")))
-    if settings.model.startswith(TIMM) or described.get("normalization", "imagenet") != "imagenet":
-        raise UsageError(
-            f"{path} is a classifier {settings.model}; only trunks of torchvision with ImageNet's statistics are taken "
-            "over from a classifier"
-        )
-    return settings
-
-
-def rebuild_released(payload: Mapping[str, Any], path: Path | str) -> tuple[FeatureModel, PlaceSettings]:
-    """A network from what `load_checkpoint` read of the authors' or their toolbox's files.
-
-    Args:
-        payload: `meta` says what it is, `state_dict` holds `features.*`, `pool.p` and maybe `whiten.*`.
-        path: the file, for messages.
-
-    Raises:
-        UsageError: when it asks for parts that are not known here, or does not fit.
-    """
-    meta = payload["meta"]
-    unknown = [name for name in ("regional", "local_whitening") if meta.get(name)]
-    if unknown or meta.get("pooling", "gem") != "gem":
-        what = ", ".join(unknown) or f"pooling {meta['pooling']}"
-        raise UsageError(f"{path}: its meta asks for {what}, which is not known here; expected GeM pooling alone")
-    if not isinstance(meta.get("architecture"), str):
-        raise UsageError(f"{path}: its meta names no architecture, such as resnet101")
-    mean, std = meta.get("mean", IMAGENET_STATISTICS[0]), meta.get("std", IMAGENET_STATISTICS[1])
-    if not all(isinstance(value, list | tuple) and len(value) == 3 for value in (mean, std)):
-        raise UsageError(f"{path}: its meta has mean {mean} and std {std}; expected three numbers each")
-    settings = PlaceSettings(
-        meta["architecture"],
-        bool(meta.get("whitening")),
-        (float(mean[0]), float(mean[1]), float(mean[2])),
-        (float(std[0]), float(std[1]), float(std[2])),
-    )
-    network = build_place_network(settings)
-    load_strictly(network.model, find_weights(payload, path), path)
-    return network, settings
-
-
-def describe_images(network: FeatureModel, images: Tensor, scales: Sequence[float] = (1.0,)) -> Tensor:
-    """Descriptors `(N, D)` of unit length of `(N, 3, H, W)` images in [0, 1], combined over several scales.
-
-    Those of the scales are averaged in the pooling's own power, or plainly behind a whitening layer, as the authors'.
-    """
-    if tuple(scales) == (1.0,):
-        found: Tensor = network(images)
-        return found
-    whole = place_network(network)
-    power = 1.0 if whole.whiten is not None else float(whole.pool.p.detach())
-    total = torch.zeros((), device=images.device)
-    for scale in scales:
-        shown = (
-            images if scale == 1 else F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
-        )
-        total = total + network(shown) ** power
-    combined = (total / len(scales)) ** (1.0 / power)
-    length: Tensor = combined.norm(dim=1, keepdim=True)
-    return combined / length
 
 
 def parameter_groups(network: FeatureModel, lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """A network's parameters for an optimiser; the pooling's power learns ten times as fast and does not decay."""
-    power = place_network(network).pool.p
+    power = unwrap(network).pool.p
     others = [parameter for parameter in network.parameters() if parameter is not power]
     return [
         {"params": others, "lr": lr, "weight_decay": weight_decay},

@@ -34,7 +34,7 @@ class Video(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The videos of one split below a root, and the classes that their labels count."""
+    """The videos of one split below a root, and the classes that their labels index."""
 
     root: Path
     classes: tuple[str, ...]
@@ -42,16 +42,16 @@ class Found(NamedTuple):
 
 
 def find_videos(root: Path, split: Split, config: ClipConfig, classes: tuple[str, ...] | None = None) -> Found:
-    """The videos of a split, in whichever of these layouts the data set is.
+    """Find the videos of a split in a data set of any of these layouts.
 
     1. `ROOT/{train,val,test_day,test_night}/<Class>/*.avi`.
     2. NormalLight's and ARID's: `ROOT/[raw/]data/<Class>/*.avi` (or the class folders in ROOT itself) with list files
        `[raw/]list_cvt/*_split1_{train,test}.txt` of lines `id<TAB>label<TAB>path`; the split's number is a flag. Their
        train list holds day videos, their test list night videos.
-    3. The same without list files: all videos are day videos to train on, or, asked for `test_night`, all are night
-       videos. So put those of day and night into folders of their own.
+    3. The same without list files: all videos are by day, to train on, or, when the split is `test_night`, all are by
+       night. So day and night need data sets of their own.
 
-    Where there is no split val, every class of train gives a share to it, chosen by name.
+    Without a split val, a share of every class of train is held out for it, chosen by name.
 
     Args:
         root: the data set's folder.
@@ -80,7 +80,7 @@ def find_videos(root: Path, split: Split, config: ClipConfig, classes: tuple[str
 
 
 def has_split(data: str, split: Split, config: ClipConfig) -> bool:
-    """Whether a data set tells of a split by a folder or a list file."""
+    """Whether a data set has a folder or a list file for a split."""
     return data == SCENES or _has(Path(data).expanduser(), split, config)
 
 
@@ -89,7 +89,7 @@ def _has(root: Path, split: Split, config: ClipConfig) -> bool:
 
 
 def _explicit(root: Path, split: Split, config: ClipConfig, classes: tuple[str, ...] | None) -> Found | None:
-    """The split by its own folder or list file."""
+    """The videos of a split that has a folder or list file of its own; None when it has not."""
     if (root / split).is_dir():
         return _class_folders(root / split, root, classes)
     file = _list_file(root, split, config)
@@ -101,7 +101,7 @@ def _explicit(root: Path, split: Split, config: ClipConfig, classes: tuple[str, 
 
 
 def _unlisted(root: Path, classes: tuple[str, ...] | None) -> Found | None:
-    """All videos of a data set that has neither list files nor folders of splits: there all are by day, or by night."""
+    """All videos of a data set without list files and folders of splits: all by day, or all by night."""
     if _list_files(root) or any((root / split).is_dir() for split in _LISTED_AS):
         return None
     return _class_folders(_video_folder(root), root, classes)
@@ -184,7 +184,7 @@ def read_list(file: Path, root: Path, classes: tuple[str, ...] | None = None) ->
         raise UsageError(f"{file} names no videos")
     twice = [path for path, times in Counter(path for path, _, _ in rows).items() if times > 1]
     if twice:
-        raise UsageError(f"{file} names {twice[0]} more than once; a video must not be trained on and chosen by")
+        raise UsageError(f"{file} names {twice[0]} more than once; a video must not serve both training and validation")
     for path, label, _ in rows:
         if named and label not in named:
             raise UsageError(f"{file}: {path} has the label {label}, which {mapping} does not name")
@@ -239,11 +239,11 @@ def _folder_names(file: Path, rows: list[tuple[str, int, Path]]) -> dict[int, st
 
 
 def _held_out(found: Found, split: Split, config: ClipConfig) -> Found:
-    """The training videos without, or the validation videos of, a share of each class; the same in every run."""
+    """Hold out a share of each class: the videos of val, or those left for train; the same in every run."""
     kept = []
     for label in range(len(found.classes)):
         members = [video for video in found.videos if video.label == label]
-        # By a hash of the name: a video that is added later moves hardly any other to the other side.
+        # Ordered by a hash of the name, so that a video added later hardly moves others between train and val.
         shuffled = sorted(members, key=lambda video: derive_seed("validation", video.name))
         count = max(1, round(config.validation * len(members))) if len(members) > 1 else 0
         kept += shuffled[:count] if split == "val" else shuffled[count:]

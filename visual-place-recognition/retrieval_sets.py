@@ -1,4 +1,4 @@
-"""Data bases by day and queries by night to report on: Tokyo 24/7 and alike, folders of places, or built in."""
+"""Test sets, a data base by day and queries by night: Tokyo 24/7 and the like, folders of places, or built in."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from place_pairs import SCENE_PLACES, SCENE_SEEDS
 from ranking import Relevance, RetrievalScore
 
 from media.pictures import PICTURE_SUFFIXES, files_below
-from minmax.runtime.config import REPOSITORY
+from minmax.runtime.config import DEFAULT_RUNS
 from minmax.runtime.errors import UsageError
 from minmax.runtime.plain_pickle import read_plain_pickle
 from scenes import HELD_OUT_NIGHT, render_places
@@ -23,8 +23,8 @@ _QUICK_QUERIES = 8
 
 
 @dataclass(frozen=True)
-class RetrievalTest:
-    """Queries, the data base that they are looked for in, what each should find, and what its place is called."""
+class RetrievalSet:
+    """Queries, the data base to search, what each query should find, and the name of its place."""
 
     title: str
     database: PlaceImages
@@ -33,7 +33,7 @@ class RetrievalTest:
     places: Sequence[str]
 
     def as_plain(self, score: RetrievalScore) -> dict[str, Any]:
-        """What was measured on it, down to each query and its first results, for JSON; shares are in [0, 1]."""
+        """A score for JSON, down to each query and its first results; shares are in [0, 1]."""
         precision, recall = score.by_place_mean
         return {
             "mean_average_precision": score.mean_average_precision,
@@ -57,9 +57,9 @@ class RetrievalTest:
         }
 
 
-def open_tests(
-    data: str, config: PlaceConfig, quick: bool = False, cache: Path = REPOSITORY / "runs"
-) -> list[RetrievalTest]:
+def open_retrieval_sets(
+    data: str, config: PlaceConfig, quick: bool = False, cache: Path = DEFAULT_RUNS
+) -> list[RetrievalSet]:
     """All test sets of a data folder.
 
     Args:
@@ -73,13 +73,13 @@ def open_tests(
         UsageError: when there are none, or images are missing or broken.
     """
     if data == SCENES:
-        return _scene_tests(config, quick, cache / SCENES)
+        return _scene_sets(config, quick, cache / SCENES)
     root = Path(data).expanduser() / "test"
     folders = sorted(root.iterdir()) if root.is_dir() else []
     lists = [file for folder in folders if (file := folder / f"gnd_{folder.name}.pkl").is_file()]
     tests = [read_toolbox(file, quick) for file in lists]
     if folders and not tests:
-        tests = folder_tests(root, quick)
+        tests = read_day_night_folders(root, quick)
     if not tests:
         raise UsageError(
             f"no test data at {root}: expected NAME/{{gnd_NAME.pkl,jpg/}} as Tokyo 24/7 of the retrieval toolbox "
@@ -99,7 +99,7 @@ def open_tests(
     return tests
 
 
-def _scene_tests(config: PlaceConfig, quick: bool, cache: Path) -> list[RetrievalTest]:
+def _scene_sets(config: PlaceConfig, quick: bool, cache: Path) -> list[RetrievalSet]:
     count = min(QUICK_PLACES, SCENE_PLACES["test"]) if quick else SCENE_PLACES["test"]
     seed, size = SCENE_SEEDS["test"], config.size
     stored, numbers = render_places("day", count, DATABASE_VIEWS, size, seed, None, cache)
@@ -117,11 +117,11 @@ def _scene_tests(config: PlaceConfig, quick: bool, cache: Path) -> list[Retrieva
             for place in places.tolist()
         ]
         names = [f"place {place:03d}" for place in places.tolist()]
-        tests.append(RetrievalTest(f"scenes, {domain} queries", database, queries, wanted, names))
+        tests.append(RetrievalSet(f"scenes, {domain} queries", database, queries, wanted, names))
     return tests
 
 
-def read_toolbox(file: Path, quick: bool = False) -> RetrievalTest:
+def read_toolbox(file: Path, quick: bool = False) -> RetrievalSet:
     """A test set as the retrieval toolbox lists it: `imlist`, `qimlist` and, per query, `ok`, `junk` and maybe `bbx`.
 
     A query that is itself in the data base, as in Tokyo 24/7, is junk for itself. Queries are taken to be night images.
@@ -152,7 +152,7 @@ def read_toolbox(file: Path, quick: bool = False) -> RetrievalTest:
     folder, title = file.parent / "jpg", file.parent.name
     database = PlaceFiles(f"{title}, data base", file.parent, [_picture(folder, n) for n in names], is_night=False)
     queries = PlaceFiles(f"{title}, queries", file.parent, [_picture(folder, n) for n in asked], True, boxes)
-    return RetrievalTest(title, database, queries, relevances, _groups(relevances, names))
+    return RetrievalSet(title, database, queries, relevances, _groups(relevances, names))
 
 
 def _relevance(answer: Any, count: int, where: str, itself: int | None) -> Relevance:
@@ -191,11 +191,11 @@ def _picture(folder: Path, name: str) -> Path:
 
 
 def _groups(relevances: Sequence[Relevance], names: Sequence[str]) -> list[str]:
-    """Queries that should find the same images are of one place, called by the first of these."""
+    """The place of each query, named after the first image that it should find."""
     return [Path(names[wanted.ok[0]]).stem if wanted.ok else "nothing to find" for wanted in relevances]
 
 
-def folder_tests(root: Path, quick: bool = False) -> list[RetrievalTest]:
+def read_day_night_folders(root: Path, quick: bool = False) -> list[RetrievalSet]:
     """ROOT/PLACE/{day,night}/*: a place's night images should find its day images.
 
     Raises:
@@ -223,4 +223,4 @@ def folder_tests(root: Path, quick: bool = False) -> list[RetrievalTest]:
         raise UsageError(f"the data base is empty: no day images in {root}; expected {root}/PLACE/day/*.jpg")
     title = root.resolve().parent.name
     database = PlaceFiles(f"{title}, day", root, stored, is_night=False)
-    return [RetrievalTest(title, database, PlaceFiles(f"{title}, night", root, asked, True), relevances, places)]
+    return [RetrievalSet(title, database, PlaceFiles(f"{title}, night", root, asked, True), relevances, places)]
