@@ -6,6 +6,7 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from fake_devices import TwoParts
 from gem import load_place_network
 from PIL import Image
 from place_files import write_folders, write_sfm, write_tokyo
@@ -116,6 +117,20 @@ def test_tuples_in_memory_together_or_not_give_one_step(places, checkpoint, tmp_
     worst = max(float((one[name] - two[name]).abs().max()) for name in one if one[name].is_floating_point())
     # Adam's first steps are of the size of the rate, whatever the gradient: a sign that flips costs two of them.
     assert worst < 3e-6
+
+
+@pytest.mark.parametrize("script", ["train_day", "train"])
+def test_several_devices_share_out_the_images_of_one_shape(script, places, checkpoint, tmp_path, monkeypatch):
+    flags = [*common(places, tmp_path), "--checkpoint", checkpoint, "--optim.lr", 1e-5, "--optim.at-once", 2]
+    flags += ["--night.source", "gamma"] if script == "train" else []
+    one = weights(start(script, *flags, "--name", "one"))
+    monkeypatch.setattr("minmax.runtime.devices._choose_device", lambda *_: (torch.device("cpu"), (0, 1)))
+    monkeypatch.setattr(torch.nn, "DataParallel", TwoParts)
+    monkeypatch.setattr(TwoParts, "sizes", [])
+    two = weights(start(script, *flags, "--name", "two"))
+    assert max(TwoParts.sizes) >= 2
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_an_interrupted_run_goes_on_exactly(places, checkpoint, tmp_path):

@@ -22,8 +22,8 @@ _SHAPES_HELD = 16  # batches that may fill at the same time
 _TOO_SMALL = ("too small", "should be greater than 0", "can't be greater than actual input size")
 
 
-class WholePlaces(Dataset[tuple[int, Tensor]]):
-    """Chosen images with their positions, uint8 `(3, H, W)` in formats of their own."""
+class WholePlaces(Dataset[Tensor]):
+    """Chosen images, uint8 `(3, H, W)` in formats of their own."""
 
     def __init__(self, images: PlaceImages, positions: Sequence[int], size: int) -> None:
         self.images, self.positions, self.size = images, positions, size
@@ -32,20 +32,20 @@ class WholePlaces(Dataset[tuple[int, Tensor]]):
         """Number of images."""
         return len(self.positions)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor]:
-        """One image and its number among the chosen ones."""
-        return index, self.images.load(self.positions[index], self.size)
+    def __getitem__(self, index: int) -> Tensor:
+        """One of the chosen images."""
+        return self.images.load(self.positions[index], self.size)
 
 
 def batches_by_shape(
-    images: PlaceImages, positions: Sequence[int], size: int, batch_size: int, workers: int, show: bool = True
+    images: PlaceImages, positions: Sequence[int], size: int, batch_size: int, workers: int, runtime: Runtime
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Batches of images of one shape each, uint8 `(n, 3, H, W)`, with their numbers among the chosen ones.
+    """This process's batches of images of one shape each, uint8 `(n, 3, H, W)`, with their numbers among the chosen.
 
     Shapes fill side by side as the images come; of too many, the fullest batch goes first.
     """
     waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
-    for number, image in one_pass(WholePlaces(images, positions, size), None, images.title, workers, show):
+    for number, image in one_pass(WholePlaces(images, positions, size), None, images.title, workers, runtime):
         held = waiting.setdefault(tuple(image.shape), [])
         held.append((number, image))
         full = tuple(image.shape) if len(held) == batch_size else None
@@ -86,16 +86,16 @@ def describe(
         workers: processes that decode.
         darken: makes a night of `(n, 3, H, W)` day images in [0, 1], given their positions.
     """
-    network.eval()
+    runtime.evaluate(network)
     chosen = range(len(images)) if positions is None else positions
-    parts, order = [], []
-    for numbers, pixels in batches_by_shape(images, chosen, size, batch_size, workers, runtime.is_main):
+    found: list[tuple[list[int], Tensor]] = []
+    for numbers, pixels in batches_by_shape(images, chosen, size, batch_size, workers, runtime):
         batch = runtime.intensities(pixels)
         if darken is not None:
             batch = darken(batch, [chosen[number] for number in numbers])
         try:
             with runtime.autocast():
-                parts.append(describe_images(network, batch, scales).float().cpu())
+                found.append((numbers, describe_images(network, batch, scales).float().cpu()))
         except RuntimeError as error:
             if not any(said in str(error) for said in _TOO_SMALL):
                 raise
@@ -103,8 +103,8 @@ def describe(
             raise RunError(
                 f"{name} is too small for this network: {width}x{height} pixels, at --scales {min(scales)} of that"
             ) from error
-        order += numbers
-    return torch.cat(parts)[torch.tensor(order).argsort()]
+    orders, parts = zip(*runtime.collected(found), strict=True)
+    return torch.cat(parts)[torch.tensor([number for order in orders for number in order]).argsort()]
 
 
 def selection_score(
