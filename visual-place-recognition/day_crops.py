@@ -6,7 +6,6 @@ import torch
 from place_images import PlaceImages
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional
 
 from minmax.runtime.config import require
 from minmax.runtime.seeding import generator_for
@@ -64,11 +63,15 @@ class DayCrops(Dataset[Tensor]):
 
     def central(self, index: int) -> Tensor:
         """The middle of an image."""
+        from torchvision.transforms.v2 import functional
+
         middle: Tensor = functional.center_crop(self._resized(index), [self.config.crop])
         return middle
 
     def _resized(self, index: int) -> Tensor:
         # A panorama of more than four to one is enlarged again; others are only ever shrunk.
+        from torchvision.transforms.v2 import functional
+
         image = self.images.load(index, 4 * self.config.short_side)
         resized: Tensor = functional.resize(image, [self.config.short_side], antialias=True)
         return resized

@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -34,6 +33,9 @@ from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.exclusive import claim
 from minmax.runtime.report import draw_curves
 from minmax.runtime.seeding import generator_for, seed_globally
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 BatchT = TypeVar("BatchT")
@@ -217,6 +219,8 @@ class Run:
                 part.load_state_dict(payload["state"][name])
             log.info("continuing %s at epoch %d, step %d", path, self.progress.epoch, self.progress.step)
         if self.runtime.is_main:
+            from torch.utils.tensorboard import SummaryWriter
+
             self._forget_later_metrics()
             self._writer = SummaryWriter(str(self.directory / "tensorboard"), purge_step=self.progress.step + 1)
 
