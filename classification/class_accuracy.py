@@ -103,10 +103,9 @@ def measure(
         batch_size: images per forward pass.
         workers: processes that decode.
     """
-    network.eval()
+    runtime.evaluate(network)
     found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in nights]  # predictions and confidences of each batch
-    batches = one_pass(WholeImages(images, config), batch_size, images.split, workers, runtime.is_main)
-    for number, (batch, _) in enumerate(batches):
+    for number, (batch, _) in one_pass(WholeImages(images, config), batch_size, images.split, workers, runtime):
         day = runtime.intensities(batch)
         for night, parts in zip(nights, found, strict=True):
             pictures = night(day, generator_for(images.split, number))
@@ -117,7 +116,7 @@ def measure(
     count, labels = len(images.classes), torch.tensor(images.labels)
     accuracies = []
     for parts in found:
-        predicted, confident = (torch.cat(some) for some in zip(*parts, strict=True))
+        predicted, confident = (torch.cat(some) for some in zip(*runtime.collected(parts), strict=True))
         confusion = torch.bincount(labels * count + predicted, minlength=count * count).view(count, count)
         accuracies.append(ClassAccuracy(confusion, predicted, confident, labels))
     return accuracies

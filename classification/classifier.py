@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import timm
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from minmax.features import (
@@ -184,7 +182,9 @@ def load_classifier(
 
 
 def _size_argument(model: str, image_size: int) -> dict[str, Any]:
-    """The argument that tells a model of one fixed image size that size; empty for other models."""
+    """The argument by which a model of one image size only is told that size; nothing for other models."""
+    import torchvision
+
     if model.startswith(TIMM):
         return {"img_size": image_size} if _timm_record(model).fixed_input_size else {}
     if model not in torchvision.models.list_models(module=torchvision.models):
@@ -198,6 +198,8 @@ def _size_argument(model: str, image_size: int) -> dict[str, Any]:
 
 
 def _published_statistics(model: str) -> Normalization:
+    import torchvision
+
     if model in _INCEPTION_NETWORKS:  # as published they turn ImageNet's statistics into these in their own forward
         return "half"
     if model.startswith(TIMM):
@@ -214,6 +216,8 @@ def _published_statistics(model: str) -> Normalization:
 
 
 def _timm_record(model: str) -> Any:
+    import timm
+
     name = model.removeprefix(TIMM)
     if not timm.is_model(name):
         similar = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=4)
@@ -226,6 +230,9 @@ def _timm_record(model: str) -> Any:
 
 
 def _new_network(model: str, classes: int, size: dict[str, Any]) -> nn.Module:
+    import timm
+    import torchvision
+
     network: nn.Module
     if model.startswith(TIMM):
         network = timm.create_model(model.removeprefix(TIMM), num_classes=classes, **size)
@@ -237,7 +244,10 @@ def _new_network(model: str, classes: int, size: dict[str, Any]) -> nn.Module:
 
 
 def _published_weights(model: str, size: dict[str, Any]) -> Mapping[str, Tensor]:
-    """Read through the library's own network, which knows what older files lack or name differently."""
+    """Through a network of the library's own, which knows what its older files call otherwise or lack."""
+    import timm
+    import torchvision
+
     if model.startswith(TIMM):
         published: nn.Module = timm.create_model(model.removeprefix(TIMM), pretrained=True, **size)
     else:

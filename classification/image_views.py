@@ -4,7 +4,6 @@ import torch
 from class_folders import ImageConfig, LabelledImages
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms import v2
 
 from minmax.runtime.seeding import derive_seed
 from minmax.runtime.splits import Views, refuse_night
@@ -27,6 +26,8 @@ class TrainingViews(Dataset[Views]):
     """
 
     def __init__(self, images: LabelledImages, size: int, seed: int, flip: float = 0.5) -> None:
+        from torchvision.transforms import v2
+
         refuse_night(images)
         self.images, self.seed = images, seed
         self.geometry = v2.Compose(
@@ -51,6 +52,8 @@ class WholeImages(Dataset[tuple[Tensor, Tensor]]):
     """Whole images without augmentation, uint8 RGB `(3, H, W)`, with their labels."""
 
     def __init__(self, images: LabelledImages, config: ImageConfig) -> None:
+        from torchvision.transforms import v2
+
         self.images = images
         self.geometry = (
             v2.Compose([v2.Resize(config.size, antialias=True), v2.CenterCrop(config.size)])

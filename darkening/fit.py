@@ -22,6 +22,8 @@ from minmax.runtime.errors import check
 
 Encoder = Callable[[Tensor], Sequence[Tensor]]
 """Images `(N, 3, H, W)`, or clips `(N, 3, T, H, W)`, in [0, 1] to features, as `feature_similarity` takes them."""
+Look = Callable[[Tensor], tuple[Tensor | None, Sequence[Tensor]]]
+"""Images or clips in [0, 1] to the model's prediction, None where it is not asked for, and its features."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class DarkenerOptim:
 
 def darkening_step(
     darkener: Darkener,
-    encoder: FeatureModel | Encoder | None,
+    look: Look | None,
     day: Tensor,
     request: RequestConfig,
     loss: DarkeningLoss,
@@ -78,7 +80,7 @@ def darkening_step(
 
     Args:
         darkener: what learns.
-        encoder: the frozen daytime model, or what gives its features; None leaves the similarity out.
+        look: what the frozen daytime model sees in images, as `Looking` gives it; None leaves the similarity out.
         day: `(N, 3, H, W)` images or `(N, 3, T, H, W)` clips in [0, 1]. The frames of a clip share one request, and the
             encoder sees the clip. A fourth channel may tell where the sky is; images are then held to `planned_night`,
             whatever the encoder.
@@ -96,10 +98,9 @@ def darkening_step(
     if sky.shape[1]:
         plan = planned_night(images, sky, exposure)
         return loss(plan, darkening, plan.mean(dim=1, keepdim=True))
-    if encoder is None:
+    if look is None:
         return loss(images, darkening, exposure)
     # The tone curve stays in fp32: eight rounds of squaring leave nothing of a bf16 value.
-    look = _looking(encoder, predictions=loss.recognisable > 0)
     with autocast or nullcontext():
         with torch.no_grad():
             day_prediction, day_features = look(day)
@@ -107,14 +108,23 @@ def darkening_step(
     return loss(images, darkening, exposure, dark_features, day_features, dark_prediction, day_prediction)
 
 
-def _looking(
-    encoder: FeatureModel | Encoder, predictions: bool
-) -> Callable[[Tensor], tuple[Tensor | None, Sequence[Tensor]]]:
-    """What the model sees in images: its prediction, where it is asked for, and its features."""
-    if isinstance(encoder, FeatureModel) and predictions:
-        return encoder.with_features
-    features = encoder.features if isinstance(encoder, FeatureModel) else encoder
-    return lambda images: (None, features(images))
+class Looking(nn.Module):
+    """What a model sees in images, as a module with one forward pass: several devices can share it out.
+
+    Args:
+        encoder: the model, or what gives its features.
+        loss: tells whether the predictions of a `FeatureModel` are needed beside them.
+    """
+
+    def __init__(self, encoder: FeatureModel | Encoder, loss: DarkeningLoss) -> None:
+        super().__init__()
+        self.encoder, self.predictions = encoder, loss.recognisable > 0
+
+    def forward(self, images: Tensor) -> tuple[Tensor | None, Sequence[Tensor]]:
+        """Prediction and features of `(N, 3, H, W)` or `(N, 3, T, H, W)`."""
+        if not isinstance(self.encoder, FeatureModel):
+            return None, self.encoder(images)
+        return self.encoder.with_features(images) if self.predictions else (None, self.encoder.features(images))
 
 
 def fit_darkener(
@@ -176,6 +186,7 @@ def fit_darkener(
     check_training(darkener, encoder, loss)
     if isinstance(encoder, nn.Module):
         encoder = copy.deepcopy(encoder).to(device).requires_grad_(False).eval()
+    look = None if encoder is None else Looking(encoder, loss)
     generator = torch.Generator().manual_seed(seed)
     optimizer = optim.adam(darkener)
     step = 0
@@ -183,7 +194,7 @@ def fit_darkener(
         first = step
         for day in _day_batches(day_images):
             optimizer.param_groups[0]["lr"] = lr * optim.rate_factor(epoch, step)
-            losses = darkening_step(darkener, encoder, day.to(device), request, loss, lambda _: generator)
+            losses = darkening_step(darkener, look, day.to(device), request, loss, lambda _: generator)
             optimizer.zero_grad(set_to_none=True)
             torch.stack(list(losses.values())).sum().backward()
             norm = nn.utils.clip_grad_norm_(darkener.parameters(), clip)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from darkening.darkener import Darkener, DarkenerSettings
 from darkening.darkener_files import NIGHT_TO_LOOK_AT, STARTING_POINT, load_darkener, save_darkener
 from darkening.exposures import RequestConfig
-from darkening.fit import DarkenerOptim, check_training, darkening_step
+from darkening.fit import DarkenerOptim, Looking, check_training, darkening_step
 from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
 from darkening.preview import contact_sheet
 from minmax.features import FeatureModel, InputNormalization, freeze
@@ -155,15 +155,14 @@ def train_darkener(
         optimizer, lambda step: optim.rate_factor(step / steps_per_epoch, step)
     )
     parallel = runtime.parallel(darkener)
-    if encoder is not None:
-        freeze(encoder)
+    look = None if encoder is None else runtime.spread(Looking(freeze(encoder), config.loss))
     run.restore(darkener=darkener, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
     for epoch in run.epochs(optim.epochs):
         darkener.train()
         for batch in run.batches(loader, epoch):
             day = runtime.intensities(batch)
             losses = darkening_step(
-                *(darkener, encoder, day, config.request, config.loss, run.generator),
+                *(darkener, look, day, config.request, config.loss, run.generator),
                 parallel=parallel,
                 autocast=runtime.autocast(),
             )
@@ -214,15 +213,18 @@ def obedience(darkener: Darkener, images: Tensor, runtime: Runtime) -> dict[floa
     Both are means over images: of min(request, the day's mean), and of the darkened image's intensity, of view camera
     before its noise.
     """
-    darkener.eval()
-    totals = {asked: torch.zeros(2) for asked in REPORTED_EXPOSURES}
-    for chunk in images.split(max(1, VALIDATION_PIXELS // (images.shape[-2] * images.shape[-1]))):
+    runtime.evaluate(darkener)
+    found = []
+    for chunk in runtime.dealt(images.split(max(1, VALIDATION_PIXELS // (images.shape[-2] * images.shape[-1])))):
         day = runtime.to_device(chunk)
-        for asked, total in totals.items():
+        sums = []
+        for asked in REPORTED_EXPOSURES:
             darkened = darkener.darken(day, darkener.trained_on.bounded(day, torch.full((len(day), 1, 1, 1), asked)))
             wanted = day.mean(dim=(1, 2, 3)).clamp(max=asked).sum()
-            total += torch.stack([wanted, darkened.mean(dim=(1, 2, 3)).sum()]).cpu() / len(images)
-    return {asked: (float(wanted), float(mean)) for asked, (wanted, mean) in totals.items()}
+            sums.append(torch.stack([wanted, darkened.mean(dim=(1, 2, 3)).sum()]).cpu() / len(images))
+        found.append(torch.stack(sums))
+    means = sum(runtime.collected(found), torch.zeros(len(REPORTED_EXPOSURES), 2))
+    return {asked: (wanted, mean) for asked, (wanted, mean) in zip(REPORTED_EXPOSURES, means.tolist(), strict=True)}
 
 
 def obedience_table(means: dict[float, tuple[float, float]]) -> str:

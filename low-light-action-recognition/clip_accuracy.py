@@ -84,12 +84,11 @@ def measure(
         batch_size: clips per forward pass.
         workers: processes that decode.
     """
-    network.eval()
+    runtime.evaluate(network)
     dataset = WholeClips(clips, config, rounds)
     found: list[list[Tensor]] = [[] for _ in nights]  # probabilities of each batch
     videos_at_once = max(1, batch_size // dataset.rounds)
-    batches = one_pass(dataset, videos_at_once, clips.split, workers, runtime.is_main)
-    for number, (videos, labels) in enumerate(batches):
+    for number, (videos, labels) in one_pass(dataset, videos_at_once, clips.split, workers, runtime):
         scores: list[list[Tensor]] = [[] for _ in nights]
         for part, chunk in enumerate(videos.flatten(0, 1).split(batch_size)):
             day = runtime.intensities(chunk)
@@ -100,7 +99,7 @@ def measure(
                 parts.append(logits.float().softmax(dim=1).cpu())
         for probabilities, parts in zip(found, scores, strict=True):
             probabilities.append(torch.cat(parts).view(len(labels), dataset.rounds, -1).mean(dim=1))
-    return [ClipAccuracy(torch.cat(parts), torch.tensor(clips.labels)) for parts in found]
+    return [ClipAccuracy(torch.cat(runtime.collected(parts)), torch.tensor(clips.labels)) for parts in found]
 
 
 def selection_score(

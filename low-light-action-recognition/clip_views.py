@@ -6,7 +6,6 @@ import torch
 from clips import ClipConfig, LabelledClips, frames_of_clip
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional
 
 from minmax.runtime.seeding import generator_for
 from minmax.runtime.splits import Views, refuse_night
@@ -83,6 +82,8 @@ def augment(frames: Tensor, size: int, generator: torch.Generator, flip: float =
     As in the authors' code, frames of any shape are resized to width : height = a^2 : 1, with a or 1 / a in
     [0.8, 1.25], and a shorter side of 1 to 9/7 of the crop.
     """
+    from torchvision.transforms.v2 import functional
+
     aspect, side, top, left, inverted, flipped = torch.rand(6, generator=generator).tolist()
     ratio = (ASPECT[0] + aspect * (ASPECT[1] - ASPECT[0])) ** (-2 if inverted < 0.5 else 2)
     short = round(size * (1 + side * (LARGEST_SIDE - 1)))
@@ -105,6 +106,8 @@ def crop_centre(frames: Tensor, size: int) -> Tensor:
     Returns:
         uint8 `(3, T, size, size)`.
     """
+    from torchvision.transforms.v2 import functional
+
     if frames.shape[-2:] == (size, size):  # built-in clips
         return frames.transpose(0, 1).contiguous()
     side = round(size * WHOLE_SIDE)

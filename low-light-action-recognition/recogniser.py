@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torchvision
 from i3d import DEPTHS, build_i3d, inflate
 from torch import Tensor, nn
 
@@ -93,6 +92,8 @@ def build_recogniser(settings: RecogniserSettings, pretrained: bool = False, ini
 
 
 def _network(settings: RecogniserSettings, pretrained: bool, init: Path | None) -> nn.Module:
+    import torchvision
+
     classes = len(settings.classes)
     if not settings.model.startswith(I3D):
         network: nn.Module = torchvision.models.get_model(settings.model, num_classes=classes)

@@ -24,7 +24,7 @@ Layout = Literal["channels-first", "channels-last"]
 """Of a feature: `(N, C)` and `(N, C, ...)`, or `(N, ..., C)` as tokens and the maps of some transformers."""
 
 # Of the forward pass that runs: threads, as those of DataParallel, whose replicas share their hooks, have each its own.
-_RECORDER: ContextVar[Callable[[nn.Module, object], None] | None] = ContextVar("recorder", default=None)
+_RECORDER: ContextVar["_Recorder | None"] = ContextVar("recorder", default=None)
 
 
 class InputNormalization(nn.Module):
@@ -61,10 +61,28 @@ class _AllSeen(Exception):  # noqa: N818  (it stops a forward pass, and is no er
     """Every feature is recorded: the rest of the forward pass is not needed."""
 
 
+class _Recorder:
+    """What feature layers give in one forward pass, by layer; `stop` ends it when all have given something."""
+
+    def __init__(self, layers: Sequence[nn.Module], stop: bool) -> None:
+        self.layers, self.stop = layers, stop
+        self.found: dict[nn.Module, Any] = {}
+
+    def record(self, layer: nn.Module, output: Any) -> None:
+        if layer not in self.layers or layer in self.found:
+            return
+        self.found[layer] = output
+        if self.stop and len(self.found) == len(set(self.layers)):
+            raise _AllSeen
+        if isinstance(output, Tensor):
+            # The model may go on to change its own in place, as DenseNet's ReLU does.
+            self.found[layer] = output.clone()
+
+
 def _record(layer: nn.Module, _: object, output: object) -> None:
     recorder = _RECORDER.get()
     if recorder is not None:
-        recorder(layer, output)
+        recorder.record(layer, output)
 
 
 class FeatureModel(nn.Module):
@@ -121,7 +139,10 @@ class FeatureModel(nn.Module):
 
     def forward(self, images: Tensor, *inputs: Any) -> Any:
         """Predict for images in [0, 1]; further inputs reach the model as they are."""
-        return self.model(self.normalization(images), *inputs)
+        try:
+            return self.model(self.normalization(images), *inputs)
+        except _AllSeen:  # caught in here, so that `compile` takes the pass as one graph
+            return None
 
     def features(self, images: Tensor, *inputs: Any) -> list[Tensor]:
         """The features of images in [0, 1], channels in dimension 1, in the order of `layers`."""
@@ -141,25 +162,13 @@ class FeatureModel(nn.Module):
 
     def _run_recorded(self, images: Tensor, inputs: Sequence[Any], stop: bool) -> tuple[Any, list[Tensor]]:
         layers = [self.model.get_submodule(name) for name in self.layers]
-        found: dict[nn.Module, Any] = {}
-
-        def recorder(layer: nn.Module, output: Any) -> None:
-            if layer not in layers or layer in found:
-                return
-            found[layer] = output
-            if stop and len(found) == len(set(layers)):
-                raise _AllSeen
-            if isinstance(output, Tensor):
-                found[layer] = output.clone()  # the model may go on to change its own in place, as DenseNet's ReLU does
-
+        recorder = _Recorder(layers, stop)
         running = _RECORDER.set(recorder)
-        prediction = None
         try:
             prediction = self(images, *inputs)
-        except _AllSeen:
-            pass
         finally:
             _RECORDER.reset(running)
+        found = recorder.found
         features = []
         for name, layer, layout in zip(self.layers, layers, self.layouts, strict=True):
             feature = found.get(layer)

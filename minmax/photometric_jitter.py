@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 
 def jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
@@ -18,6 +17,8 @@ def jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tenso
 
     The authors' augmentation for day and night views; the night is darkened before it.
     """
+    from torchvision.transforms.v2 import functional
+
     if strength == 0:
         return images
     draws = ((torch.rand(4, generator=generator) * 2.0 - 1.0) * strength).tolist()

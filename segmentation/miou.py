@@ -125,6 +125,7 @@ def measure(
         batch_size: images per forward pass.
         workers: processes that decode.
     """
+    runtime.evaluate(network)
     confusions = torch.zeros(len(nights), _ROWS, _ROWS, dtype=torch.int64, device=runtime.device)
     kept: list[list[tuple[WholeStreet, Tensor]]] = [[] for _ in nights]
     chosen = evenly_spaced(range(len(images)), keep)
@@ -137,7 +138,8 @@ def measure(
                 confusion += count_confusion(prediction, street.labels.to(prediction.device))
                 if street.position in chosen:
                     few.append((street, prediction.cpu()))
-    return [StreetScore(confusion, tuple(few)) for confusion, few in zip(confusions.cpu(), kept, strict=True)]
+    counts = runtime.sum_over_ranks(confusions).cpu()
+    return [StreetScore(confusion, tuple(few)) for confusion, few in zip(counts, kept, strict=True)]
 
 
 def predict(
@@ -160,6 +162,7 @@ def predict(
         batch_size: images per forward pass.
         workers: processes that decode.
     """
+    network.eval()
     for _, streets, pictures in _batches(images, size, runtime, full_labels, batch_size, workers):
         yield from _logits(network, streets, pictures, size, runtime)
 
@@ -169,7 +172,7 @@ def _batches(
 ) -> Iterator[tuple[int, list[WholeStreet], Tensor]]:
     """The number of each batch, what it holds, and its images `(N, 3, H, W)` on the device."""
     dataset = WholeStreets(images, size, full_labels)
-    for number, streets in enumerate(one_pass(dataset, batch_size, images.title, workers, runtime.is_main, list)):
+    for number, streets in one_pass(dataset, batch_size, images.title, workers, runtime, list):
         yield number, streets, runtime.intensities(torch.stack([street.image for street in streets]))
 
 
@@ -178,7 +181,6 @@ def _logits(
     network: nn.Module, streets: list[WholeStreet], pictures: Tensor, size: Size, runtime: Runtime
 ) -> Iterator[tuple[WholeStreet, Tensor]]:
     """The images of a batch, each with the logits of its pixels in the size of its labels."""
-    network.eval()
     with runtime.autocast():
         logits = network(pictures)
     for street, scores in zip(streets, logits.float(), strict=True):

@@ -9,6 +9,7 @@ from class_accuracy import ClassAccuracy, selection_score
 from class_folders import ImageConfig, LabelledImages, open_split
 from classification_scripts import CLASSES, RUNTIME, SIZE, common, start
 from classifier import load_classifier
+from fake_devices import TwoParts
 from image_views import TrainingViews
 from PIL import Image
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
@@ -158,3 +159,16 @@ def test_without_flips_views_are_the_same_crops_never_mirrored():
             assert torch.equal(some.flip(-1) if is_turned else some, never)
             turned += is_turned
     assert 10 <= turned <= 30
+
+
+def test_several_devices_share_out_darkener_and_frozen_model(data, checkpoint, tmp_path, monkeypatch):
+    flags = (*common(data, tmp_path), "--checkpoint", checkpoint)
+    one = load_darkener(start("train_darkener", *flags, "--name", "one")).state_dict()
+    monkeypatch.setattr("minmax.runtime.devices._choose_device", lambda *_: (torch.device("cpu"), (0, 1)))
+    monkeypatch.setattr(torch.nn, "DataParallel", TwoParts)
+    monkeypatch.setattr(TwoParts, "sizes", [])
+    two = load_darkener(start("train_darkener", *flags, "--name", "two")).state_dict()
+    # Three steps of four images; darkener, day and darkened images of the frozen model.
+    assert TwoParts.sizes == [2, 2] * 3 * 3
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-5, msg=name)

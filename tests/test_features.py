@@ -9,6 +9,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from fake_devices import replica
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.resnet import BasicBlock
@@ -258,16 +259,6 @@ class MeetsOthers(Convolutional):
         return self.last(value)
 
 
-def replica(module):
-    """A module as DataParallel makes it for another device: shared hooks, and tensors that are no parameters."""
-    twin = module._replicate_for_data_parallel()
-    for name, parameter in module._parameters.items():
-        setattr(twin, name, parameter.detach())
-    for name, child in module._modules.items():
-        twin._modules[name] = replica(child)
-    return twin
-
-
 @pytest.mark.parametrize("other", [lambda network: network, replica, copy.deepcopy], ids=["same", "replica", "copy"])
 def test_passes_at_the_same_time_have_each_their_own_features(other):
     network, images = wrapped(MeetsOthers(), ["stem", "last"]), [rand(1, 3, 32, 32, seed=seed) for seed in (1, 2)]
@@ -405,3 +396,26 @@ def test_a_tensor_of_features_and_head_stays_one_and_the_heads_own_are_given_up(
 def test_a_frozen_model_cannot_be_adapted():
     with pytest.raises(ValueError, match="all its parameters are frozen"):
         MomentumPair(freeze(wrapped(Convolutional())))
+
+
+@pytest.mark.parametrize("kind", [resnet, Convolutional, ChangesInPlace, CallsALayerTwice])
+def test_a_compiled_pass_is_one_graph_with_the_same_results(kind):
+    """`eager` runs what was traced as it is, so that only what tracing got wrong could differ; it is seconds faster."""
+    model = kind()
+    layers = ["layer3", "layer4"] if kind is resnet else ["stem", "last"]
+    network = wrapped(model, layers).train()
+    compiled = copy.deepcopy(network)
+    torch._dynamo.reset()
+    compiled.compile(backend="eager", fullgraph=True)
+    for images in (rand(4, 3, 32, 32, seed=seed) for seed in (1, 2)):
+        for training in (True, False):
+            found = []
+            for net in (network.train(training), compiled.train(training)):
+                net.zero_grad()
+                prediction, features = net.with_features(images)
+                sum(value.square().mean() for value in (prediction, *features)).backward()
+                with torch.no_grad():
+                    alone = net.features(images)
+                gradients = {name: parameter.grad for name, parameter in net.named_parameters()}
+                found.append([prediction, features, alone, net(images), gradients, net.state_dict()])
+            torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)

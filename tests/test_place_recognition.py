@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from fake_devices import TwoParts
 from place_checkpoints import load_place_network
 from place_files import write_folders
 from place_scripts import SCRIPTS, common, start
@@ -68,6 +69,20 @@ def test_tuples_in_memory_together_or_not_give_one_step(places, checkpoint, tmp_
     worst = max(float((one[name] - two[name]).abs().max()) for name in one if one[name].is_floating_point())
     # Adam's first steps are of the size of the rate, whatever the gradient: a sign that flips costs two of them.
     assert worst < 3e-6
+
+
+@pytest.mark.parametrize("script", ["train_day", "train"])
+def test_several_devices_share_out_the_images_of_one_shape(script, places, checkpoint, tmp_path, monkeypatch):
+    flags = [*common(places, tmp_path), "--checkpoint", checkpoint, "--optim.lr", 1e-5, "--optim.at-once", 2]
+    flags += ["--night.source", "gamma"] if script == "train" else []
+    one = weights(start(script, *flags, "--name", "one"))
+    monkeypatch.setattr("minmax.runtime.devices._choose_device", lambda *_: (torch.device("cpu"), (0, 1)))
+    monkeypatch.setattr(torch.nn, "DataParallel", TwoParts)
+    monkeypatch.setattr(TwoParts, "sizes", [])
+    two = weights(start(script, *flags, "--name", "two"))
+    assert max(TwoParts.sizes) >= 2
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
 
 
 def test_a_falling_score_is_shown(places, checkpoint, tmp_path, caplog, monkeypatch):

@@ -29,6 +29,7 @@ from minmax.runtime.report import (
     write_json,
 )
 from minmax.runtime.seeding import derive_seed, generator_for, seed_globally
+from minmax.runtime.splits import evenly_spaced
 
 # --- seeding
 
@@ -288,6 +289,11 @@ def test_a_sheet_has_its_pictures_frames_and_empty_places(tmp_path):
         assert (pixels == colour).all(axis=2).sum() > 100
 
 
+def test_items_are_spread_evenly():
+    assert evenly_spaced(range(10), 3) == [0, 3, 6]
+    assert evenly_spaced("ab", 3) == ["a", "b"] and evenly_spaced([], 3) == []
+
+
 def test_reports_are_written_whole(tmp_path):
     write_json({"accuracy": 0.5}, tmp_path / "a.json")
     save_picture(picture_grid([torch.rand(1, 3, 4, 4)]), tmp_path / "sub" / "b.png")
@@ -300,11 +306,13 @@ def test_reports_are_written_whole(tmp_path):
     assert not [name for _, _, names in os.walk(tmp_path) for name in names if name.endswith(".tmp")]
 
 
-def test_data_parallel_refuses_bf16(without_torchrun, monkeypatch):
+def test_data_parallel_refuses_bf16_and_compiling(without_torchrun, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UsageError, match="use torchrun instead of DataParallel"), open_runtime("cuda:0,1", "bf16"):
-        pass
+    with pytest.raises(UsageError, match="bf16 .*use torchrun instead of DataParallel"):
+        open_runtime("cuda:0,1", "bf16").__enter__()
+    with pytest.raises(UsageError, match="--compile .*use torchrun instead of DataParallel"):
+        open_runtime("cuda:0,1", compiles=True).__enter__()
 
 
 @pytest.mark.parametrize(("batch_size", "shares"), [(1, "1"), (4, "1 + 1 + 1 + 1"), (7, "2 + 2 + 2 + 1")])

@@ -6,7 +6,6 @@ import torch
 from place_images import PlaceImages
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional
 
 from minmax.runtime.config import require
 from minmax.runtime.seeding import generator_for
@@ -63,12 +62,16 @@ class DayCrops(Dataset[Tensor]):
         return image[:, top : top + self.config.crop, left : left + self.config.crop]
 
     def central(self, index: int) -> Tensor:
-        """The central square of an image, uint8 `(3, S, S)`."""
+        """The middle of an image."""
+        from torchvision.transforms.v2 import functional
+
         middle: Tensor = functional.center_crop(self._resized(index), [self.config.crop])
         return middle
 
     def _resized(self, index: int) -> Tensor:
-        # A panorama wider than four to one is enlarged again; all other images are only shrunk.
+        # A panorama of more than four to one is enlarged again; others are only ever shrunk.
+        from torchvision.transforms.v2 import functional
+
         image = self.images.load(index, 4 * self.config.short_side)
         resized: Tensor = functional.resize(image, [self.config.short_side], antialias=True)
         return resized

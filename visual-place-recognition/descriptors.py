@@ -23,8 +23,8 @@ _SHAPES_HELD = 16  # batches that may fill at the same time
 _TOO_SMALL = ("too small", "should be greater than 0", "can't be greater than actual input size")
 
 
-class WholePlaces(Dataset[tuple[int, Tensor]]):
-    """Some of the images, uint8 `(3, H, W)` of any shape, with their numbers among those chosen."""
+class WholePlaces(Dataset[Tensor]):
+    """Chosen images, uint8 `(3, H, W)` in formats of their own."""
 
     def __init__(self, images: PlaceImages, positions: Sequence[int], size: int) -> None:
         self.images, self.positions, self.size = images, positions, size
@@ -33,20 +33,20 @@ class WholePlaces(Dataset[tuple[int, Tensor]]):
         """Number of images."""
         return len(self.positions)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor]:
-        """The number of an image among those chosen, and the image."""
-        return index, self.images.load(self.positions[index], self.size)
+    def __getitem__(self, index: int) -> Tensor:
+        """One of the chosen images."""
+        return self.images.load(self.positions[index], self.size)
 
 
 def batches_by_shape(
-    images: PlaceImages, positions: Sequence[int], size: int, batch_size: int, workers: int, show: bool = True
+    images: PlaceImages, positions: Sequence[int], size: int, batch_size: int, workers: int, runtime: Runtime
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Batches of images of equal shape, uint8 `(n, 3, H, W)`, with their numbers among those chosen.
+    """This process's batches of images of one shape each, uint8 `(n, 3, H, W)`, with their numbers among the chosen.
 
     Each shape fills a batch of its own; when too many batches are open, the fullest goes first.
     """
     waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
-    for number, image in one_pass(WholePlaces(images, positions, size), None, images.title, workers, show):
+    for number, image in one_pass(WholePlaces(images, positions, size), None, images.title, workers, runtime):
         held = waiting.setdefault(tuple(image.shape), [])
         held.append((number, image))
         full = tuple(image.shape) if len(held) == batch_size else None
@@ -108,16 +108,16 @@ def describe(
         workers: processes that decode.
         darken: turns day images `(n, 3, H, W)` in [0, 1] into night; it also gets their positions.
     """
-    network.eval()
+    runtime.evaluate(network)
     chosen = range(len(images)) if positions is None else positions
-    parts, order = [], []
-    for numbers, pixels in batches_by_shape(images, chosen, size, batch_size, workers, runtime.is_main):
+    found: list[tuple[list[int], Tensor]] = []
+    for numbers, pixels in batches_by_shape(images, chosen, size, batch_size, workers, runtime):
         batch = runtime.intensities(pixels)
         if darken is not None:
             batch = darken(batch, [chosen[number] for number in numbers])
         try:
             with runtime.autocast():
-                parts.append(describe_images(network, batch, scales).float().cpu())
+                found.append((numbers, describe_images(network, batch, scales).float().cpu()))
         except RuntimeError as error:
             if not any(said in str(error) for said in _TOO_SMALL):
                 raise
@@ -125,8 +125,8 @@ def describe(
             raise RunError(
                 f"{name} is too small for this network: {width}x{height} pixels, at --scales {min(scales)} of that"
             ) from error
-        order += numbers
-    return torch.cat(parts)[torch.tensor(order).argsort()]
+    orders, parts = zip(*runtime.collected(found), strict=True)
+    return torch.cat(parts)[torch.tensor([number for order in orders for number in order]).argsort()]
 
 
 def selection_score(

@@ -8,12 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models import ResNet, SwinTransformer
-from torchvision.ops import Permute
 
 from minmax.byol import ByolConfig, Projector
 from minmax.features import IMAGENET_STATISTICS, FeatureModel, InputNormalization
@@ -102,6 +98,9 @@ def settings_for(model: str, whitened: bool = False) -> PlaceSettings:
     Raises:
         UsageError: when there is no such network.
     """
+    import timm
+    import torchvision
+
     published: Any
     try:
         if model.startswith(TIMM):
@@ -141,6 +140,10 @@ def build_place_network(settings: PlaceSettings, pretrained: bool = False, init:
 
 
 def _torchvision_trunk(name: str, pretrained: bool, init: Path | None) -> nn.Module:
+    import torchvision
+    from torchvision.models import ResNet, SwinTransformer
+    from torchvision.ops import Permute
+
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise UsageError(f"--model {name}: torchvision has no such network; write timm/{name} for one of timm's")
@@ -173,6 +176,8 @@ class _LastMap(nn.Module):
 
 
 def _timm_trunk(name: str, pretrained: bool, init: Path | None) -> nn.Module:
+    import timm
+
     if not timm.is_model(name):
         raise UsageError(f"--model timm/{name}: timm has no such model")
     start = as_published(timm.create_model(name), init) if init is not None else {"pretrained": pretrained}

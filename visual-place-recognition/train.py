@@ -23,7 +23,7 @@ from place_pairs import open_pairs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tuple_mining import EpochTuples, TrainingTuples, TupleConfig, contrastive_loss
-from tuple_pair import TuplePair, few_at_a_time, refuse_data_parallel
+from tuple_pair import TuplePair, few_at_a_time
 
 from darkening.darkener_files import load_darkener
 from darkening.night_view import NightConfig, build_night_view
@@ -105,7 +105,6 @@ def main(config: Config) -> Path:
             workers=0,
         )
     with prepare_run(TASK, config) as runtime:
-        refuse_data_parallel(runtime)
         network, settings = load_place_network(config.checkpoint, config.model)
         darkener = load_darkener(config.darkener) if config.darkener else None
         night_view = build_night_view(config.night, darkener, runtime)
@@ -122,7 +121,7 @@ def main(config: Config) -> Path:
 
         groups = parameter_groups(pair.online, config.optim.lr, config.optim.weight_decay)
         optimizer, schedule = config.optim.build(pair, len(loader), groups=groups)
-        parallel = runtime.parallel(TuplePair(pair))
+        parallel = runtime.joined(TuplePair(pair, runtime))
 
         def validate() -> dict[str, float]:
             return selection_score(pair.online, validation, config.images.size, runtime, workers=config.workers)

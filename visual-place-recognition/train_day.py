@@ -23,7 +23,7 @@ from place_pairs import open_pairs
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tuple_mining import EpochTuples, PlaceTuple, TrainingTuples, TupleConfig, contrastive_loss
-from tuple_pair import ImagesOfManyShapes, few_at_a_time, refuse_data_parallel
+from tuple_pair import ImagesOfManyShapes, few_at_a_time
 
 from minmax.pretrained import refuse_two_starts
 from minmax.runtime.batches import epoch_loader
@@ -88,7 +88,6 @@ def main(config: Config) -> Path:
             workers=0,
         )
     with prepare_run(TASK, config) as runtime:
-        refuse_data_parallel(runtime)
         pairs = open_pairs(config.data, "train", config.images, config.quick, config.runs)
         EpochTuples.check(pairs, config.tuples)
         validation = open_pairs(config.data, "val", config.images, config.quick, config.runs)
@@ -107,7 +106,7 @@ def main(config: Config) -> Path:
 
         groups = parameter_groups(network, config.optim.lr, config.optim.weight_decay)
         optimizer, schedule = config.optim.build(network, len(loader), groups=groups)
-        parallel = runtime.parallel(ImagesOfManyShapes(network))
+        parallel = runtime.joined(ImagesOfManyShapes(network, runtime))
 
         def save(path: Path) -> None:
             save_place_network(network, settings, path, to_plain(config))

@@ -176,12 +176,13 @@ class EpochTuples:
         asked, row = queries.unique(return_inverse=True)
         described = describe(network, pairs.images, size, runtime, asked.tolist(), workers=workers)
         stored = describe(network, pairs.images, size, runtime, pool.tolist(), workers=workers)
-        negatives = pool[
-            mine_negatives(described[row], stored, pairs.clusters[queries], pairs.clusters[pool], config.negatives)
-        ]
+        mine = torch.tensor(runtime.dealt(range(len(queries))), dtype=torch.int64)
+        found = mine_negatives(
+            described[row[mine]], stored, pairs.clusters[queries[mine]], pairs.clusters[pool], config.negatives
+        )
+        negatives = pool[torch.tensor(runtime.collected(found.tolist()))]
         members = torch.cat([queries.unsqueeze(1), positives.unsqueeze(1), negatives], dim=1)
-        # Every process mines; rounding must not give them different tuples.
-        self.epoch, self.members = epoch, runtime.from_main(members)
+        self.epoch, self.members = epoch, members
 
 
 class PlaceTuple(NamedTuple):

@@ -11,17 +11,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from minmax.byol import Pair, ViewPair
 from minmax.runtime.devices import Runtime
-from minmax.runtime.errors import UsageError
 
 ItemT = TypeVar("ItemT")
 
 
 class ImagesOfManyShapes(nn.Module):
-    """Runs a network on lists of images `(3, H, W)` of any shape; those of equal shape go together."""
+    """A network for lists of images `(3, H, W)` of any shapes; equal ones go through it together.
 
-    def __init__(self, network: nn.Module) -> None:
+    Args:
+        network: images `(N, 3, H, W)` of one shape to descriptors `(N, D)`.
+        runtime: its devices share out the images of one shape.
+    """
+
+    def __init__(self, network: nn.Module, runtime: Runtime) -> None:
         super().__init__()
-        self.network = network
+        self.network = runtime.spread(network)
 
     def forward(self, images: Sequence[Tensor]) -> Tensor:
         """Descriptors `(M, D)` in the order of the images."""
@@ -44,11 +48,16 @@ class TupleOutputs(NamedTuple):
 
 
 class TuplePair(nn.Module):
-    """Runs a `ViewPair` on day and darkened queries, and describes their positives and negatives."""
+    """A `ViewPair` of day and darkened queries, beside the descriptors of their positives and negatives.
 
-    def __init__(self, pair: ViewPair) -> None:
+    Args:
+        pair: of a retrieval network.
+        runtime: its devices share out the images of one shape.
+    """
+
+    def __init__(self, pair: ViewPair, runtime: Runtime) -> None:
         super().__init__()
-        self.pair = pair
+        self.pair, self.network = runtime.spread(pair), runtime.spread(pair.online)
 
     def forward(self, days: Sequence[Tensor], nights: Sequence[Tensor], others: Sequence[Tensor]) -> TupleOutputs:
         """Describe queries by day and by night, and their others, each `(3, H, W)` in [0, 1], of any shapes."""
@@ -59,7 +68,7 @@ class TuplePair(nn.Module):
             order += positions
         back = _back(order, days[0].device)
         pair = Pair(*(torch.cat(parts)[back] for parts in zip(*found, strict=True)))
-        return TupleOutputs(pair, _described(self.pair.online, others))
+        return TupleOutputs(pair, _described(self.network, others))
 
 
 def _back(order: Sequence[int], device: torch.device) -> Tensor:
@@ -78,9 +87,3 @@ def few_at_a_time(items: Sequence[ItemT], count: int, parallel: nn.Module) -> It
             alone = parallel.no_sync()
         with alone:
             yield start, items[start : start + count]
-
-
-def refuse_data_parallel(runtime: Runtime) -> None:
-    """Raise UsageError for several devices in one process: DataParallel cannot share out images of many shapes."""
-    if len(runtime.device_ids) > 1:
-        raise UsageError("images of places have many shapes, which DataParallel cannot share out; start with torchrun")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -53,6 +52,8 @@ def learn_whitening(descriptors: Tensor, queries: Tensor, positives: Tensor) -> 
         queries: positions of the first image of each pair `(P,)`.
         positives: positions of the second ones `(P,)`.
     """
+    import scipy.linalg
+
     width = descriptors.shape[1]
     mean = descriptors[queries].double().mean(dim=0)
     within, between = (torch.zeros(width, width, dtype=torch.float64) for _ in range(2))
@@ -72,7 +73,9 @@ def learn_whitening(descriptors: Tensor, queries: Tensor, positives: Tensor) -> 
 
 
 def _cholesky(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The lower triangular root of a matrix; to a singular one the smallest ridge that helps is added."""
+    """The lower triangular root; where the matrix is singular, of the matrix with the smallest ridge that helps."""
+    import scipy.linalg
+
     ridge = 0.0
     while True:
         try:

@@ -1,7 +1,7 @@
 """Which images come in which order: a function of (seed, epoch), so that a run can continue at any batch."""
 
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any, TypeVar
 
 import torch
@@ -68,23 +68,34 @@ def one_pass(
     batch_size: int | None,
     title: str,
     workers: int,
-    show: bool,
+    runtime: Runtime,
     collate: Callable[[list[Any]], Any] | None = None,
-) -> Iterator[Any]:
-    """The batches of one pass over a data set in its own order, without augmentation, under a progress bar.
+) -> Iterator[tuple[int, Any]]:
+    """This process's share of the batches of one pass over a data set, without augmentation, under a progress bar.
+
+    Each comes with its number. They are the batches of a single process, dealt out; `Runtime.collected` brings together
+    what was made of them.
 
     Args:
         dataset: what is loaded.
-        batch_size: samples per batch; None gives them one by one.
+        batch_size: samples per batch; None gives them one by one, as they are.
         title: of the bar.
         workers: processes that load.
-        show: whether there is a bar, on a terminal.
+        runtime: this process among the others.
         collate: makes a batch of a list of samples; by default torch's way, which stacks tensors.
     """
+    assert isinstance(dataset, Sized)
+    numbers = range(len(dataset))
+    every: Sequence[Any] = numbers
+    if batch_size is not None:
+        every = [numbers[start : start + batch_size] for start in range(0, len(dataset), batch_size)]
+    mine = runtime.dealt(every)
+    order: dict[str, Any] = {"batch_size": None, "sampler": mine} if batch_size is None else {"batch_sampler": mine}
     loader = DataLoader(
-        dataset, batch_size, num_workers=workers, collate_fn=collate, worker_init_fn=_leave_sigterm_to_the_run
+        dataset, num_workers=workers, collate_fn=collate, worker_init_fn=_leave_sigterm_to_the_run, **order
     )
-    return read_batches(tqdm(loader, desc=title, disable=None if show else True, leave=False))
+    bar = tqdm(loader, desc=title, disable=None if runtime.is_main else True, leave=False)
+    return zip(runtime.dealt(range(len(every))), read_batches(bar), strict=True)
 
 
 def _leave_sigterm_to_the_run(_: int) -> None:

@@ -71,6 +71,8 @@ class CommonFlags:
     """auto, cpu, mps, cuda, cuda:1, or cuda:0,1 for DataParallel; start with torchrun for DDP."""
     precision: Precision = "fp32"
     """Arithmetic of the forward passes (autocast)."""
+    compile: bool = False
+    """Compile the network (torch.compile): the first steps take a minute or more, later ones less time on a GPU."""
     workers: int = 2
     """Processes that decode and augment images; 0 does it in the main process."""
     threads: int = 0
@@ -129,6 +131,8 @@ class MeasuringFlags:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UsageError("only training is shared out; start test.py without torchrun")
         require(self.batch_size >= 1, "--batch-size", self.batch_size, "1 or more")
         require(self.workers >= 0, "--workers", self.workers, "0 or more")
         require(self.threads >= 0, "--threads", self.threads, "0 or more")

@@ -4,21 +4,25 @@ import ctypes
 import logging
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from minmax.features import FeatureModel
 from minmax.runtime.errors import UsageError
 
 log = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "bf16", "fp16"]
+ItemT = TypeVar("ItemT")
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+_NOTHING = object()
 
 
 @dataclass(frozen=True)
@@ -30,15 +34,16 @@ class Runtime:
     rank: int = 0
     world_size: int = 1
     precision: Precision = "fp32"
+    compiles: bool = False  # what `parallel` and `spread` are given
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
 
-    def any_rank(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
+    def any_rank(self, *flags: bool) -> list[bool]:
+        """Whether each of the flags is set in any process."""
         if self.world_size == 1:
-            return flag
-        flags = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
-        return bool(flags)
+            return list(flags)
+        found = torch.tensor(flags, dtype=torch.float32, device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return [flag > 0 for flag in found.tolist()]
 
     def from_main(self, value: Any) -> Any:
         """The main process's value, in every process."""
@@ -47,6 +52,36 @@ class Runtime:
         box = [value]
         dist.broadcast_object_list(box, device=self.device)
         return box[0]
+
+    def sum_over_ranks(self, numbers: Tensor) -> Tensor:
+        """The sum of each number over the processes."""
+        total = numbers.clone()
+        if self.world_size > 1:
+            dist.all_reduce(total)
+        return total
+
+    def dealt(self, items: Sequence[ItemT]) -> Sequence[ItemT]:
+        """The items that fall to this process when they are dealt out like cards; all of them to a single one."""
+        return items[self.rank :: self.world_size]
+
+    def collected(self, mine: Sequence[ItemT]) -> list[ItemT]:
+        """What all processes made of the items `dealt` to them, in the order that the items had, in every process."""
+        if self.world_size == 1:
+            return list(mine)
+        hands: list[Any] = [None] * self.world_size
+        dist.all_gather_object(hands, list(mine))
+        rounds = zip_longest(*hands, fillvalue=_NOTHING)
+        return [item for around in rounds for item in around if item is not _NOTHING]
+
+    def evaluate(self, network: nn.Module) -> None:
+        """Put a network into evaluation mode, everywhere with the main process's buffers, which are those it saves.
+
+        Under DDP each process counts BatchNorm's statistics over its own last batch until the next one.
+        """
+        network.eval()
+        if self.world_size > 1:
+            for buffer in network.buffers():
+                dist.broadcast(buffer, 0)
 
     @property
     def is_main(self) -> bool:
@@ -94,29 +129,44 @@ class Runtime:
             )
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        """The callable form of a placed module: itself, DataParallel over `device_ids`, or DDP under torchrun.
+        """The callable form of a placed module that is trained: `spread`, or DDP under torchrun.
 
         The module itself stays the one whose state is saved and whose momentum target is updated.
         """
-        if self.world_size > 1:
-            ids = [self.device.index] if self.device.type == "cuda" else None
-            return nn.parallel.DistributedDataParallel(module, device_ids=ids)
+        return self.joined(self.spread(module))
+
+    def spread(self, module: nn.Module) -> nn.Module:
+        """The callable form of a placed module in this process: itself, or DataParallel over `device_ids`."""
+        if self.compiles:
+            for part in module.modules():
+                if isinstance(part, FeatureModel):
+                    part.compile()
         if len(self.device_ids) > 1:
             return nn.DataParallel(module, device_ids=list(self.device_ids))
         return module
 
+    def joined(self, module: nn.Module) -> nn.Module:
+        """A module whose gradients are the mean over all processes: itself, or DDP under torchrun."""
+        if self.world_size == 1:
+            return module
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(module, device_ids=ids)
+
 
 @contextmanager
-def open_runtime(device: str = "auto", precision: Precision = "fp32", threads: int = 0) -> Iterator[Runtime]:
+def open_runtime(
+    device: str = "auto", precision: Precision = "fp32", threads: int = 0, compiles: bool = False
+) -> Iterator[Runtime]:
     """Choose the devices named by `device` and, under torchrun, join the other processes.
 
     Args:
         device: `auto` (CUDA, else MPS, else CPU), `cpu`, `mps`, `cuda`, `cuda:1`, or `cuda:0,1` for DataParallel.
         precision: of the forward passes under autocast; fp16 brings a gradient scaler.
         threads: CPU threads of torch; 0 keeps torch's choice.
+        compiles: whether networks that have features are compiled.
 
     Raises:
-        UsageError: when the device does not exist or cannot compute in the precision.
+        UsageError: when the device does not exist or cannot compute in the precision, or compiling contradicts it.
     """
     keep_large_buffers()
     if threads:
@@ -127,15 +177,21 @@ def open_runtime(device: str = "auto", precision: Precision = "fp32", threads: i
     if precision == "bf16" and len(device_ids) > 1:
         # DataParallel's threads take over that autocast is on, but not its dtype: they would compute in fp16, unscaled.
         raise UsageError(f"--precision bf16 with --device {device}: use torchrun instead of DataParallel, or fp16")
+    if compiles and len(device_ids) > 1:
+        # The compiled form belongs to one module; DataParallel's copies would all call that one.
+        raise UsageError(f"--compile with --device {device}: use torchrun instead of DataParallel, or drop --compile")
     if precision == "fp16" and chosen.type != "cuda":
         raise UsageError(f"--precision fp16 needs a CUDA device, this is {chosen}; use fp32 or bf16")
+    if compiles:
+        torch._dynamo.reset()  # what it kept of networks of earlier runs in this process counts towards the limit
+        torch._dynamo.config.recompile_limit = 64  # twice trained and evaluated, with and without gradients, by shape
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world_size > 1:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     scaler = torch.amp.GradScaler(chosen.type, enabled=precision == "fp16")
     try:
-        yield Runtime(chosen, device_ids, rank, world_size, precision, scaler)
+        yield Runtime(chosen, device_ids, rank, world_size, precision, compiles, scaler)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -34,6 +33,9 @@ from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.exclusive import claim
 from minmax.runtime.report import draw_curves
 from minmax.runtime.seeding import generator_for, seed_globally
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger(__name__)
 BatchT = TypeVar("BatchT")
@@ -73,7 +75,7 @@ def prepare_run(task: str, config: CommonFlags) -> Iterator[Runtime]:
     Raises:
         UsageError: as `open_runtime` and `check_run_folder`.
     """
-    with open_runtime(config.device, config.precision, config.threads) as runtime:
+    with open_runtime(config.device, config.precision, config.threads, config.compile) as runtime:
         if runtime.is_main:
             check_run_folder(task, config)
         yield runtime
@@ -148,6 +150,7 @@ class Run:
         self._save_seconds = config.save_minutes * 60
         self._saved_at = time.monotonic()
         self._parts: dict[str, Stateful] = {}
+        self._compiling = runtime.compiles  # not yet done
         self._stop_signal: int | None = None
         self._open_folder(config)
         self._handler = logging.FileHandler(self.directory / "log.txt") if runtime.is_main else logging.NullHandler()
@@ -216,6 +219,8 @@ class Run:
                 part.load_state_dict(payload["state"][name])
             log.info("continuing %s at epoch %d, step %d", path, self.progress.epoch, self.progress.step)
         if self.runtime.is_main:
+            from torch.utils.tensorboard import SummaryWriter
+
             self._forget_later_metrics()
             self._writer = SummaryWriter(str(self.directory / "tensorboard"), purge_step=self.progress.step + 1)
 
@@ -266,26 +271,30 @@ class Run:
         with bar, logging_redirect_tqdm():
             for batch in read_batches(loader):
                 seed_globally(self.seed, "step", self.progress.step, self.runtime.rank)
+                began = time.monotonic()
                 yield batch
                 self.progress.batch += 1
                 self.progress.step += 1
                 bar.update()
+                if self._compiling:
+                    log.info("--compile: the first step took %.0f s", time.monotonic() - began)
+                    self._compiling = False
                 self._save_if_due()
 
     def _hide_bar(self) -> bool | None:
         return None if self.runtime.is_main else True  # None: shown on a terminal only
 
-    def _stop_if_asked(self) -> None:
-        # All processes stop at the same step, or the others would wait for the one that left.
-        if self.runtime.any_rank(self._stop_signal is not None):
+    def _stop_if_asked(self, due: bool = False) -> None:
+        # All processes stop or save at the same step: the others would wait for the one that left.
+        asked, due = self.runtime.any_rank(self._stop_signal is not None, due)
+        if asked or due:
             self.save()
+        if asked:
             log.info("stopped at step %d; continue with --resume", self.progress.step)
             raise SystemExit(128 + (self._stop_signal or signal.SIGTERM))
 
     def _save_if_due(self) -> None:
-        self._stop_if_asked()
-        if time.monotonic() - self._saved_at > self._save_seconds:
-            self.save()
+        self._stop_if_asked(due=time.monotonic() - self._saved_at > self._save_seconds)
 
     def generator(self, purpose: str) -> torch.Generator:
         """A generator for this step's draws for one purpose, equal after a resume and on every device."""
@@ -338,11 +347,12 @@ class Run:
             schedule.step()
 
     def _read_losses(self) -> None:
-        """Bring the losses since the last time to the CPU in one transfer, and record them."""
+        """Bring the losses since the last time to the CPU in one transfer; record their means over the processes."""
         waiting, self._losses = self._losses, []
         if not waiting:
             return
-        values = torch.stack([loss for _, losses in waiting for loss in losses.values()]).tolist()
+        here = torch.stack([loss for _, losses in waiting for loss in losses.values()])
+        values = (self.runtime.sum_over_ranks(here) / self.runtime.world_size).tolist()
         for progress, losses in waiting:
             numbers = {name: values.pop(0) for name in losses}
             if not all(map(math.isfinite, numbers.values())):
