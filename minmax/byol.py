@@ -156,15 +156,9 @@ class ViewPair(nn.Module):
         (day_prediction, day_features), (night_prediction, night_features) = self._both(
             self.online.with_features, day, night, inputs
         )
-        day_vector, night_vector = self._pool(day_features), self._pool(night_features)
-        return Pair(
-            day_prediction=day_prediction,
-            night_prediction=night_prediction,
-            q_day=day_vector,
-            k_night=night_vector,
-            q_night=night_vector,
-            k_day=day_vector,
-        )
+        q_day, q_night = self._compared(day_features), self._compared(night_features)
+        k_day, k_night = self._towards(day, night, inputs) or (q_day, q_night)
+        return Pair(day_prediction, night_prediction, q_day=q_day, k_night=k_night, q_night=q_night, k_day=k_day)
 
     def update_target(self) -> None:
         """Nothing to move: both views are seen by the same weights."""
@@ -188,8 +182,11 @@ class ViewPair(nn.Module):
             return call(first, *inputs), call(second, *inputs)
         return _halves(call(torch.cat([first, second])))
 
-    @staticmethod
-    def _pool(features: Sequence[Tensor]) -> Tensor:
+    def _towards(self, day: Tensor, night: Tensor, inputs: Sequence[Any]) -> tuple[Tensor, Tensor] | None:
+        """What a target makes of day and night; None: each view is pulled towards the other as it is."""
+        return None
+
+    def _compared(self, features: Sequence[Tensor]) -> Tensor:
         """All features as one `(N, 1, D)`: the dot product of two such vectors is the mean of the features' cosines."""
         vectors = [F.normalize(_average(feature), dim=1) for feature in features]
         return torch.cat(vectors, dim=1).unsqueeze(1) / math.sqrt(len(vectors))
@@ -251,32 +248,17 @@ class MomentumPair(ViewPair):
         self.target_projectors = copy.deepcopy(self.projectors).requires_grad_(False)
         self.momentum = momentum
 
-    def forward(self, day: Tensor, night: Tensor, *inputs: Any) -> Pair:
-        """Predictions and normalised projections of day and night views, each `(N, 3, H, W)` in [0, 1].
-
-        Further inputs as for `ViewPair`.
-        """
-        (day_prediction, day_features), (night_prediction, night_features) = self._both(
-            self.online.with_features, day, night, inputs
-        )
-        with torch.no_grad():
-            # Night first: the order in which the authors' target updates its running statistics.
-            night_keys, day_keys = self._both(self.target.features, night, day, inputs)
-            k_night = self._project(self.target_projectors, night_keys)
-            k_day = self._project(self.target_projectors, day_keys)
-        return Pair(
-            day_prediction=day_prediction,
-            night_prediction=night_prediction,
-            q_day=self._predict(day_features),
-            k_night=k_night,
-            q_night=self._predict(night_features),
-            k_day=k_day,
-        )
+    @torch.no_grad()
+    def _towards(self, day: Tensor, night: Tensor, inputs: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        # Night first: the order in which the authors' target updates its running statistics.
+        night_features, day_features = self._both(self.target.features, night, day, inputs)
+        k_night = self._project(self.target_projectors, night_features)
+        return self._project(self.target_projectors, day_features), k_night
 
     def _parts_with_statistics(self) -> list[nn.Module]:
         return [self.online, self.target]
 
-    def _predict(self, features: Sequence[Tensor]) -> Tensor:
+    def _compared(self, features: Sequence[Tensor]) -> Tensor:
         return self._project(self.projectors, features, self.predictors)
 
     @staticmethod

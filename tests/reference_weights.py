@@ -42,6 +42,16 @@ def batch_norm(name, width):
     return buffers | {f"{name}.num_batches_tracked": ()}
 
 
+def darkener_shapes(exposure_channels=1):
+    """Of the weights of a released darkener."""
+    units = [(3 + exposure_channels, 64), *[(64, 64)] * 4, *[(128, 64)] * 2, (128, 6)]
+    shapes = {}
+    for i, (inputs, outputs) in enumerate(units):
+        shapes |= {f"e_conv{i}.depth_conv.weight": (inputs, 1, 3, 3), f"e_conv{i}.depth_conv.bias": (inputs,)}
+        shapes |= {f"e_conv{i}.point_conv.weight": (outputs, inputs, 1, 1), f"e_conv{i}.point_conv.bias": (outputs,)}
+    return shapes
+
+
 def kind_of(name):
     return torch.int64 if name.endswith("num_batches_tracked") else torch.float32
 

@@ -21,6 +21,7 @@ from classifier import (
 )
 from foreign_weights import ForeignFlags
 from PIL import Image
+from reference_weights import darkener_shapes
 from torch import nn
 from torchvision.models._api import WeightsEnum
 
@@ -242,14 +243,8 @@ def released_pair():
 
 
 def released_darkener():
-    units = [(4, 64), *[(64, 64)] * 4, *[(128, 64)] * 2, (128, 6)]
-    state = {"down_scale": torch.tensor(0.95), "curve_round": torch.tensor(8), "encode_dim": torch.tensor(1)}
-    for i, (inputs, outputs) in enumerate(units):
-        state[f"e_conv{i}.depth_conv.weight"] = 0.1 * rand(inputs, 1, 3, 3)
-        state[f"e_conv{i}.depth_conv.bias"] = torch.zeros(inputs)
-        state[f"e_conv{i}.point_conv.weight"] = 0.1 * rand(outputs, inputs, 1, 1)
-        state[f"e_conv{i}.point_conv.bias"] = torch.zeros(outputs)
-    return OrderedDict(state)
+    numbers = {"down_scale": torch.tensor(0.95), "curve_round": torch.tensor(8), "encode_dim": torch.tensor(1)}
+    return OrderedDict(numbers | {name: 0.1 * rand(*shape) for name, shape in darkener_shapes().items()})
 
 
 def adapted_payload(pair):

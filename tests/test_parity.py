@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from classifier import ClassifierSettings, build_classifier
-from reference_weights import filled, rand
+from reference_weights import darkener_shapes, filled, rand
 
 from darkening.curves import quadratic_curve
 from darkening.darkener import DarkenerSettings
@@ -28,19 +28,12 @@ TOLERANCE = 1e-8
 
 
 def released_darkener(exposure_channels=1):
-    units = [(3 + exposure_channels, 64), *[(64, 64)] * 4, *[(128, 64)] * 2, (128, 6)]
-    shapes = {}
-    for i, (inputs, outputs) in enumerate(units):
-        shapes[f"e_conv{i}.depth_conv.weight"] = (inputs, 1, 3, 3)
-        shapes[f"e_conv{i}.depth_conv.bias"] = (inputs,)
-        shapes[f"e_conv{i}.point_conv.weight"] = (outputs, inputs, 1, 1)
-        shapes[f"e_conv{i}.point_conv.bias"] = (outputs,)
     buffers = {
         "down_scale": torch.tensor(0.95),
         "curve_round": torch.tensor(8),
         "encode_dim": torch.tensor(exposure_channels),
     }
-    return darkener_from_released(buffers | filled(shapes))
+    return darkener_from_released(buffers | filled(darkener_shapes(exposure_channels)))
 
 
 def assert_summary(value, expected):
