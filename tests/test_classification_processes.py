@@ -16,10 +16,14 @@ from minmax.features import FeatureModel
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_lists_the_flags(script):
-    done = subprocess.run(command(script, "--help"), capture_output=True, text=True, check=True, cwd="/")
+def test_help_lists_the_flags_and_loads_no_library_of_networks(script):
+    python, *arguments = command(script, "--help")
+    done = subprocess.run([python, "-X", "importtime", *arguments], capture_output=True, text=True, check=True, cwd="/")
     assert "--images.size" in done.stdout
     assert "--checkpoint" in done.stdout or script == "train_day"
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "torch" in loaded
+    assert not loaded & {"torchvision", "timm", "tensorboard", "matplotlib", "av", "torch._dynamo"}
 
 
 def test_killed_twice_and_resumed_equals_uninterrupted(data, checkpoint, darkener, tmp_path):
