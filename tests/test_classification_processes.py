@@ -8,11 +8,20 @@ import time
 
 import pytest
 import torch
-from classification_scripts import SIZE, command, common, start
+from classification_scripts import SCRIPTS, SIZE, command, common, start
 from classifier import load_classifier
 from script_modules import run_ranks
 
 from minmax.features import FeatureModel
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_loads_no_library_of_networks(script):
+    python, *arguments = command(script, "--help")
+    done = subprocess.run([python, "-X", "importtime", *arguments], capture_output=True, text=True, check=True, cwd="/")
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "torch" in loaded
+    assert not loaded & {"torchvision", "timm", "tensorboard", "matplotlib", "av", "torch._dynamo"}
 
 
 def test_killed_twice_and_resumed_equals_uninterrupted(data, checkpoint, darkener, tmp_path):
