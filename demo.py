@@ -73,12 +73,11 @@ def main(config: Config) -> None:
     against = ("--checkpoint", str(day))
     darkener = train("train_darkener.py", "darkener", "best.pt", *against)
     picture = config.runs / f"demo-{config.label}.png"
-    draw_story(darkener, {"before": before["test_night"]["predictions"]}, config, picture)
+    draw_story(darkener, {"before": before["test_night"]}, config, picture)
     log.info("\nfirst picture, without the adapted model: %s", picture)
     adapted = train("train.py", "adapt", "last-epoch.pt", *against, "--darkener", str(darkener))
     after = test("adapt", adapted)
-    verdicts = {name: found["test_night"]["predictions"] for name, found in (("before", before), ("after", after))}
-    draw_story(darkener, verdicts, config, picture)
+    draw_story(darkener, {"before": before["test_night"], "after": after["test_night"]}, config, picture)
     log.info("\npicture: %s", picture)
     control = test("control", train("train.py", "control", "last-epoch.pt", *against, *CONTROL))
     found = {
@@ -93,12 +92,12 @@ def main(config: Config) -> None:
     print(f"\n{table}\n\npicture: {picture}")  # noqa: T201  (the result of the command)
 
 
-def draw_story(darkener: Path, verdicts: dict[str, list[int]], config: Config, picture: Path) -> None:
+def draw_story(darkener: Path, tested: dict[str, dict[str, Any]], config: Config, picture: Path) -> None:
     """One column per class, the first test scene of each: day, learned nights, real night, verdicts.
 
     Args:
         darkener: the file.
-        verdicts: the predicted class of every test night, by who said so.
+        tested: what test.py found on the test nights, by whose verdicts they are.
         config: the demo's.
         picture: the .png file.
     """
@@ -128,8 +127,8 @@ def draw_story(darkener: Path, verdicts: dict[str, list[int]], config: Config, p
                 panel.set_title(CLASSES[j], fontsize=10)
         panels[i][0].set_ylabel(caption, fontsize=9)
     for j, panel in enumerate(panels[-1]):
-        for line, (who, predictions) in enumerate(verdicts.items()):
-            verdict = predictions[first[j]]
+        for line, (who, found) in enumerate(tested.items()):
+            verdict = found["predictions"][first[j]]
             colour, mark = ("#1a7f37", "✓") if verdict == j else ("#c62828", "✗")
             panel.text(
                 0.5,
@@ -141,8 +140,11 @@ def draw_story(darkener: Path, verdicts: dict[str, list[int]], config: Config, p
                 fontsize=8,
                 color=colour,
             )
+        shares = " → ".join(f"{100 * found['per_class'][CLASSES[j]]:.0f}" for found in tested.values())
+        below = -0.06 - 0.17 * len(tested)
+        panel.text(0.5, below, f"of all such: {shares} %", transform=panel.transAxes, ha="center", va="top", fontsize=8)
     picture.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(picture, lambda temporary: figure.savefig(temporary, dpi=90, format="png"))
+    write_atomically(picture, lambda temporary: figure.savefig(temporary, dpi=90, format="png", bbox_inches="tight"))
 
 
 if __name__ == "__main__":
