@@ -28,7 +28,7 @@ from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.photometric_jitter import jitter
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.config import CommonFlags, replace_settings, require, run_script, to_plain
+from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings, to_plain
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.optimisation import OptimConfig
@@ -97,7 +97,7 @@ def main(config: Config) -> Path:
     """Adapt, and return the checkpoint of the last epoch."""
     config = choose_source(config, TASK, main)
     if config.quick:
-        config = replace_settings(
+        config = shrink_settings(
             config, images={"size": 32}, optim={"epochs": 2, "batch_size": 16, "milestones": (1,)}, workers=0
         )
     with prepare_run(TASK, config) as runtime:

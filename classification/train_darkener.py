@@ -18,7 +18,7 @@ from image_views import WholeImages
 from darkening.darkener import DarkenerSettings
 from darkening.losses import RECOGNISABLE_LOSS, DarkeningLoss
 from darkening.training import DarkenerFlags, run_darkener
-from minmax.runtime.config import replace_settings, run_script
+from minmax.runtime.config import run_script, shrink_settings
 from minmax.runtime.run import prepare_run
 from minmax.runtime.splits import DayPictures, evenly_spaced
 
@@ -42,7 +42,7 @@ class Config(ForeignFlags, DarkenerFlags):
 def main(config: Config) -> Path:
     """Train, and return the darkener's checkpoint."""
     if config.quick:
-        config = replace_settings(
+        config = shrink_settings(
             config, images={"size": 32}, optim={"epochs": 2, "batch_size": 16, "milestones": (1,)}, workers=0
         )
     with prepare_run(TASK, config) as runtime:

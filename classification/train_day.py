@@ -22,7 +22,7 @@ from minmax.augmentation import AugmentConfig
 from minmax.photometric_jitter import jitter
 from minmax.pretrained import refuse_two_starts, require_size
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.config import CommonFlags, replace_settings, require, run_script, to_plain
+from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings, to_plain
 from minmax.runtime.devices import Runtime
 from minmax.runtime.optimisation import OptimConfig
 from minmax.runtime.run import Run, prepare_run
@@ -73,7 +73,7 @@ def step(network: nn.Module, views: Views, config: Config, runtime: Runtime, gen
 def main(config: Config) -> Path:
     """Train, and return the checkpoint of the best epoch on day validation images."""
     if config.quick:
-        config = replace_settings(config, images={"size": 32}, optim={"epochs": 2, "batch_size": 16}, workers=0)
+        config = shrink_settings(config, images={"size": 32}, optim={"epochs": 2, "batch_size": 16}, workers=0)
     with prepare_run(TASK, config) as runtime:
         runtime.require_pairs(config.optim.batch_size)
         training = open_split(config.data, "train", config.images, quick=config.quick, cache=config.runs)

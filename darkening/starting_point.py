@@ -25,7 +25,7 @@ from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
 from darkening.pixel_view import DepthwiseSeparable
 from darkening.training import DarkenerTraining, obedience, obedience_table, train_darkener
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.config import CommonFlags, replace_settings, run_script
+from minmax.runtime.config import CommonFlags, run_script, shrink_settings
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.run import Run, check_run_folder
@@ -131,7 +131,7 @@ def main(config: Config) -> Path:
     if config.data != "scenes" or config.precision != "fp32":
         raise UsageError("the starting point is trained on --data scenes in --precision fp32 only")
     if config.quick:
-        config = replace_settings(config, count=64, size=32, optim={"epochs": 1})
+        config = shrink_settings(config, count=64, size=32, optim={"epochs": 1})
     recipe = DarkenerTraining(config.request, config.loss, config.optim)
     with open_runtime(config.device, config.precision, config.threads) as runtime:
         if runtime.is_main:

@@ -1,6 +1,8 @@
 """A torchvision detector of cars and people learns the night. In training it takes its targets and gives losses.
 
-python examples/adapt_your_detector.py
+    python examples/adapt_your_detector.py
+
+RESULT
 """
 
 import cv2

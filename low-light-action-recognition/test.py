@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from video_trees import DEFAULT_DATA, has_split
 
 from minmax.runtime.comparison import compare, shared_classes
-from minmax.runtime.config import MeasuringFlags, replace_settings, run_script
+from minmax.runtime.config import MeasuringFlags, run_script, shrink_settings
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.report import draw_confusion
@@ -56,7 +56,7 @@ class Config(MeasuringFlags):
 def main(config: Config) -> dict[str, dict[str, ClipAccuracy]]:
     """Measure, report, and return the accuracies by checkpoint (`before`, `checkpoint`) and split."""
     if config.quick:
-        config = replace_settings(config, clips={"length": 4, "size": 32, "rounds": 1})
+        config = shrink_settings(config, clips={"length": 4, "size": 32, "rounds": 1})
     expected = {} if config.quick else {name: getattr(config.clips, name) for name in ("length", "interval", "size")}
     with open_runtime(config.device, config.precision, config.threads) as runtime:
         loaded = {name: load_recogniser(path, expected) for name, path in config.checkpoints.items()}

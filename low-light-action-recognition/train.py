@@ -31,7 +31,7 @@ from darkening.source_choice import choose_source
 from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.config import CommonFlags, replace_settings, require, run_script, to_plain
+from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings, to_plain
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.report import picture_grid, save_picture
@@ -101,7 +101,7 @@ def main(config: Config) -> Path:
     """Adapt, and return the checkpoint of the last epoch."""
     config = choose_source(config, TASK, main)
     if config.quick:
-        config = replace_settings(
+        config = shrink_settings(
             config, clips={"length": 4, "size": 32}, optim={"epochs": 2, "batch_size": 8}, workers=0
         )
     with prepare_run(TASK, config) as runtime:

@@ -22,7 +22,7 @@ from video_trees import DEFAULT_DATA
 from darkening.fit import DarkenerOptim
 from darkening.training import DarkenerFlags, run_darkener
 from minmax.augmentation import AugmentConfig
-from minmax.runtime.config import replace_settings, run_script
+from minmax.runtime.config import run_script, shrink_settings
 from minmax.runtime.run import prepare_run
 from minmax.runtime.splits import evenly_spaced
 
@@ -46,7 +46,7 @@ class Config(DarkenerFlags):
 def main(config: Config) -> Path:
     """Train, and return the darkener's checkpoint."""
     if config.quick:
-        config = replace_settings(
+        config = shrink_settings(
             config,
             clips={"length": 4, "size": 32},
             optim={"epochs": 2, "batch_size": 4, "milestones": (1,)},

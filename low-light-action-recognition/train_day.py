@@ -26,7 +26,7 @@ from video_trees import DEFAULT_DATA
 from minmax.augmentation import AugmentConfig
 from minmax.pretrained import refuse_two_starts
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.config import CommonFlags, replace_settings, require, run_script, to_plain
+from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings, to_plain
 from minmax.runtime.devices import Runtime
 from minmax.runtime.run import Run, prepare_run
 from minmax.runtime.seeding import seed_globally
@@ -79,7 +79,7 @@ def step(network: nn.Module, views: Views, config: Config, runtime: Runtime, gen
 def main(config: Config) -> Path:
     """Train, and return the checkpoint of the best epoch on day validation clips."""
     if config.quick:
-        config = replace_settings(
+        config = shrink_settings(
             config, clips={"length": 4, "size": 32}, optim={"epochs": 2, "batch_size": 8}, workers=0
         )
     with prepare_run(TASK, config) as runtime:

@@ -27,7 +27,7 @@ from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.pretrained import require_size
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.config import CommonFlags, replace_settings, require, run_script, to_plain
+from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings, to_plain
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.optimisation import OptimConfig
@@ -114,7 +114,7 @@ def main(config: Config) -> Path:
     """Adapt, and return the checkpoint of the last epoch."""
     config = choose_source(config, TASK, main)
     if config.quick:
-        config = replace_settings(
+        config = shrink_settings(
             config,
             images={"size": (64, 64), "crop": None},
             optim={"epochs": 2, "batch_size": 4, "milestones": (1,)},

@@ -19,7 +19,7 @@ from darkening.exposures import RequestConfig
 from darkening.fit import DarkenerOptim
 from darkening.training import DarkenerFlags, run_darkener
 from minmax.pretrained import require_size
-from minmax.runtime.config import replace_settings, run_script
+from minmax.runtime.config import run_script, shrink_settings
 from minmax.runtime.run import prepare_run
 from minmax.runtime.splits import DayPictures, evenly_spaced
 
@@ -44,7 +44,7 @@ class Config(DarkenerFlags):
 def main(config: Config) -> Path:
     """Train, and return the darkener's checkpoint."""
     if config.quick:
-        config = replace_settings(
+        config = shrink_settings(
             config,
             images={"size": (64, 64), "crop": None},
             optim={"epochs": 2, "batch_size": 4, "milestones": (1,)},

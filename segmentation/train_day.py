@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from minmax.augmentation import AugmentConfig
 from minmax.pretrained import refuse_two_starts, require_size
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.config import CommonFlags, replace_settings, run_script, to_plain
+from minmax.runtime.config import CommonFlags, run_script, shrink_settings, to_plain
 from minmax.runtime.devices import Runtime
 from minmax.runtime.optimisation import OptimConfig
 from minmax.runtime.run import Run, prepare_run
@@ -74,7 +74,7 @@ def step(network: nn.Module, views: Views, config: Config, runtime: Runtime, gen
 def main(config: Config) -> Path:
     """Train, and return the checkpoint of the best epoch on day validation images."""
     if config.quick:
-        config = replace_settings(
+        config = shrink_settings(
             config, images={"size": (64, 64), "crop": None}, optim={"epochs": 2, "batch_size": 4}, workers=0
         )
     with prepare_run(TASK, config) as runtime:

@@ -30,7 +30,7 @@ from darkening.night_view import NightConfig, build_night_view
 from darkening.source_choice import choose_source
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.config import CommonFlags, replace_settings, run_script, to_plain
+from minmax.runtime.config import CommonFlags, run_script, shrink_settings, to_plain
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.optimisation import OptimConfig
@@ -96,7 +96,7 @@ def main(config: Config) -> Path:
     """Adapt, and return the checkpoint of the last epoch."""
     config = choose_source(config, TASK, main)
     if config.quick:
-        config = replace_settings(
+        config = shrink_settings(
             config,
             images={"size": 64},
             tuples={"queries": 8, "pool": 24, "negatives": 2},

@@ -21,7 +21,7 @@ from place_pairs import open_pairs
 from darkening.exposures import RequestConfig
 from darkening.fit import DarkenerOptim
 from darkening.training import DarkenerFlags, run_darkener
-from minmax.runtime.config import replace_settings, run_script
+from minmax.runtime.config import run_script, shrink_settings
 from minmax.runtime.run import prepare_run
 from minmax.runtime.splits import evenly_spaced
 
@@ -47,7 +47,7 @@ class Config(DarkenerFlags):
 def main(config: Config) -> Path:
     """Train, and return the darkener's checkpoint."""
     if config.quick:
-        config = replace_settings(
+        config = shrink_settings(
             config,
             images={"short_side": 64, "crop": 64},
             optim={"epochs": 2, "batch_size": 4, "milestones": (1,)},

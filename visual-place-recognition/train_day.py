@@ -27,7 +27,7 @@ from tuple_pair import ImagesOfManyShapes, few_at_a_time
 
 from minmax.pretrained import refuse_two_starts
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.config import CommonFlags, replace_settings, run_script, to_plain
+from minmax.runtime.config import CommonFlags, run_script, shrink_settings, to_plain
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.optimisation import OptimConfig
@@ -80,7 +80,7 @@ def step(network: nn.Module, places: Sequence[PlaceTuple], config: Config, runti
 def main(config: Config) -> Path:
     """Train, and return the checkpoint of the best epoch on day validation images."""
     if config.quick:
-        config = replace_settings(
+        config = shrink_settings(
             config,
             images={"size": 64},
             tuples={"queries": 8, "pool": 24, "negatives": 2},
