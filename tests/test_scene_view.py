@@ -218,7 +218,7 @@ def test_memory_is_an_exponential_mean_over_the_frames_since_a_cut():
     strength = torch.tensor([1.0, 2.0, 2.0, 4.0]).view(4, 1, 1, 1)
     curves = SceneCurves(torch.zeros(4, 2, 1, 1), torch.ones(4, 3, 1, 1), strength)
     small = torch.tensor([0.1, 0.2, 0.1, 0.6]).view(4, 1, 1, 1).expand(-1, 3, 2, 2)
-    steadied = SceneMemory().steadied(curves, small)
+    steadied = SceneMemory().steady(curves, small)
     second = 1.0 + (0.03 + 0.3 / 9)
     third = second + (0.03 + 0.3 * ((2 - second) / (2 + second)) ** 2) * (2 - second)
     torch.testing.assert_close(steadied.strength.flatten(), torch.tensor([1.0, second, third, 4.0]))
