@@ -16,7 +16,6 @@ from foreign_weights import ForeignFlags, load_classifiers
 from image_views import WholeImages
 
 from darkening.darkener import DarkenerSettings
-from darkening.losses import RECOGNISABLE_LOSS, DarkeningLoss
 from darkening.training import DarkenerFlags, run_darkener
 from minmax.runtime.config import run_script, shrink_settings
 from minmax.runtime.run import prepare_run
@@ -36,7 +35,6 @@ class Config(ForeignFlags, DarkenerFlags):
     """The daytime classifier: a best.pt of train_day.py, a released checkpoint, or foreign weights with --model."""
     images: ImageConfig = field(default_factory=ImageConfig)
     darkener: DarkenerSettings = field(default_factory=lambda: DarkenerSettings(view="camera"))
-    loss: DarkeningLoss = RECOGNISABLE_LOSS
 
 
 def main(config: Config) -> Path:

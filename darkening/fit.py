@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from darkening.darkener import Darkener, DarkenerSettings
 from darkening.exposures import RequestConfig, as_clips, as_images
-from darkening.losses import OBEDIENT_LOSS, RECOGNISABLE_LOSS, DarkeningLoss
+from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
 from darkening.planned_night import planned_night
 from minmax.features import FeatureModel
 from minmax.runtime.errors import check
@@ -161,8 +161,7 @@ def fit_darkener(
         milestones: the learning rate falls tenfold after these epochs.
         warmup_steps: the learning rate rises linearly over these steps.
         request: what is asked for; by default mean intensities from 0 to 0.5.
-        loss: by default `OBEDIENT_LOSS`, for view scene with one mean for the whole image; `RECOGNISABLE_LOSS` for view
-            camera and a `FeatureModel` with logits `(N, C)`.
+        loss: by default `OBEDIENT_LOSS`, for view scene with one mean for the whole image.
         device: by default that of the given darkener, or the CPU.
         seed: of everything random; torch's own generators are neither used nor changed.
         progress: called after every step with its epoch, its number, both from 0, and the losses by name.
@@ -173,9 +172,7 @@ def fit_darkener(
     view = (darkener if isinstance(darkener, DarkenerSettings) else darkener.settings).view
     optim = DarkenerOptim(epochs, 1, lr, weight_decay, clip, milestones, warmup_steps)
     request = request or RequestConfig()
-    if loss is None:
-        loss = replace(OBEDIENT_LOSS, exposure_patch=0) if view == "scene" else OBEDIENT_LOSS
-        loss = RECOGNISABLE_LOSS if view == "camera" and isinstance(encoder, FeatureModel) else loss
+    loss = loss or (replace(OBEDIENT_LOSS, exposure_patch=0) if view == "scene" else OBEDIENT_LOSS)
     if isinstance(darkener, DarkenerSettings):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -4,7 +4,7 @@ Source: Luo et al., ICCV 2023 (image level); exposure, colour and total-variatio
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch.nn.functional as F
@@ -182,5 +182,3 @@ OBEDIENT_LOSS = DarkeningLoss(
     similarity=0.1,
 )
 """Weights with which the output's mean follows the request and colours stay: ours, the default of the scripts."""
-RECOGNISABLE_LOSS = replace(OBEDIENT_LOSS, recognisable=0.3)
-"""The same, but the model must still see by night what it sees by day: of a learned camera, for classifiers."""

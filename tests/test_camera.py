@@ -15,7 +15,7 @@ from darkening import Darkener, DarkenerSettings, fit_darkener, load_darkener, s
 from darkening.camera import SHARED_DRAWS, TILTED, CameraConfig, blur, photograph
 from darkening.camera_view import CameraView
 from darkening.heuristics import HEURISTICS, day_view, dimmed
-from darkening.losses import OBEDIENT_LOSS, RECOGNISABLE_LOSS, DarkeningLoss, prediction_divergence
+from darkening.losses import OBEDIENT_LOSS, DarkeningLoss, prediction_divergence
 from darkening.night_view import LearnedNight, NightConfig, NightView, build_night_view
 from darkening.training import initial_darkener
 from minmax.features import FeatureModel
@@ -279,9 +279,9 @@ def test_recognisable_nights_are_those_that_the_model_still_predicts_as_by_day()
 
 
 def test_recognisable_nights_need_predictions():
-    settings = DarkenerSettings(view="camera")
+    settings, loss = DarkenerSettings(view="camera"), replace(OBEDIENT_LOSS, recognisable=0.3)
     with pytest.raises(ValueError, match="encoder: recognisable nights need its predictions"):
-        fit_darkener(settings, [torch.rand(2, 3, 8, 8)], lambda images: [images], epochs=1, loss=RECOGNISABLE_LOSS)
+        fit_darkener(settings, [torch.rand(2, 3, 8, 8)], lambda images: [images], epochs=1, loss=loss)
 
 
 def test_the_divergence_of_predictions():
