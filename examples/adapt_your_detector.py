@@ -2,8 +2,8 @@
 
     python examples/adapt_your_detector.py
 
-Of the cars and people in 400 unseen scenes by night it finds 11.1 % before and 41.0 % after, by day 57.6 and 59.7 % (seed 0;
-minutes on a CPU).
+Of the cars and people in 400 unseen scenes by night it finds 11.1 % before and 41.0 % after, by day 57.6 and 59.7 %
+(seed 0; minutes on a CPU).
 """
 
 import cv2
