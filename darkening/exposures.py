@@ -42,6 +42,10 @@ class RequestConfig:
             exposure = follow_day(images, exposure, power, self.cell)
         return self.bounded(images, exposure)
 
+    def covers(self, low: float, high: float) -> bool:
+        """Whether training asked for all mean intensities from `low` to `high`."""
+        return self.exposure[0] <= low and high <= self.exposure[1]
+
     def bounded(self, images: Tensor, request: Tensor) -> Tensor:
         """The nearest request to one that training asks for: in its range, in the mean no brighter than the day.
 

@@ -92,7 +92,7 @@ class LearnedNight:
 def refuse_untrained(flag: str, exposures: Sequence[float], darkener: Darkener) -> None:
     """Raise a UsageError for exposures that a darkener was not trained on."""
     low, high = darkener.trained_on.exposure
-    within = low <= min(exposures) and max(exposures) <= high
+    within = darkener.trained_on.covers(min(exposures), max(exposures))
     require(within, flag, tuple(exposures), f"{low} to {high}, what the darkener was trained on (--request.exposure)")
 
 
@@ -144,7 +144,7 @@ class NightView:
         _check_draws(self)
         for learned in (night for night in self.nights if isinstance(night, LearnedNight)):
             low, high = learned.darkener.trained_on.exposure
-            trained = low <= exposure[0] and exposure[1] <= high
+            trained = learned.darkener.trained_on.covers(*exposure)
             check(self, "exposure", trained, f"{low} to {high}, what the darkener was trained on")
             if learned.darkener.settings.view == "camera" and self.camera.share > 0:
                 raise SettingError(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minmax.byol import BatchNormDomains, HeadNorm, MomentumPair, ViewPair, byol_loss
+from minmax.byol import BatchNormDomains, HeadNorm, MomentumPair, Pair, ViewPair, byol_loss
 from minmax.features import FeatureModel, last_feature_layer
 
 
@@ -90,7 +90,8 @@ def adapt(
             images, targets = _to_device(images, place), _to_device(targets, place)
             with torch.no_grad():
                 dark = night(images)
-            losses = adaptation_losses(pair, images, dark, targets, loss, byol_weight, targets_to_model)
+            outputs = pair(images, dark, targets) if targets_to_model else pair(images, dark)
+            losses = adaptation_losses(outputs, targets, loss, byol_weight)
             chosen.zero_grad(set_to_none=True)
             total = torch.stack(list(losses.values())).sum()
             total.backward()
@@ -109,26 +110,16 @@ def adapt(
 
 
 def adaptation_losses(
-    pair: nn.Module,
-    day: Tensor,
-    night: Tensor,
-    targets: Any,
-    loss: Callable[[Any, Any], Tensor],
-    byol_weight: float = 0.1,
-    targets_to_model: bool = False,
+    outputs: Pair, targets: Any, loss: Callable[[Any, Any], Tensor], byol_weight: float = 0.1
 ) -> dict[str, Tensor]:
     """The three losses of one batch by name: of the task by day and by night, and BYOL's, weighted.
 
     Args:
-        pair: a `ViewPair`, maybe inside DataParallel or DistributedDataParallel.
-        day: `(N, 3, H, W)` in [0, 1].
-        night: the same images, darkened.
+        outputs: what a `ViewPair` made of day images and their darkened twins.
         targets: whatever `loss` compares a prediction with.
         loss: (prediction, targets) to a scalar.
         byol_weight: of BYOL's distance.
-        targets_to_model: whether the model takes the targets beside the images.
     """
-    outputs = pair(day, night, targets) if targets_to_model else pair(day, night)
     return {
         "day": loss(outputs.day_prediction, targets),
         "night": loss(outputs.night_prediction, targets),

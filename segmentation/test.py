@@ -70,7 +70,7 @@ def main(config: Config) -> dict[str, dict[str, StreetScore]]:
             for name, path in config.checkpoints.items()
         }
         for network in networks.values():
-            require_size(runtime.place(network), "--images.size", *config.images.size)
+            require_size(network, "--images.size", *config.images.size)
         sets = open_sets(config)
         output = config.open_output()
         secret = {title for title, images in sets.items() if images.load(0).labels is None}

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from darkening.darkener_files import load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view
 from darkening.source_choice import choose_source
+from minmax.adapt import adaptation_losses
 from minmax.augmentation import AugmentConfig
-from minmax.byol import ByolConfig, build_pair, byol_loss
+from minmax.byol import ByolConfig, build_pair
 from minmax.pretrained import require_size
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings, to_plain
@@ -103,11 +104,7 @@ def step(
     """The weighted losses of one batch."""
     with runtime.autocast():
         outputs = pair(day, night)
-    return {
-        "day": pixel_cross_entropy(outputs.day_prediction, labels),
-        "night": pixel_cross_entropy(outputs.night_prediction, labels),
-        "byol": config.byol.weight * byol_loss(outputs),
-    }
+    return adaptation_losses(outputs, labels, pixel_cross_entropy, config.byol.weight)
 
 
 def main(config: Config) -> Path:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from minmax.byol import ByolConfig, Projector
-from minmax.features import IMAGENET_STATISTICS, FeatureModel, InputNormalization
+from minmax.features import IMAGENET_STATISTICS, FeatureModel, InputNormalization, one_line
 from minmax.pretrained import as_published, load_start, read_start
 from minmax.runtime.errors import UsageError
 
@@ -184,8 +184,7 @@ def _timm_trunk(name: str, pretrained: bool, init: Path | None) -> nn.Module:
     try:
         return _LastMap(timm.create_model(name, features_only=True, out_indices=(-1,), **start))
     except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"--model timm/{name}: this network gives no map of features ({reason})") from error
+        raise UsageError(f"--model timm/{name}: this network gives no map of features ({one_line(error)})") from error
 
 
 @torch.no_grad()
@@ -194,8 +193,9 @@ def _map_width(trunk: nn.Module, name: str) -> int:
         # Photographs of places come in all shapes.
         maps = [trunk.eval()(torch.zeros(1, 3, *size)) for size in ((96, 128), (160, 96))]
     except (AssertionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(f"--model {name}: it does not take images of any size ({reason}); choose another") from error
+        raise UsageError(
+            f"--model {name}: it does not take images of any size ({one_line(error)}); choose another"
+        ) from error
     trunk.train()
     shapes = [tuple(value.shape) for value in maps]
     if any(len(shape) != 4 for shape in shapes) or len({shape[1] for shape in shapes}) > 1:
