@@ -10,7 +10,6 @@ the paper's for CODaN (90 epochs of 32 images).
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch.nn.functional as F
 from class_accuracy import selection_score
@@ -18,12 +17,10 @@ from class_folders import DEFAULT_DATA, ImageConfig, open_split
 from classifier import save_classifier
 from foreign_weights import ForeignFlags, load_classifiers
 from image_views import TrainingViews
-from night_statistics import reestimate_statistics
 from torch import Tensor, nn
 
 from darkening.darkener_files import load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view
-from darkening.source_choice import choose_source
 from minmax.adapt import adaptation_losses
 from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair
@@ -31,7 +28,6 @@ from minmax.photometric_jitter import jitter
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings, to_plain
 from minmax.runtime.devices import Runtime
-from minmax.runtime.errors import UsageError
 from minmax.runtime.optimisation import OptimConfig
 from minmax.runtime.report import picture_grid, save_picture
 from minmax.runtime.run import Run, prepare_run
@@ -55,8 +51,6 @@ class Config(ForeignFlags, CommonFlags):
     """The darkener, a best.pt of train_darkener.py or the name of a shipped one; by default nights are made by hand."""
     jitter: float = 0.3
     """Strength of the random brightness, contrast, saturation and hue of both views."""
-    statistics: Literal["running", "reestimated"] = "running"
-    """BatchNorm in evaluation: training's running averages, or estimated on day and darkened images each epoch."""
     images: ImageConfig = field(default_factory=ImageConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     night: NightConfig = field(default_factory=NightConfig)
@@ -67,8 +61,6 @@ class Config(ForeignFlags, CommonFlags):
         """Refuse values out of range."""
         super().__post_init__()
         require(0 <= self.jitter <= 0.5, "--jitter", self.jitter, "0 to 0.5")
-        if self.statistics == "reestimated" and self.byol.batch_norm == "frozen":
-            raise UsageError("--statistics reestimated contradicts --byol.batch-norm frozen; drop one of the two flags")
 
 
 def build_views(
@@ -94,7 +86,6 @@ def step(
 
 def main(config: Config) -> Path:
     """Adapt, and return the checkpoint of the last epoch."""
-    config = choose_source(config, TASK, main)
     if config.quick:
         config = shrink_settings(
             config, images={"size": 32}, optim={"epochs": 2, "batch_size": 16, "milestones": (1,)}, workers=0
@@ -129,8 +120,6 @@ def main(config: Config) -> Path:
                     losses = step(parallel, day, night, labels, config, runtime)
                     run.update(optimizer, losses, schedule)
                     pair.update_target()
-                if config.statistics == "reestimated":
-                    reestimate_statistics(pair.online, training, config.images, night_view, runtime)
                 score = selection_score(pair.online, validation, config.images, runtime)
                 run.finish_epoch(score, score["score"], save)
             return run.finish(save)

@@ -18,7 +18,7 @@ from torch import Tensor
 from darkening.camera import SHARED_DRAWS, CameraConfig, draw_noise, photograph
 from darkening.darkener import Darkener
 from darkening.exposures import as_clips, as_images, follow_day, uniform
-from darkening.heuristics import CONTROLS, HEURISTICS, HeuristicName, Night
+from darkening.heuristics import CONTROLS, HEURISTICS, Night
 from darkening.scene_view import SceneMemory
 from minmax.features import freeze
 from minmax.runtime.errors import SettingError, UsageError, check, check_range, require
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from minmax.runtime.devices import Runtime
 
 log = logging.getLogger(__name__)
-NightSource = Literal["learned", "gamma", "brightness", "dim", "short-exposure", "augmix", "day", "auto"]
+NightSource = Literal["learned", "gamma", "brightness", "dim", "short-exposure", "augmix", "day"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,7 @@ class NightConfig:
     source: NightSource | None = None
     """By default the darkener where there is one, and otherwise a dim night behind a camera. learned: the darkener;
     gamma, brightness, dim (between these two), short-exposure: made by hand; augmix: AugMix in place of a night; day:
-    no darkening, a control; auto, in train.py: an epoch of several, then the one that day validation images prefer."""
-    mix: tuple[HeuristicName, ...] = ()
-    """Hand-made nights that take turns with the source: each image (or clip) gets one of them all at random."""
+    no darkening, a control."""
     exposure: tuple[float, float] = (0.0, 0.2)
     """Lowest and highest requested mean intensity; one is drawn per image (or clip)."""
     contrast: tuple[float, float] = (0.0, 0.0)
@@ -53,9 +51,7 @@ class NightConfig:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         _check_draws(self)
-        repeated = self.source in self.mix or len(set(self.mix)) < len(self.mix)
-        check(self, "mix", not repeated, f"each once, and none that is the source, {self.source}")
-        if self.camera.share == 0 and self.camera != CameraConfig() and self.source not in (None, "auto"):
+        if self.camera.share == 0 and self.camera != CameraConfig() and self.source is not None:
             raise SettingError(CameraConfig, "share", "0: expected more than 0 beside other settings of the camera")
 
 
@@ -101,8 +97,6 @@ class _Shared(NamedTuple):
 
     exposure: Tensor
     """Maps `(N, 1, H, W)`."""
-    choice: Tensor
-    """Number of the night, `(N,)`."""
     power: Tensor
     """Of the contrast, `(N, 1, 1, 1)`."""
     draws: Tensor
@@ -118,7 +112,6 @@ class NightView:
         exposure: range of the requested mean intensity, uniform.
         noise: standard deviation of the exposure noise.
         cell: side of its cells in pixels.
-        mix: nights that take turns with `night`.
         contrast: range of the power by which the request follows the day's brightness from cell to cell, uniform. With
             0 a darkener that obeys makes all cells equally dark; with 1 they keep their ratios, with more they part.
         camera: what a camera adds behind the night.
@@ -134,19 +127,23 @@ class NightView:
         exposure: tuple[float, float] = (0.0, 0.2),
         noise: float = 0.025,
         cell: int = 16,
-        mix: Sequence[str | Darkener | Night] = (),
         contrast: tuple[float, float] = (0.0, 0.0),
         camera: CameraConfig | None = None,
     ) -> None:
-        self.nights = tuple(map(_as_night, (night, *mix)))
+        self.night = _as_night(night)
         self.exposure, self.contrast, self.noise, self.cell = exposure, contrast, noise, cell
         self.camera = camera or CameraConfig()
         _check_draws(self)
-        for learned in (night for night in self.nights if isinstance(night, LearnedNight)):
-            low, high = learned.darkener.trained_on.exposure
-            trained = learned.darkener.trained_on.covers(*exposure)
-            check(self, "exposure", trained, f"{low} to {high}, what the darkener was trained on")
-            if learned.darkener.settings.view == "camera" and self.camera.share > 0:
+        if isinstance(self.night, LearnedNight):
+            darkener = self.night.darkener
+            low, high = darkener.trained_on.exposure
+            check(
+                self,
+                "exposure",
+                darkener.trained_on.covers(*exposure),
+                f"{low} to {high}, what the darkener was trained on",
+            )
+            if darkener.settings.view == "camera" and self.camera.share > 0:
                 raise SettingError(
                     CameraConfig, "share", f"{self.camera.share}: expected 0, as this darkener has a camera of its own"
                 )
@@ -161,14 +158,14 @@ class NightView:
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Darken `(N, 3, H, W)` images or `(N, 3, T, H, W)` clips in [0, 1].
 
-        Each image gets one exposure, one noise map, one of the nights and one camera, each clip one of each for all its
-        frames. All draws come from the CPU `generator`, by default torch's own.
+        Each image gets one exposure, one noise map and one camera, each clip one of each for all its frames. All draws
+        come from the CPU `generator`, by default torch's own.
         """
         count, (height, width) = len(images), images.shape[-2:]
         drawn = self._draw(count, height, width, generator)
         flat, frames = as_images(images)
         shared = _Shared(*(values.repeat_interleave(frames, dim=0) for values in drawn))
-        darkened = self._darken(self.nights, flat, shared, generator)
+        darkened = self._darken(self.night, flat, shared, generator)
         return darkened if images.dim() == 4 else as_clips(darkened, frames)
 
     @torch.no_grad()
@@ -180,42 +177,29 @@ class NightView:
         Part by part or at once, a learned night makes the same of the frames, which must come in their order; but for
         the noise of a camera.
         """
-        nights = [night.for_video() if isinstance(night, LearnedNight) else night for night in self.nights]
+        night = self.night.for_video() if isinstance(self.night, LearnedNight) else self.night
         drawn = self._draw(1, height, width, generator)
 
         @torch.no_grad()
         def darken(frames: Tensor) -> Tensor:
             shared = drawn._replace(exposure=drawn.exposure.to(frames))  # moved once, not once for every frame
             every = _Shared(*(part.expand(len(frames), *part.shape[1:]) for part in shared))
-            return self._darken(nights, frames, every, generator)
+            return self._darken(night, frames, every, generator)
 
         return darken
 
     def _draw(self, count: int, height: int, width: int, generator: torch.Generator | None) -> _Shared:
         """What so many images, clips or videos get."""
         exposure = self.exposure_map(count, height, width, generator)
-        choice = torch.zeros(count, dtype=torch.int64)
-        if len(self.nights) > 1:
-            choice = torch.randint(len(self.nights), (count,), generator=generator)
         power = torch.zeros(count, 1, 1, 1)
         if self.contrast != (0.0, 0.0):
             power = uniform(self.contrast, count, generator)
-        return _Shared(exposure, choice, power, torch.rand(count, SHARED_DRAWS, generator=generator))
+        return _Shared(exposure, power, torch.rand(count, SHARED_DRAWS, generator=generator))
 
-    def _darken(
-        self, nights: Sequence[Night], images: Tensor, shared: _Shared, generator: torch.Generator | None
-    ) -> Tensor:
-        """Darken each image by the night of the number in `choice`, and photograph it."""
+    def _darken(self, night: Night, images: Tensor, shared: _Shared, generator: torch.Generator | None) -> Tensor:
+        """Darken each image, and photograph it."""
         exposure = follow_day(images, shared.exposure.to(images), shared.power, self.cell)
-        darkened = images
-        for number, night in enumerate(nights):
-            chosen = (shared.choice == number).nonzero().flatten()
-            if len(chosen) == len(images):
-                darkened = night(images, exposure, generator, shared.draws)
-            elif len(chosen):
-                darkened = darkened.clone() if darkened is images else darkened
-                here = chosen.to(images.device)
-                darkened[here] = night(images[here], exposure[here], generator, shared.draws[chosen])
+        darkened = night(images, exposure, generator, shared.draws)
         if self.camera.share == 0:
             return darkened
         return photograph(darkened, self.camera, shared.draws, draw_noise(darkened, generator))
@@ -256,13 +240,11 @@ def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Ru
     """The night views that the flags ask for; `darkener` is needed by, and allowed for, learned nights only.
 
     Raises:
-        UsageError: when the source is the darkener and none is given, or the other way round; for `auto`; for exposures
-            that the darkener was not trained on.
+        UsageError: when the source is the darkener and none is given, or the other way round; for exposures that the
+            darkener was not trained on.
     """
     config = with_default_source(config, learned=darkener is not None)
     log.info("nights: %s%s", config.source, ", then a camera" if config.camera.share else "")
-    if config.source == "auto":
-        raise UsageError("--night.source auto: only train.py chooses a source; name one")
     if (config.source == "learned") != (darkener is not None):
         advice = (
             "needs --darkener PATH (train_darkener.py writes best.pt into its run); or choose --night.source gamma"
@@ -272,7 +254,7 @@ def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Ru
         raise UsageError(f"--night.source {config.source}: {advice}")
     night = str(config.source) if darkener is None else runtime.place(freeze(darkener))
     try:
-        return NightView(night, config.exposure, config.noise, config.cell, config.mix, config.contrast, config.camera)
+        return NightView(night, config.exposure, config.noise, config.cell, config.contrast, config.camera)
     except SettingError as error:
         group = "--night.camera" if error.owner is CameraConfig else "--night"
         raise UsageError(f"{group}.{error.name} {error.problem}") from error

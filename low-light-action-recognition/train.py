@@ -27,7 +27,6 @@ from video_trees import DEFAULT_DATA
 
 from darkening.darkener_files import load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view
-from darkening.source_choice import choose_source
 from minmax.adapt import adaptation_losses
 from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair
@@ -98,7 +97,6 @@ def step(
 
 def main(config: Config) -> Path:
     """Adapt, and return the checkpoint of the last epoch."""
-    config = choose_source(config, TASK, main)
     if config.quick:
         config = shrink_settings(
             config, clips={"length": 4, "size": 32}, optim={"epochs": 2, "batch_size": 8}, workers=0

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from darkening.darkener_files import load_darkener
 from darkening.night_view import NightConfig, NightView, build_night_view
-from darkening.source_choice import choose_source
 from minmax.adapt import adaptation_losses
 from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair
@@ -109,7 +108,6 @@ def step(
 
 def main(config: Config) -> Path:
     """Adapt, and return the checkpoint of the last epoch."""
-    config = choose_source(config, TASK, main)
     if config.quick:
         config = shrink_settings(
             config,

@@ -16,7 +16,6 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 from darkening import load_darkener
 from darkening.selection_nights import SELECTION_NIGHTS
-from darkening.source_choice import CANDIDATES
 from minmax.runtime.errors import UsageError
 
 
@@ -39,22 +38,6 @@ def test_four_scripts_on_class_folders(data, tmp_path):
     found = start("test", "--checkpoint", adapted, "--data", data, *SIZE)["checkpoint"]
     assert found["test_night"].confusion.sum() == 12
     assert (adapted.parent / "test" / "results.json").is_file()
-
-
-def test_train_chooses_its_night_itself(data, checkpoint, tmp_path):
-    flags = [*common(data, tmp_path), "--checkpoint", checkpoint, "--night.source", "auto", "--optim.epochs", 2]
-    adapted = start("train", *flags)
-    scores = {}
-    for candidate, night in CANDIDATES.items():
-        if night[0] == "learned":
-            continue
-        run = adapted.parent.with_name(f"adapt-try-{candidate}")
-        numbers = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        assert {line["epoch"] for line in numbers} == {1}
-        scores[night] = numbers[-1]["score"]
-    night = torch.load(adapted, weights_only=True)["config"]["night"]
-    assert scores[night["source"], night["camera"]["share"]] == max(scores.values())
-    assert start("train", *flags, "--resume") == adapted  # the choice is the same again
 
 
 def test_a_config_replays_a_run(data, checkpoint, tmp_path):

@@ -152,7 +152,7 @@ def test_what_cannot_train_is_refused_by_the_name_of_the_argument(settings, imag
 
 def test_a_night_view_by_name_draws_from_torchs_own_generator_unless_one_is_given():
     night = NightView("gamma", exposure=(0.05, 0.4), camera=CameraConfig(share=1))
-    assert night.nights == (HEURISTICS["gamma"],)
+    assert night.night is HEURISTICS["gamma"]
     torch.manual_seed(3)
     first, second = night(DAY), night(DAY)
     torch.manual_seed(3)
@@ -162,7 +162,7 @@ def test_a_night_view_by_name_draws_from_torchs_own_generator_unless_one_is_give
 
 def test_a_shipped_darkener_is_a_night_view_and_is_not_changed():
     darkener = load_darkener("night-to-look-at")
-    night = NightView(darkener, exposure=(0.1, 0.1), noise=0.0, mix=["day"])
+    night = NightView(darkener, exposure=(0.1, 0.1), noise=0.0)
     assert night(DAY).shape == DAY.shape and all(parameter.requires_grad for parameter in darkener.parameters())
 
 

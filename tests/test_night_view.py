@@ -112,14 +112,6 @@ RANGE = "expected two numbers, 0.0 <= LOW <= HIGH <= 1.0"
         ({"noise": -0.1}, "noise -0.1: expected 0 or more"),
         ({"noise": float("nan")}, "noise nan: expected 0 or more"),
         ({"cell": 0}, "cell 0: expected 1 or more"),
-        (
-            {"source": "gamma", "mix": ("gamma",)},
-            "mix gamma: expected each once, and none that is the source, gamma",
-        ),
-        (
-            {"source": "learned", "mix": ("short-exposure", "gamma", "short-exposure")},
-            "mix short-exposure gamma short-exposure: expected each once, and none that is the source, learned",
-        ),
     ],
 )
 def test_values_out_of_range_are_refused_with_one_message(flags, message):
@@ -164,11 +156,6 @@ def test_exposures_that_the_darkener_was_not_trained_on_are_refused():
     assert build_night_view(NightConfig(exposure=(0.05, 0.8)), brighter, CPU).exposure == (0.05, 0.8)
 
 
-def test_auto_is_no_night():
-    with pytest.raises(UsageError, match="--night.source auto: only train.py chooses a source; name one"):
-        build_night_view(NightConfig(source="auto"), None, CPU)
-
-
 def test_the_learned_view_is_the_frozen_darkener():
     darkener = Darkener(DarkenerSettings(width=4))
     images = torch.rand(2, 3, 8, 8, generator=generator_of())
@@ -180,64 +167,31 @@ def test_the_learned_view_is_the_frozen_darkener():
 def test_the_other_views_are_the_heuristics_with_the_configured_draws():
     config = NightConfig(source="gamma", exposure=(0.1, 0.3), noise=0.5, cell=7)
     view = build_night_view(config, None, CPU)
-    assert (view.nights, view.exposure, view.noise, view.cell) == ((HEURISTICS["gamma"],), (0.1, 0.3), 0.5, 7)
-    assert build_night_view(NightConfig(source="day"), None, CPU).nights == (day_view,)
+    assert (view.night, view.exposure, view.noise, view.cell) == (HEURISTICS["gamma"], (0.1, 0.3), 0.5, 7)
+    assert build_night_view(NightConfig(source="day"), None, CPU).night is day_view
 
 
-def marking(number):
-    """A night that shows its number before the point and the exposure behind it."""
-    return lambda images, exposure, generator, draws: number + exposure.expand_as(images)
+def showing(images, exposure, generator, draws):
+    """A night that shows the exposure that it was asked for."""
+    return exposure.expand_as(images)
 
 
-MARKED = NightView(marking(0), (0.1, 0.9), noise=0.01, mix=[marking(1), marking(2)])
+def test_the_frames_of_a_clip_share_their_exposure():
+    view = NightView(showing, (0.1, 0.9), noise=0.01)
+    shown = view(torch.zeros(60, 3, 5, 8, 8), generator_of())
+    assert torch.equal(shown, shown[:, :, :1].expand_as(shown))
+    asked = view.exposure_map(60, 8, 8, generator_of())
+    torch.testing.assert_close(shown[:, :, 0], asked.expand(60, 3, 8, 8), rtol=0, atol=1e-6)
 
 
-def test_each_image_gets_one_of_the_mixed_nights_and_keeps_its_exposure():
-    shown = MARKED(torch.zeros(300, 3, 8, 8), generator_of())
-    numbers = shown.floor()
-    assert torch.equal(numbers, numbers[:, :1, :1, :1].expand_as(numbers)), "an image is of several nights"
-    chosen = numbers[:, 0, 0, 0].long()
-    assert min(chosen.bincount(minlength=3).tolist()) > 70, "the nights do not take turns"
-    assert len(chosen.bincount(minlength=3)) == 3
-    asked = MARKED.exposure_map(300, 8, 8, generator_of())
-    torch.testing.assert_close(shown - numbers, asked.expand_as(shown), rtol=0, atol=1e-6)
-
-
-def test_a_clip_is_of_one_of_the_mixed_nights():
-    shown = MARKED(torch.zeros(60, 3, 5, 8, 8), generator_of())
-    assert torch.equal(shown, shown[:, :, :1].expand_as(shown)), "the frames of a clip are of several nights"
-    assert torch.equal(shown[:, :, 0], MARKED(torch.zeros(60, 3, 8, 8), generator_of()))
-    assert set(shown.floor().unique().tolist()) == {0.0, 1.0, 2.0}
-
-
-def test_the_frames_of_a_mixed_clip_keep_their_places():
-    clip = torch.rand(9, 3, 4, 5, 6, generator=generator_of())
-    halved = NightView(day_view, (0.0, 0.2), mix=[lambda images, exposure, generator, draws: images / 2])
-    shown = halved(clip, generator_of())
-    kept = (shown == clip).flatten(1).all(dim=1)
-    assert 0 < kept.sum() < 9
-    assert torch.equal(shown[~kept], clip[~kept] / 2)
-
-
-def test_mixed_nights_depend_on_the_generator_alone():
+def test_nights_depend_on_the_generator_alone():
     images = torch.rand(16, 3, 16, 16, generator=generator_of())
-    view = build_night_view(NightConfig(source="short-exposure", mix=("gamma",)), None, CPU)
+    view = build_night_view(NightConfig(source="short-exposure"), None, CPU)
     torch.manual_seed(1)
     first = view(images, generator_of(5))
     torch.manual_seed(2)
     assert torch.equal(first, view(images, generator_of(5)))
     assert not torch.equal(first, view(images, generator_of(6)))
-
-
-def test_the_source_takes_turns_with_the_nights_that_the_flags_name():
-    darkener = Darkener(DarkenerSettings(width=4))
-    config = NightConfig(mix=("brightness", "gamma"), exposure=(0.1, 0.1), noise=0.0)
-    images, exposure = torch.rand(60, 3, 8, 8, generator=generator_of()), torch.full((60, 1, 8, 8), 0.1)
-    shown = build_night_view(config, darkener, CPU)(images, generator_of())
-    nights = [darkener.darken(images, exposure), *(HEURISTICS[n](images, exposure, None) for n in config.mix)]
-    close = torch.stack([torch.isclose(shown, night, atol=1e-6).flatten(1).all(dim=1) for night in nights])
-    assert torch.equal(close.sum(dim=0), torch.ones(60, dtype=torch.int64))
-    assert close.any(dim=1).all()
 
 
 def test_a_request_that_follows_the_day_keeps_ratios_between_cells_and_the_mean():

@@ -27,7 +27,6 @@ from tuple_pair import TuplePair, few_at_a_time
 
 from darkening.darkener_files import load_darkener
 from darkening.night_view import NightConfig, build_night_view
-from darkening.source_choice import choose_source
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, run_script, shrink_settings, to_plain
@@ -94,7 +93,6 @@ def step(
 
 def main(config: Config) -> Path:
     """Adapt, and return the checkpoint of the last epoch."""
-    config = choose_source(config, TASK, main)
     if config.quick:
         config = shrink_settings(
             config,
