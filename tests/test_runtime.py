@@ -182,9 +182,11 @@ def test_whatever_a_file_holds_it_is_read_or_refused(content, tmp_path_factory):
 
 
 def test_missing_files_folders_and_other_payloads_are_refused(tmp_path):
-    for path in (tmp_path / "nothing.pt", tmp_path):
-        with pytest.raises(UsageError, match=f"no checkpoint at {path}; expected a .pt, .pth or .safetensors file"):
-            load_checkpoint(path)
+    with pytest.raises(UsageError, match=f"no checkpoint at {tmp_path / 'nothing.pt'}; expected a .pt, .pth or"):
+        load_checkpoint(tmp_path / "nothing.pt")
+    save_checkpoint({}, tmp_path / "best.pt")
+    with pytest.raises(UsageError, match=f"{tmp_path} is a folder; expected a file, such as best.pt in it"):
+        load_checkpoint(tmp_path)
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
     with pytest.raises(UsageError, match="holds a list; expected a mapping"):
         load_checkpoint(tmp_path / "list.pt")

@@ -3,12 +3,12 @@
 import argparse
 import contextlib
 import errno
-import glob
 import hashlib
 import os
 import pickle
 import platform
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         RunError: when the disk is full or the file cannot be written; the former file is then untouched.
     """
-    temporary = path.with_name(f".{path.name}.{_HOST}{os.getpid()}.tmp")
+    temporary = path.with_name(f"{_temporary_prefix(path)}{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
@@ -54,10 +54,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def _temporary_prefix(path: Path) -> str:
+    """What the temporary files of this machine for `path` begin with; of a length that any disk takes."""
+    return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.{_HOST}"
+
+
 def remove_leftovers(path: Path) -> None:
     """Remove what `write_atomically` left beside `path` in killed processes of this machine; others keep theirs."""
-    for file in path.parent.glob(f".{glob.escape(path.name)}.{_HOST}*.tmp"):
-        number = file.name.rsplit(".", 2)[1].removeprefix(_HOST)
+    prefix = _temporary_prefix(path)
+    for file in path.parent.glob(f"{prefix}*.tmp"):
+        number = file.name.removeprefix(prefix).removesuffix(".tmp")
         if number.isdecimal() and not _is_alive(int(number)):
             file.unlink(missing_ok=True)
 
@@ -90,21 +96,30 @@ def save_checkpoint(payload: Mapping[str, Any], path: Path) -> None:
     write_atomically(path, lambda temporary: torch.save(dict(payload), temporary))
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, resuming: bool = False) -> dict[str, Any]:
     """Read a torch checkpoint onto the CPU with `weights_only=True`, or safetensors: data, never code.
 
     Training programs keep accuracies as numpy's numbers, which become Python's, whitenings as its arrays, and flags as
     argparse's Namespace. Any other object is refused.
 
+    Args:
+        path: the file.
+        resuming: whether it is the last.pt that a run goes on from, which holds no network to be used.
+
     Raises:
-        UsageError: when the file is missing, truncated, holds code or other objects, or holds no mapping.
+        UsageError: when the file is missing, truncated, holds code or other objects, or holds no mapping; when it is
+            the folder of a run.
     """
+    if path.is_dir():
+        there = ", ".join(sorted(file.name for file in path.glob("*.pt") if file.name != "last.pt"))
+        raise UsageError(f"{path} is a folder; expected a file{f', such as {there} in it' if there else ''}")
     if not path.is_file():
         raise UsageError(f"no checkpoint at {path}; expected a .pt, .pth or .safetensors file")
     known: list[Any] = [argparse.Namespace, *((stand_in, name) for name, stand_in in NUMPY_STAND_INS.items())]
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
+        _refuse_compressed(path)
         with torch.serialization.safe_globals(known):
             payload = torch.load(path, map_location="cpu", weights_only=True)
         refuse_bombs(payload, path.stat().st_size)
@@ -118,7 +133,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UsageError(problem) from error
     if not isinstance(payload, Mapping):
         raise UsageError(f"{path} holds a {type(payload).__name__}; expected a mapping of names to tensors")
+    if {"progress", "state"} <= payload.keys() and not resuming:
+        raise UsageError(f"{path} is what --resume goes on from; take best.pt or last-epoch.pt beside it")
     return dict(payload)
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Refuse an archive that grows when it is read; torch.save compresses nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            grows = sum(member.file_size for member in archive.infolist()) > path.stat().st_size
+        if grows:
+            raise ValueError("it unpacks to more than its own size")
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: Path | str) -> None:
@@ -127,7 +153,8 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: Path |
     Only the batches that BatchNorm has counted may be missing, as in old files: then there were none.
 
     Raises:
-        UsageError: names missing, unexpected and wrongly shaped tensors (three of each at most).
+        UsageError: names missing, unexpected and wrongly shaped tensors, and those whose numbers are not finite (three
+            of each at most).
     """
     own = module.state_dict()
     uncounted = {name: torch.zeros_like(own[name]) for name in own if name.endswith("num_batches_tracked")}
@@ -146,4 +173,11 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: Path |
     ]
     if problems:
         raise UsageError(f"{source} does not fit {type(module).__name__}: tensors {'; '.join(problems)}")
+    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if broken:
+        shown = f"{', '.join(broken[:3])}{', ...' if len(broken) > 3 else ''}"
+        raise UsageError(
+            f"{source} holds NaN or infinity in {len(broken)} tensors ({shown}): its training diverged; take an "
+            "earlier checkpoint"
+        )
     module.load_state_dict(state)

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import errno
 import io
 import logging
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 import cattrs
+import torch
 import tyro
 import yaml
 from cattrs.v import format_exception
@@ -37,6 +39,7 @@ class DataclassInstance(Protocol):
 
 
 ConfigT = TypeVar("ConfigT", bound=DataclassInstance)
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
 
 Switch = Annotated[
     bool,
@@ -214,15 +217,26 @@ def write_yaml(config: DataclassInstance, path: Path) -> None:
     path.write_text(yaml.safe_dump(to_plain(config), sort_keys=False), encoding="utf-8")
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Safe YAML without aliases, by which a few lines can stand for billions of values."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """A node that is written out."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.YAMLError(f"line {mark.line + 1}: expected values, found an alias")
+        return super().compose_node(parent, index)
+
+
 def read_yaml(path: Path) -> Any:
     """Read a YAML file of plain values.
 
     Raises:
-        UsageError: when the file is missing or is not YAML.
+        UsageError: when the file is missing or is not YAML, holds aliases or is nested deeply.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)  # noqa: S506  (a SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"--config {path}: {' '.join(str(error).split())}") from error
 
 
@@ -288,11 +302,15 @@ def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_flags(config_class: type[ConfigT], description: str | None, argv: Sequence[str] | None = None) -> ConfigT:
-    """Read the command line into a config; `--config FILE` is read first and gives the defaults."""
+    """Read the command line into a config.
+
+    `--config FILE` is read first and gives the defaults; with `--resume` the flags that the run was started with do.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config", type=Path)
-    file = finder.parse_known_args(arguments)[0].config
+    found = finder.parse_known_args(arguments)[0]
+    file = found.config or _resumed_config(config_class, arguments)
     parse: Callable[..., ConfigT] = partial(tyro.cli, config_class, args=arguments, description=description)
     shown = io.StringIO()
     try:
@@ -308,6 +326,19 @@ def parse_flags(config_class: type[ConfigT], description: str | None, argv: Sequ
     typed = {argument[2:].split("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")}
     object.__setattr__(config, "_typed", frozenset(typed))
     return config
+
+
+def _resumed_config(config_class: type[Any], arguments: Sequence[str]) -> Path | None:
+    """The config.yaml of the run that is to be continued, if there is one."""
+    if "--resume" not in arguments:
+        return None
+    defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--name", default=defaults["name"])
+    finder.add_argument("--runs", type=Path, default=defaults["runs"])
+    found = finder.parse_known_args(arguments)[0]
+    file: Path = found.runs / _file_of(config_class).parent.name / str(found.name) / "config.yaml"
+    return file if file.is_file() else None
 
 
 def _setting_error(error: BaseException | None) -> SettingError | None:
@@ -338,6 +369,8 @@ def run_script(config_class: type[ConfigT], main: Callable[[ConfigT], object], d
     # Under torchrun the first process speaks for all.
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(parse_flags(config_class, description))
     except SettingError as error:
@@ -346,12 +379,19 @@ def run_script(config_class: type[ConfigT], main: Callable[[ConfigT], object], d
         sys.exit(_fail(error, 2))
     except RunError as error:
         sys.exit(_fail(error, 1))
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        sys.exit(_fail(error, 1))
+    except torch.OutOfMemoryError as error:
+        advice = "lower --optim.batch-size, --batch-size or the size of the images"
+        sys.exit(_fail(f"out of memory on the device ({str(error).split('. ')[0]}); {advice}", 1))
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         sys.exit(130)
 
 
-def _fail(error: Exception, code: int) -> int:
+def _fail(error: Exception | str, code: int) -> int:
     sys.stderr.write(f"error: {error}\n")
     return code
 

@@ -41,8 +41,9 @@ log = logging.getLogger(__name__)
 BatchT = TypeVar("BatchT")
 
 _READ_EVERY = 20  # steps
-# Flags that may differ when a run is continued: they do not change what it computes.
-FREE_FLAGS = {"resume", "config", "runs", "device", "workers", "threads", "save_minutes"}
+# Flags that may differ when a run is continued: they do not change what it computes. Of the data, and of files that a
+# run starts from, the fingerprint decides: they may move.
+FREE_FLAGS = {"resume", "config", "runs", "device", "workers", "threads", "save_minutes", "data"}
 
 
 class Stateful(Protocol):
@@ -114,11 +115,19 @@ def check_run_folder(task: str, config: CommonFlags) -> Path:
     stored = read_yaml(folder / "config.yaml")
     if not isinstance(stored, dict):
         raise UsageError(f"--resume: {folder / 'config.yaml'} holds no flags; start the run again under another --name")
-    before = {name: value for name, value in stored.items() if name not in FREE_FLAGS}
-    changed = _differences(before, to_plain(config))
+    free = FREE_FLAGS | set(input_files(config))
+    before, now = {name: value for name, value in stored.items() if name not in free}, to_plain(config)
+    if _epochs(now) > _epochs(before):  # more of them extend the run
+        before["optim"] = before["optim"] | {"epochs": _epochs(now)}
+    changed = _differences(before, now)
     if changed:
         raise UsageError(f"--resume: {folder} was started with other flags: {'; '.join(changed)}")
     return folder
+
+
+def _epochs(plain: Mapping[str, Any]) -> int:
+    optim = plain.get("optim")
+    return int(optim.get("epochs", 0)) if isinstance(optim, dict) else 0
 
 
 class Run:
@@ -153,15 +162,17 @@ class Run:
         self._compiling = runtime.compiles  # not yet done
         self._stop_signal: int | None = None
         self._open_folder(config)
-        self._handler = logging.FileHandler(self.directory / "log.txt") if runtime.is_main else logging.NullHandler()
+        self._handler: logging.Handler = logging.NullHandler()
+        if runtime.is_main:  # names of files need not be text
+            self._handler = logging.FileHandler(self.directory / "log.txt", encoding="utf-8", errors="backslashreplace")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         self._writer: SummaryWriter | None = None
         if runtime.is_main:
             write_environment(self.directory / "environment.jsonl", self.data_fingerprint)
 
     def _open_folder(self, config: CommonFlags) -> None:
-        """Make the folder of a new run; the main process has it to itself."""
-        if not self.runtime.is_main or config.resume:
+        """Make the folder of a run; the main process has it to itself. A run that goes on may have more epochs."""
+        if not self.runtime.is_main:
             return
         try:
             (self.directory / "pictures").mkdir(parents=True, exist_ok=True)
@@ -208,7 +219,8 @@ class Run:
         self._parts = parts
         path = self.directory / "last.pt"
         # Read by the main process alone: machines need not share a disk.
-        payload = self.runtime.from_main(load_checkpoint(path) if self.runtime.is_main and path.is_file() else None)
+        there = self.runtime.is_main and path.is_file()
+        payload = self.runtime.from_main(load_checkpoint(path, resuming=True) if there else None)
         if payload is not None:
             now = {"processes": self.runtime.world_size, "data": self.data_fingerprint}
             for name, value in now.items():
@@ -217,7 +229,7 @@ class Run:
             self.progress = Progress(**payload["progress"])
             for name, part in parts.items():
                 part.load_state_dict(payload["state"][name])
-            log.info("continuing %s at epoch %d, step %d", path, self.progress.epoch, self.progress.step)
+            log.info("continuing %s after %d epochs, %d steps", path, self.progress.epoch, self.progress.step)
         if self.runtime.is_main:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -410,8 +422,12 @@ class Run:
         at = at or self.progress
         # Inside the loop the step in progress is not counted yet; a restart from `step` repeats step + 1 and later.
         step = at.step + (kind == "train")
-        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "epoch": at.epoch + 1, "step": step, **numbers}) + "\n")
+        line = json.dumps({"kind": kind, "epoch": at.epoch + 1, "step": step, **numbers}) + "\n"
+        try:
+            with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise RunError(f"could not write {self.directory / 'metrics.jsonl'}: {error}") from error
         if self._writer is not None:
             for name, number in numbers.items():
                 self._writer.add_scalar(f"{kind}/{name}", number, step)
