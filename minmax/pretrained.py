@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from minmax.features import FeatureModel, attempt, evaluation_mode
-from minmax.runtime.checkpoints import load_checkpoint, load_strictly, save_checkpoint
+from minmax.runtime.checkpoints import load_checkpoint, load_strictly, refuse_absurd, save_checkpoint
 from minmax.runtime.config import DataclassInstance, from_plain, to_plain
 from minmax.runtime.errors import UsageError
 
@@ -57,6 +57,7 @@ def rebuild_network(
     except KeyError as error:
         raise UsageError(f"{source} is not a checkpoint of this version: it lacks {error}") from error
     settings = from_plain(settings_class, stored, f"what is said of the network in {source}")
+    refuse_absurd(to_plain(settings), state, source)
     network = build(settings)
     load_strictly(network.model, state, source)
     return network, settings

@@ -147,6 +147,23 @@ def _refuse_compressed(path: Path) -> None:
             raise ValueError("it unpacks to more than its own size")
 
 
+def refuse_absurd(settings: Mapping[str, Any], state: Mapping[str, Tensor], source: Path | str) -> None:
+    """Refuse settings of a network that is far larger than its weights, before memory is taken for it.
+
+    Args:
+        settings: as the file says them; a width of W needs W times W weights somewhere.
+        state: the weights.
+        source: the file, for messages.
+
+    Raises:
+        UsageError: names the setting.
+    """
+    held = sum(tensor.numel() for tensor in state.values())
+    for name, value in settings.items():
+        if isinstance(value, int) and value**2 > max(held, 2**16):
+            raise UsageError(f"{source} asks for {name} {value}, but holds only {held} numbers")
+
+
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: Path | str) -> None:
     """Load `state` into `module`, every tensor of both, or say which do not fit.
 
