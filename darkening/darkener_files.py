@@ -13,7 +13,7 @@ from torch import Tensor
 
 from darkening.darkener import Darkener, DarkenerSettings
 from darkening.exposures import RequestConfig
-from minmax.runtime.checkpoints import load_checkpoint, load_strictly, save_checkpoint, write_atomically
+from minmax.runtime.checkpoints import load_checkpoint, load_strictly, refuse_absurd, save_checkpoint, write_atomically
 from minmax.runtime.errors import UsageError
 
 CHECKPOINT_FORMAT = "similarity-minmax/darkener"
@@ -82,12 +82,12 @@ def _rebuilt(payload: Mapping[str, Any], path: Path) -> Darkener:
     from minmax.runtime.config import from_plain  # here, as the import of the library needs no reader of flags
 
     try:
-        settings = payload["settings"]
+        settings, state = payload["settings"], payload["darkener"]
         settings = dict(json.loads(settings) if isinstance(settings, str) else settings)
         names = [name for name in settings if name.startswith("trained_")]
+        refuse_absurd(settings, state, path)
         trained_on = {name.removeprefix("trained_"): settings.pop(name) for name in names}
         darkener = Darkener(from_plain(DarkenerSettings, settings, path), from_plain(RequestConfig, trained_on, path))
-        state = payload["darkener"]
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise UsageError(f"{path} is not a darkener checkpoint of this version: {error}") from error
     return _load_weights(darkener, state, path)

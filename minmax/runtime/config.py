@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import io
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -323,9 +324,23 @@ def parse_flags(config_class: type[ConfigT], description: str | None, argv: Sequ
             sys.stderr.write(shown.getvalue())
             raise
         raise _by_flag(refused, config_class) from refused
+    for flag, value in _floats(to_plain(config)):
+        require(math.isfinite(value), flag, value, "a finite number")
     typed = {argument[2:].split("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")}
     object.__setattr__(config, "_typed", frozenset(typed))
     return config
+
+
+def _floats(value: Any, flag: str = "-") -> Iterator[tuple[str, float]]:
+    """All numbers with a point in plain values, each with its flag."""
+    if isinstance(value, dict):
+        for name, member in value.items():
+            yield from _floats(member, f"{flag}{'-' if flag == '-' else '.'}{name.replace('_', '-')}")
+    elif isinstance(value, list):
+        for member in value:
+            yield from _floats(member, flag)
+    elif isinstance(value, float):
+        yield flag, value
 
 
 def _resumed_config(config_class: type[Any], arguments: Sequence[str]) -> Path | None:
@@ -383,9 +398,11 @@ def run_script(config_class: type[ConfigT], main: Callable[[ConfigT], object], d
         if error.errno not in _OF_THE_DISK:
             raise
         sys.exit(_fail(error, 1))
-    except torch.OutOfMemoryError as error:
-        advice = "lower --optim.batch-size, --batch-size or the size of the images"
-        sys.exit(_fail(f"out of memory on the device ({str(error).split('. ')[0]}); {advice}", 1))
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        said = " ".join(str(error).split())
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in said:
+            raise
+        sys.exit(_fail(f"out of memory ({said[:150]}); lower the batch size or the size of the images", 1))
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         sys.exit(130)
