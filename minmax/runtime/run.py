@@ -117,7 +117,7 @@ def check_run_folder(task: str, config: CommonFlags) -> Path:
         raise UsageError(f"--resume: {folder / 'config.yaml'} holds no flags; start the run again under another --name")
     free = FREE_FLAGS | set(input_files(config))
     before, now = {name: value for name, value in stored.items() if name not in free}, to_plain(config)
-    if _epochs(now) > _epochs(before):  # more of them extend the run
+    if 0 < _epochs(before) < _epochs(now):  # more of them extend the run
         before["optim"] = before["optim"] | {"epochs": _epochs(now)}
     changed = _differences(before, now)
     if changed:
