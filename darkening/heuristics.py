@@ -30,7 +30,7 @@ def gamma_night(images: Tensor, exposure: Tensor, generator: Generator, draws: T
         images: `(N, 3, H, W)` in [0, 1].
         exposure: requested mean intensity, `(N, 1, 1, 1)` or a map `(N, 1, H, W)` whose mean counts.
         generator: of what is drawn anew for every frame.
-        draws: even draws of each image, shared by the frames of a clip, `(N, SHARED_DRAWS)`. This night uses neither;
+        draws: even draws of each image, shared by the frames of a clip, `(N, DRAWS)`. This night uses neither;
             every night has the same interface.
 
     Returns:

@@ -3,9 +3,6 @@
 Source: Luo et al., ICCV 2023; exposure range and noise as the authors use them for adaptation.
 """
 
-from __future__ import annotations
-
-import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from darkening.camera import SHARED_DRAWS, CameraConfig, draw_noise, photograph
+from darkening.camera import DRAWS, CameraConfig, draw_noise, photograph
 from darkening.darkener import Darkener
 from darkening.exposures import as_clips, as_images, follow_day, uniform
 from darkening.heuristics import CONTROLS, HEURISTICS, Night
@@ -55,7 +52,7 @@ class NightConfig:
             raise SettingError(CameraConfig, "share", "0: expected more than 0 beside other settings of the camera")
 
 
-def _check_draws(settings: NightConfig | NightView) -> None:
+def _check_draws(settings: "NightConfig | NightView") -> None:
     check_range(settings, "exposure", 0.0, 1.0)
     check_range(settings, "contrast", 0.0, 4.0)
     check(settings, "noise", settings.noise >= 0, "0 or more")
@@ -80,10 +77,6 @@ class LearnedNight:
         drawn = self.darkener.draw(images, generator, draws)
         return self.darkener.darken(images, request, self.memory, drawn)
 
-    def for_video(self) -> LearnedNight:
-        """The same night for the frames of one video."""
-        return LearnedNight(self.darkener, SceneMemory())
-
 
 def refuse_untrained(flag: str, exposures: Sequence[float], darkener: Darkener) -> None:
     """Raise a UsageError for exposures that a darkener was not trained on."""
@@ -100,7 +93,7 @@ class _Shared(NamedTuple):
     power: Tensor
     """Of the contrast, `(N, 1, 1, 1)`."""
     draws: Tensor
-    """Even draws of night and camera, `(N, SHARED_DRAWS)`."""
+    """Even draws of night and camera, `(N, DRAWS)`."""
 
 
 class NightView:
@@ -130,29 +123,24 @@ class NightView:
         contrast: tuple[float, float] = (0.0, 0.0),
         camera: CameraConfig | None = None,
     ) -> None:
-        self.night = _as_night(night)
+        if isinstance(night, str):
+            named: Mapping[str, Night] = CONTROLS | {str(name): night for name, night in HEURISTICS.items()}
+            if night not in named:
+                raise ValueError(f"night {night!r}: expected a darkener, a function, or one of {', '.join(named)}")
+            night = named[night]
+        self.night: Night = LearnedNight(night) if isinstance(night, Darkener) else night
         self.exposure, self.contrast, self.noise, self.cell = exposure, contrast, noise, cell
         self.camera = camera or CameraConfig()
         _check_draws(self)
         if isinstance(self.night, LearnedNight):
-            darkener = self.night.darkener
-            low, high = darkener.trained_on.exposure
-            check(
-                self,
-                "exposure",
-                darkener.trained_on.covers(*exposure),
-                f"{low} to {high}, what the darkener was trained on",
-            )
+            darkener, trained_on = self.night.darkener, self.night.darkener.trained_on
+            low, high = trained_on.exposure
+            expected = f"{low} to {high}, what the darkener was trained on"
+            check(self, "exposure", trained_on.covers(*exposure), expected)
             if darkener.settings.view == "camera" and self.camera.share > 0:
                 raise SettingError(
                     CameraConfig, "share", f"{self.camera.share}: expected 0, as this darkener has a camera of its own"
                 )
-
-    def with_exposure(self, low: float, high: float) -> NightView:
-        """The same nights for other requests."""
-        other = copy.copy(self)
-        other.exposure = (low, high)
-        return other
 
     @torch.no_grad()
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -177,7 +165,7 @@ class NightView:
         Part by part or at once, a learned night makes the same of the frames, which must come in their order; but for
         the noise of a camera.
         """
-        night = self.night.for_video() if isinstance(self.night, LearnedNight) else self.night
+        night = LearnedNight(self.night.darkener, SceneMemory()) if isinstance(self.night, LearnedNight) else self.night
         drawn = self._draw(1, height, width, generator)
 
         @torch.no_grad()
@@ -194,7 +182,7 @@ class NightView:
         power = torch.zeros(count, 1, 1, 1)
         if self.contrast != (0.0, 0.0):
             power = uniform(self.contrast, count, generator)
-        return _Shared(exposure, power, torch.rand(count, SHARED_DRAWS, generator=generator))
+        return _Shared(exposure, power, torch.rand(count, DRAWS, generator=generator))
 
     def _darken(self, night: Night, images: Tensor, shared: _Shared, generator: torch.Generator | None) -> Tensor:
         """Darken each image, and photograph it."""
@@ -216,34 +204,20 @@ class NightView:
         return exposure + coarse + fine
 
 
-def _as_night(night: str | Darkener | Night) -> Night:
-    if isinstance(night, Darkener):
-        return LearnedNight(night)
-    if isinstance(night, str):
-        named: Mapping[str, Night] = CONTROLS | {str(name): night for name, night in HEURISTICS.items()}
-        if night not in named:
-            raise ValueError(f"night {night!r}: expected a darkener, a function, or one of {', '.join(named)}")
-        return named[night]
-    return night
-
-
-def with_default_source(config: NightConfig, learned: bool) -> NightConfig:
-    """The same nights with a source: the darkener, or else what day validation images preferred (docs/results.md)."""
-    if config.source is not None:
-        return config
-    if learned:
-        return replace(config, source="learned")
-    return replace(config, source="dim", camera=replace(config.camera, share=config.camera.share or 1.0))
-
-
-def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Runtime) -> NightView:
+def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: "Runtime") -> NightView:
     """The night views that the flags ask for; `darkener` is needed by, and allowed for, learned nights only.
+
+    Without a source in the flags it is the darkener or, where there is none, what day validation images preferred
+    (docs/results.md).
 
     Raises:
         UsageError: when the source is the darkener and none is given, or the other way round; for exposures that the
             darkener was not trained on.
     """
-    config = with_default_source(config, learned=darkener is not None)
+    if config.source is None and darkener is not None:
+        config = replace(config, source="learned")
+    elif config.source is None:
+        config = replace(config, source="dim", camera=replace(config.camera, share=config.camera.share or 1.0))
     log.info("nights: %s%s", config.source, ", then a camera" if config.camera.share else "")
     if (config.source == "learned") != (darkener is not None):
         advice = (

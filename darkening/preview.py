@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from darkening.camera import SHARED_DRAWS
+from darkening.camera import DRAWS
 from darkening.darkener import Darkener
 from darkening.darkener_files import NIGHT_TO_LOOK_AT, load_darkener
 from darkening.exposures import follow_day
@@ -107,7 +107,7 @@ def contact_sheet(
     power = torch.full((len(images), 1, 1, 1), contrast)
     requests = [follow_day(images, torch.full_like(power, exposure).to(images), power, cell) for exposure in exposures]
     night, generator = LearnedNight(darkener), torch.Generator()
-    draws = torch.rand(len(images), SHARED_DRAWS, generator=generator)  # of each image one camera, at all exposures
+    draws = torch.rand(len(images), DRAWS, generator=generator)  # of each image one camera, at all exposures
     rows = [images, *(night(images, request, generator, draws) for request in requests)]
     grid = picture_grid(rows)
     margin = 3 * _CAPTION

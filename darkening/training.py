@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from darkening.darkener import Darkener, DarkenerSettings
 from darkening.darkener_files import NIGHT_TO_LOOK_AT, SHIPPED, STARTING_POINT, load_darkener, save_darkener
 from darkening.exposures import RequestConfig
-from darkening.fit import DarkenerOptim, Looking, check_training, darkening_step
+from darkening.fit import DarkenerOptim, Observer, check_training, darkening_step
 from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
 from darkening.preview import contact_sheet
 from minmax.features import FeatureModel, InputNormalization, freeze
@@ -139,14 +139,14 @@ def train_darkener(
     run: Run,
     runtime: Runtime,
 ) -> None:
-    """Train `darkener` in place to be realistic, obedient and unlike the day to `encoder`.
+    """What `fit_darkener` does, in place and as a run: it logs, is saved and resumed, and may use several devices.
 
     Args:
         darkener: placed on the device.
         encoder: the daytime model, frozen here; None trains for exposure and realism only.
         loader: batches of day images or clips as `darkening_step` takes them, drawn by `EpochBatches`.
         validation: held-out day images `(N, 3, H, W)` on which obedience is measured after every epoch.
-        config: losses and optimisation.
+        config: request, losses and optimisation.
         run: the opened run.
         runtime: its devices.
     """
@@ -159,16 +159,15 @@ def train_darkener(
         optimizer, lambda step: optim.rate_factor(step / steps_per_epoch, step)
     )
     parallel = runtime.parallel(darkener)
-    look = None if encoder is None else runtime.spread(Looking(freeze(encoder), config.loss))
+    observe = None if encoder is None else runtime.spread(Observer(freeze(encoder), config.loss))
     run.restore(darkener=darkener, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
     for epoch in run.epochs(optim.epochs):
         darkener.train()
         for batch in run.batches(loader, epoch):
             day = runtime.intensities(batch)
             losses = darkening_step(
-                *(darkener, look, day, config.request, config.loss, run.generator),
-                parallel=parallel,
-                autocast=runtime.autocast(),
+                *(darkener, observe, day, config.request, config.loss),
+                *(run.generator, parallel, runtime.autocast()),
             )
             run.update(optimizer, losses, schedule, optim.clip)
         means = obedience(darkener, validation, runtime)
