@@ -42,8 +42,8 @@ def test_day_and_night_of_a_seed_show_the_same_scenes(monkeypatch: pytest.Monkey
         seen.append(scene)
         return np.zeros(scene.albedo.shape, np.uint8)
 
-    monkeypatch.setattr("scenes.render_day", record)
-    monkeypatch.setattr("scenes.render_night", record)
+    monkeypatch.setattr("scenes.night.render_day", record)
+    monkeypatch.setattr("scenes.night.render_night", record)
     np.testing.assert_array_equal(render_labelled("day", 5, 32, seed=8)[1], render_labelled("night", 5, 32, seed=8)[1])
     assert len(seen) == 10
     for day, night in zip(seen[:5], seen[5:], strict=True):
