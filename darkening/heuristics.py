@@ -5,7 +5,7 @@ No pixel becomes brighter than by day, but for the noise of the short exposure, 
 """
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from torch import Tensor
 from darkening.camera import DISPLAY_GAMMA, TONE_DRAW, draw_noise, with_sensor_noise
 
 Generator: TypeAlias = torch.Generator | None  # None: torch's default one
-HeuristicName = Literal["gamma", "brightness", "dim", "short-exposure"]
 
 LARGEST_POWER = 6.0  # beyond it a photo with a burnt-out sky becomes black and white
 _FULL_WELL = 2000.0  # photo-electrons at white after the gain of a night exposure: a small sensor at a high ISO
@@ -111,7 +110,7 @@ def augmix_view(images: Tensor, exposure: Tensor, generator: Generator, draws: T
 
 Night = Callable[..., Tensor]
 """(images, exposure, generator, draws) to darkened images; arguments as `gamma_night`."""
-HEURISTICS: dict[HeuristicName, Night] = {
+HEURISTICS: dict[str, Night] = {
     "gamma": gamma_night,
     "brightness": brightness_night,
     "dim": dim_night,

@@ -4,7 +4,7 @@ Source: Luo et al., ICCV 2023; exposure range and noise as the authors use them 
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -124,7 +124,7 @@ class NightView:
         camera: CameraConfig | None = None,
     ) -> None:
         if isinstance(night, str):
-            named: Mapping[str, Night] = CONTROLS | {str(name): night for name, night in HEURISTICS.items()}
+            named = CONTROLS | HEURISTICS
             if night not in named:
                 raise ValueError(f"night {night!r}: expected a darkener, a function, or one of {', '.join(named)}")
             night = named[night]

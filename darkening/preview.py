@@ -22,6 +22,7 @@ from minmax.runtime.config import run_script
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.errors import require
 from minmax.runtime.report import picture_grid, save_picture
+from minmax.runtime.splits import evenly_spaced
 
 log = logging.getLogger(__name__)
 SHOWN_EXPOSURES = (0.4, 0.3, 0.2, 0.1, 0.05)
@@ -68,8 +69,7 @@ def main(config: Config) -> None:
         darkener = runtime.place(freeze(load_darkener(config.darkener)))
         refuse_untrained("--exposures", config.exposures, darkener)
         files = find_pictures(config.input)
-        count = min(config.count, len(files))
-        chosen = [files[i * len(files) // count] for i in range(count)]
+        chosen = evenly_spaced(files, config.count)
         images = torch.cat([_square(read_picture(file), config.size) for file in chosen])
         save_picture(
             contact_sheet(darkener, images, runtime, config.exposures, config.contrast, config.cell), config.output

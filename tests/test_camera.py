@@ -14,7 +14,7 @@ from torch import nn
 from darkening import Darkener, DarkenerSettings, fit_darkener, load_darkener, save_darkener
 from darkening.camera import DRAWS, MOVED_DRAWS, CameraConfig, blur, photograph
 from darkening.camera_view import CameraView
-from darkening.heuristics import HEURISTICS, day_view, dimmed
+from darkening.heuristics import HEURISTICS, dimmed
 from darkening.losses import OBEDIENT_LOSS, DarkeningLoss, prediction_divergence
 from darkening.night_view import LearnedNight, NightConfig, NightView, build_night_view
 from darkening.training import initial_darkener
@@ -169,15 +169,6 @@ def test_dim_nights_lie_between_brightness_and_gamma_and_reach_the_request(image
     for share in (0.0, 0.3, 0.7, 1.0):
         dark = dimmed(images, asked, torch.full((4,), share))
         torch.testing.assert_close(dark.mean(dim=(1, 2, 3)), torch.full((4,), 0.2), rtol=0, atol=1e-4)
-
-
-def test_the_camera_comes_behind_every_night_and_only_when_asked(images):
-    view = NightView(HEURISTICS["gamma"], (0.1, 0.1), noise=0.0)
-    behind = NightView(HEURISTICS["gamma"], (0.1, 0.1), noise=0.0, camera=CameraConfig(share=1.0))
-    assert not torch.equal(view(images, generator_of()), behind(images, generator_of()))
-    by_day = build_night_view(NightConfig(source="day", camera=CameraConfig(share=1.0)), None, CPU)
-    assert not torch.equal(by_day(images, generator_of()), images)
-    assert torch.equal(NightView(day_view, (0.1, 0.1))(images, generator_of()), images)
 
 
 @pytest.mark.parametrize("source", ["dim", "learned"])
