@@ -6,7 +6,7 @@ Source: Luo et al., ICCV 2023; exposure range and noise as the authors use them 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +72,7 @@ class LearnedNight:
     def __call__(
         self, images: Tensor, exposure: Tensor, generator: torch.Generator | None, draws: Tensor | None = None
     ) -> Tensor:
-        """Darken `(N, 3, H, W)` images; arguments as `heuristics.gamma_night`."""
+        """Darken `(N, 3, H, W)` images; arguments as for every `heuristics.Night`."""
         request = self.darkener.trained_on.bounded(images, exposure)
         drawn = self.darkener.draw(images, generator, draws)
         return self.darkener.darken(images, request, self.memory, drawn)
@@ -83,17 +83,6 @@ def refuse_untrained(flag: str, exposures: Sequence[float], darkener: Darkener) 
     low, high = darkener.trained_on.exposure
     within = darkener.trained_on.covers(min(exposures), max(exposures))
     require(within, flag, tuple(exposures), f"{low} to {high}, what the darkener was trained on (--request.exposure)")
-
-
-class _Shared(NamedTuple):
-    """What is drawn for each image, or for all frames of a clip."""
-
-    exposure: Tensor
-    """Maps `(N, 1, H, W)`."""
-    power: Tensor
-    """Of the contrast, `(N, 1, 1, 1)`."""
-    draws: Tensor
-    """Even draws of night and camera, `(N, DRAWS)`."""
 
 
 class NightView:
@@ -152,8 +141,8 @@ class NightView:
         count, (height, width) = len(images), images.shape[-2:]
         drawn = self._draw(count, height, width, generator)
         flat, frames = as_images(images)
-        shared = _Shared(*(values.repeat_interleave(frames, dim=0) for values in drawn))
-        darkened = self._darken(self.night, flat, shared, generator)
+        of_each = [values.repeat_interleave(frames, dim=0) for values in drawn]
+        darkened = self._darken(self.night, flat, generator, *of_each)
         return darkened if images.dim() == 4 else as_clips(darkened, frames)
 
     @torch.no_grad()
@@ -166,31 +155,41 @@ class NightView:
         the noise of a camera.
         """
         night = LearnedNight(self.night.darkener, SceneMemory()) if isinstance(self.night, LearnedNight) else self.night
-        drawn = self._draw(1, height, width, generator)
+        request, power, draws = self._draw(1, height, width, generator)
 
         @torch.no_grad()
         def darken(frames: Tensor) -> Tensor:
-            shared = drawn._replace(exposure=drawn.exposure.to(frames))  # moved once, not once for every frame
-            every = _Shared(*(part.expand(len(frames), *part.shape[1:]) for part in shared))
-            return self._darken(night, frames, every, generator)
+            shared = (request.to(frames), power, draws)  # the map is moved once, not once for every frame
+            of_each = [values.expand(len(frames), *values.shape[1:]) for values in shared]
+            return self._darken(night, frames, generator, *of_each)
 
         return darken
 
-    def _draw(self, count: int, height: int, width: int, generator: torch.Generator | None) -> _Shared:
-        """What so many images, clips or videos get."""
-        exposure = self.exposure_map(count, height, width, generator)
+    def _draw(
+        self, count: int, height: int, width: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What so many images, clips or videos get: maps of requests, powers of the contrast, even draws."""
+        request = self.exposure_map(count, height, width, generator)
         power = torch.zeros(count, 1, 1, 1)
         if self.contrast != (0.0, 0.0):
             power = uniform(self.contrast, count, generator)
-        return _Shared(exposure, power, torch.rand(count, DRAWS, generator=generator))
+        return request, power, torch.rand(count, DRAWS, generator=generator)
 
-    def _darken(self, night: Night, images: Tensor, shared: _Shared, generator: torch.Generator | None) -> Tensor:
+    def _darken(
+        self,
+        night: Night,
+        images: Tensor,
+        generator: torch.Generator | None,
+        request: Tensor,
+        power: Tensor,
+        draws: Tensor,
+    ) -> Tensor:
         """Darken each image, and photograph it."""
-        exposure = follow_day(images, shared.exposure.to(images), shared.power, self.cell)
-        darkened = night(images, exposure, generator, shared.draws)
+        request = follow_day(images, request.to(images), power, self.cell)
+        darkened = night(images, request, generator, draws)
         if self.camera.share == 0:
             return darkened
-        return photograph(darkened, self.camera, shared.draws, draw_noise(darkened, generator))
+        return photograph(darkened, self.camera, draws, draw_noise(darkened, generator))
 
     def exposure_map(self, count: int, height: int, width: int, generator: torch.Generator | None) -> Tensor:
         """Draw `(count, 1, height, width)` requested exposures with their noise."""

@@ -27,20 +27,13 @@ PLACES: Final = 6  # street cameras, each at its own place
 Move = Callable[[Placed], Placed]
 
 
-def _transformed(sprite: Sprite, change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Sprite:
-    """A sprite with its points (..., 2) and lamps changed within its plane."""
-    shapes = [shape._replace(polygons=change(shape.polygons)) for shape in sprite.shapes]
-    lamps = []
-    for x, y, axis, colour in sprite.lamps:
-        moved = change(np.array([x, y], np.float64))
-        lamps.append((float(moved[0]), float(moved[1]), axis, colour))
-    return Sprite(sprite.label, shapes, lamps)
-
-
 def _shifted(placed: Placed, right: float = 0.0, up: float = 0.0) -> Placed:
     """Moved by shares of what the frame shows at its depth."""
-    offset = np.array([0.0, up * placed.z])
-    sprite = _transformed(placed.sprite, lambda points: points + offset) if up else placed.sprite
+    sprite, height = placed.sprite, up * placed.z
+    if up:
+        shapes = [shape._replace(polygons=shape.polygons + (0.0, height)) for shape in sprite.shapes]
+        lamps = [(x, y + height, axis, colour) for x, y, axis, colour in sprite.lamps]
+        sprite = Sprite(sprite.label, shapes, lamps)
     return placed._replace(sprite=sprite, x=placed.x + right * placed.z)
 
 
