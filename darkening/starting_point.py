@@ -24,9 +24,8 @@ from darkening.pixel_view import DepthwiseSeparable
 from darkening.training import TrainingFlags, obedience_table, train_darkener
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import run_script, shrink_settings
-from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import UsageError
-from minmax.runtime.run import Run, check_run_folder
+from minmax.runtime.run import Run, prepare_run
 from minmax.runtime.seeding import derive_seed, seed_globally
 from scenes import render_labelled, render_segmented
 
@@ -126,11 +125,9 @@ def main(config: Config) -> Path:
         raise UsageError("the starting point is trained on --data scenes in --precision fp32 only")
     if config.quick:
         config = shrink_settings(config, count=64, size=32, optim={"epochs": 1})
-    with open_runtime(config.device, config.precision, config.threads) as runtime:
-        if runtime.is_main:
-            check_run_folder("darkening", config)
+    with prepare_run("darkening", config) as runtime:
         cache = config.runs / "scenes"
-        scene = config.darkener.view == "scene"
+        scene = config.darkener.view == "scene"  # a night to look at, which learns what becomes of the sky
         training = VariedScenes(config.count, config.size, TRAINING_SEED, cache, sky=scene)
         held_out = VariedScenes(256, config.size, VALIDATION_SEED, cache)
         validation = torch.stack([held_out[0, index] for index in range(len(held_out))])
@@ -138,7 +135,7 @@ def main(config: Config) -> Path:
         seed_globally(config.seed, "darkener")
         darkener = Darkener(config.darkener)
         open_exposure_path(darkener)
-        darkener = runtime.place(darkener)
+        runtime.place(darkener)
         with Run("darkening", config, runtime) as run:
             train_darkener(darkener, None, loader, validation, config, run, runtime)
             path = run.directory / SHIPPED[NIGHT_TO_LOOK_AT if scene else STARTING_POINT].name

@@ -166,8 +166,7 @@ def train_darkener(
         for batch in run.batches(loader, epoch):
             day = runtime.intensities(batch)
             losses = darkening_step(
-                *(darkener, observe, day, config.request, config.loss),
-                *(run.generator, parallel, runtime.autocast()),
+                darkener, observe, day, config.request, config.loss, run.generator, parallel, runtime.autocast()
             )
             run.update(optimizer, losses, schedule, optim.clip)
         means = obedience(darkener, validation, runtime)
