@@ -7,25 +7,19 @@ from numpy.typing import NDArray
 
 from scenes.cache import render_or_load
 from scenes.motion import MOTIONS, render_clips
-from scenes.night import HELD_OUT_NIGHT, Domain, NightSettings, render, render_night
+from scenes.night import HELD_OUT_NIGHT, Domain, NightSettings, render
 from scenes.objects import CLASSES
 from scenes.places import render_places
 from scenes.sprites import Camera
-from scenes.world import GENERATOR_VERSION, Scene, build_scene, render_day
+from scenes.world import Scene, build_scene
 
 __all__ = [
     "CLASSES",
-    "GENERATOR_VERSION",
     "HELD_OUT_NIGHT",
     "MOTIONS",
-    "Camera",
     "NightSettings",
-    "Scene",
-    "build_scene",
     "render_clips",
-    "render_day",
     "render_labelled",
-    "render_night",
     "render_places",
     "render_segmented",
 ]

@@ -311,23 +311,6 @@ def test_the_contact_sheet_shows_requests_that_follow_the_day():
     assert ratios[0] < 1.5 < 2.5 < ratios[1]
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"exposures": ()}, "--exposures"),
-        ({"exposures": (0.1, 1.5)}, "--exposures"),
-        ({"contrast": 5.0}, "--contrast 5.0"),
-        ({"cell": 0}, "--cell 0"),
-        ({"count": 0}, "--count 0"),
-        ({"size": 4}, "--size 4"),
-        ({"output": Path("sheet.jpg")}, "--output sheet.jpg: expected a .png file"),
-    ],
-)
-def test_the_contact_sheet_refuses_values_out_of_range(flags, message, tmp_path):
-    with pytest.raises(UsageError, match=message):
-        preview.Config(**({"input": tmp_path, "output": tmp_path / "sheet.png"} | flags))
-
-
 def test_the_contact_sheet_names_a_broken_picture(tmp_path, checkpoint):
     (tmp_path / "broken.png").write_bytes(b"")
     config = preview.Config(input=tmp_path, output=tmp_path / "s.png", darkener=checkpoint, device="cpu")
@@ -401,24 +384,35 @@ def test_a_broken_video_is_told_once_for_all_exposures(tmp_path):
     assert str(caught.value).count("broken.mp4") == 1
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"exposures": (0.1, 1.5)}, "--exposures 0.1 1.5: expected numbers from 0 to 1, each once"),
-        ({"workers": -1}, "--workers -1: expected 0 or more"),
-        ({"threads": -1}, "--threads -1: expected 0 or more"),
-        ({"size": (4, 8)}, "--size 4 8: expected two numbers, 8 or more each"),
-        ({"exposures": (0.1, 0.10000001)}, "--exposures 0.1 0.10000001"),  # would be one file
-        ({"exposures": (0.1,), "night": NightConfig(exposure=(0.1, 0.1))}, "--night.exposure 0.1 0.1: .* --exposures"),
-        ({"exposures": (0.1,), "night": NightConfig(source="day", exposure=(0.05, 0.2))}, "--night.source day"),
-    ],
-)
-def test_values_that_cannot_work_are_refused(flags, message, tmp_path):
-    with pytest.raises(UsageError, match=message):
-        apply.Config(input=tmp_path, output=tmp_path / "dark", **flags)
-
-
 def test_bytes_and_intensities_are_each_others_inverse():
     codes = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     assert torch.equal(as_intensities(codes), codes / 255.0)
     assert torch.equal(as_codes(as_intensities(codes)), codes)
+
+
+GAMMA_AT_TENTH = NightConfig(source="gamma", exposure=(0.1, 0.1))
+SHOWN_DAY = NightConfig(source="day", exposure=apply.SHOWN_EXPOSURES)
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "message"),
+    [
+        (apply, {"workers": -1}, "--workers -1: expected 0 or more"),
+        (apply, {"threads": -1}, "--threads -1: expected 0 or more"),
+        (apply, {"size": (4, 8)}, "--size 4 8: expected two numbers, 8 or more each"),
+        (apply, {"exposures": (0.1, 1.5)}, "--exposures 0.1 1.5: expected numbers from 0 to 1, each once"),
+        (apply, {"exposures": (0.1, 0.10000001)}, "--exposures 0.1 0.10000001"),  # would be one file
+        (apply, {"exposures": (0.1,), "night": GAMMA_AT_TENTH}, "--night.exposure 0.1 0.1: .* --exposures"),
+        (apply, {"exposures": (0.1,), "night": SHOWN_DAY}, "--night.source day"),
+        (preview, {"exposures": ()}, "--exposures"),
+        (preview, {"exposures": (0.1, 1.5)}, "--exposures"),
+        (preview, {"contrast": 5.0}, "--contrast 5.0"),
+        (preview, {"cell": 0}, "--cell 0"),
+        (preview, {"count": 0}, "--count 0"),
+        (preview, {"size": 4}, "--size 4"),
+        (preview, {"output": Path("sheet.jpg")}, "--output sheet.jpg: expected a .png file"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(script, flags, message, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        script.Config(**({"input": tmp_path, "output": tmp_path / "sheet.png"} | flags))

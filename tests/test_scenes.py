@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from scenes import CLASSES, HELD_OUT_NIGHT, Camera, NightSettings, build_scene, render_labelled, render_night
-from scenes.night import lamp_light
+from scenes import CLASSES, HELD_OUT_NIGHT, NightSettings, render_labelled
+from scenes.night import lamp_light, render_night
 from scenes.objects import CLASS_LABELS
-from scenes.sprites import BACKGROUND, FAR, MAIN_OBJECT, POLE, Lamp
-from scenes.world import Scene, render_day
+from scenes.sprites import BACKGROUND, FAR, MAIN_OBJECT, POLE, Camera, Lamp
+from scenes.world import Scene, build_scene, render_day
 
 Domain = Literal["day", "night"]
 
