@@ -90,6 +90,7 @@ def darkening_step(
     generator: Callable[[str], torch.Generator],
     parallel: Callable[..., Any] | None = None,
     autocast: AbstractContextManager[Any] | None = None,
+    sky: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The losses of one step, by name: ask for an exposure, darken, compare with the day.
 
@@ -97,20 +98,20 @@ def darkening_step(
         darkener: what learns.
         observe: an `Observer` of the frozen daytime model; None leaves the similarity out.
         day: `(N, 3, H, W)` images or `(N, 3, T, H, W)` clips in [0, 1]. The darkener sees single images, those of a
-            clip with one request; the model sees the clip. A fourth channel, which `starting_point.VariedScenes` may
-            have, tells where the sky is: the darkener is then held to a `planned_night`.
+            clip with one request; the model sees the clip.
         request: what is asked for.
         loss: the terms and their weights.
         generator: gives the generator of the draws for a purpose, `exposure` or `camera`.
         parallel: the darkener spread over several devices.
         autocast: the precision of the daytime model.
+        sky: where it is known which pixels are sky, 1 there and 0 elsewhere, `(N, 1, H, W)`: the darkener is then held
+            to a `planned_night`, and to nothing that the model sees.
     """
     images, frames = as_images(day)
-    images, sky = images[:, :3], images[:, 3:]
     exposure = request.draw(images, generator("exposure"), frames)
     drawn = darkener.draw(images, generator("camera"), frames=frames)
     darkening = (parallel or darkener)(images, exposure, *drawn)
-    if sky.shape[1]:
+    if sky is not None:
         plan = planned_night(images, sky, exposure)
         return loss(plan, darkening, plan.mean(dim=1, keepdim=True))
     if observe is None:

@@ -144,7 +144,8 @@ def train_darkener(
     Args:
         darkener: placed on the device.
         encoder: the daytime model, frozen here; None trains for exposure and realism only.
-        loader: batches of day images or clips as `darkening_step` takes them, drawn by `EpochBatches`.
+        loader: batches of day images or clips as `darkening_step` takes them, drawn by `EpochBatches`; a fourth channel
+            of images tells where the sky is.
         validation: held-out day images `(N, 3, H, W)` on which obedience is measured after every epoch.
         config: request, losses and optimisation.
         run: the opened run.
@@ -164,9 +165,10 @@ def train_darkener(
     for epoch in run.epochs(optim.epochs):
         darkener.train()
         for batch in run.batches(loader, epoch):
-            day = runtime.intensities(batch)
+            seen = runtime.intensities(batch)
+            day, sky = seen[:, :3], seen[:, 3:] if seen.shape[1] == 4 else None
             losses = darkening_step(
-                darkener, observe, day, config.request, config.loss, run.generator, parallel, runtime.autocast()
+                darkener, observe, day, config.request, config.loss, run.generator, parallel, runtime.autocast(), sky
             )
             run.update(optimizer, losses, schedule, optim.clip)
         means = obedience(darkener, validation, runtime)
