@@ -1,5 +1,11 @@
 """Image level of Similarity Min-Max: a darkener that lowers the similarity a frozen daytime model sees.
 
+To read it, begin with `fit.darkening_step`, one step of its training: `exposures.RequestConfig` draws what it is asked
+for, a `darkener.Darkener` darkens in one of three ways (`pixel_view`, `scene_view`, `camera_view`), and a
+`losses.DarkeningLoss` compares with the day. `fit.fit_darkener` is the loop around that step for Python,
+`training.train_darkener` that of the scripts. A trained darkener or a hand-made `heuristics.Night`, and what a `camera`
+adds to it, make a `night_view.NightView`: what a model adapts to, and what `apply` writes.
+
 The names below are loaded when they are first asked for, and need nothing that only scripts use, as flags and runs.
 """
 

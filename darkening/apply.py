@@ -14,7 +14,6 @@ import os
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":
     # Read when torch is loaded. Its threads otherwise spin while they wait, and take the cores from the video codecs.
@@ -42,7 +41,7 @@ from minmax.runtime.checkpoints import file_digest, remove_leftovers
 from minmax.runtime.config import replace_settings, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.errors import RunError, UsageError, require
-from minmax.runtime.report import read_or_record, write_json
+from minmax.runtime.report import read_or_record
 from minmax.runtime.seeding import generator_for
 
 log = logging.getLogger(__name__)
@@ -117,35 +116,32 @@ class PictureFiles(Dataset[tuple[Path, torch.Tensor | str]]):
             return file, str(error) or type(error).__name__
 
 
+Work = dict[Path, list[tuple[Path, NightView]]]
+"""What is to be made of each file: targets, and the night views that make them."""
+Bad = list[tuple[Path, str]]
+"""Files that cannot be read, and why."""
+
+
 def main(config: Config) -> None:
     """Darken everything that is not darkened yet."""
     files = find_pictures(config.input, PICTURE_SUFFIXES | VIDEO_SUFFIXES)
     targets = _targets(config, files)
     with open_runtime(config.device, threads=config.threads) as runtime:
-        # The default of --darkener is not a wish: hand-made nights do without.
-        wanted = config.night.source in (None, "learned") or config.darkener != NIGHT_TO_LOOK_AT
-        darkener = load_darkener(config.darkener) if wanted else None
-        night = config.night
-        if config.exposures:
-            if darkener is not None:
-                refuse_untrained("--exposures", config.exposures, darkener)
-            night = replace_settings(night, exposure=(min(config.exposures), max(config.exposures)))
-        view = build_night_view(night, darkener, runtime)
-        views = {_mark(exposure): view.with_exposure(exposure, exposure) for exposure in config.exposures} or {"": view}
-        _refuse_other_settings(config, files)
-        work = {file: [(_marked(targets[file], mark), view) for mark, view in views.items()] for file in files}
-        # Of a folder, what is done is left alone; of a single file nothing would tell what it was darkened with.
-        if config.input.is_dir():
-            work = {file: [one for one in jobs if not one[0].exists()] for file, jobs in work.items()}
-        left = sum(map(len, work.values()))
-        if left < len(files) * len(views):
-            log.info("%d of %d files are done already", len(files) * len(views) - left, len(files) * len(views))
-        pictures, videos = (
-            {file: jobs for file, jobs in work.items() if jobs and _is_video(file) == wanted}
-            for wanted in (False, True)
-        )
-        bad = darken_pictures(config, pictures, runtime) + darken_videos(config, videos, runtime)
-    log.info("%d files darkened into %s", left - sum(len(work[file]) for file, _ in bad), config.output)
+        views = _night_views(config, runtime)
+        _refuse_other_settings(config)
+        work: Work = {}
+        for file in files:
+            marked = {targets[file].with_stem(targets[file].stem + mark): view for mark, view in views.items()}
+            # Of a folder, what is done is left alone; of a single file nothing would tell what it was darkened with.
+            left = [job for job in marked.items() if config.input.is_file() or not job[0].exists()]
+            if left:
+                work[file] = left
+        asked, to_do = len(files) * len(views), sum(map(len, work.values()))
+        if to_do < asked:
+            log.info("%d of %d files are done already", asked - to_do, asked)
+        bad = darken_pictures(config, {file: jobs for file, jobs in work.items() if not _is_video(file)}, runtime)
+        bad += darken_videos(config, {file: jobs for file, jobs in work.items() if _is_video(file)}, runtime)
+    log.info("%d files darkened into %s", to_do - sum(len(work[file]) for file, _ in bad), config.output)
     if bad:
         listed = listed_below([f"{file}: {reason}" for file, reason in bad])
         message = f"{len(bad)} of {len(files)} files cannot be read:{listed}"
@@ -154,10 +150,20 @@ def main(config: Config) -> None:
         log.warning("left out: %s", message)
 
 
-Work = dict[Path, list[tuple[Path, NightView]]]
-"""What is to be made of each file: targets, and the night views that make them."""
-Bad = list[tuple[Path, str]]
-"""Files that cannot be read, and why."""
+def _night_views(config: Config, runtime: Runtime) -> dict[str, NightView]:
+    """The night that each file gets, or those of several exposures, by what they put behind its name."""
+    # The default of --darkener is not a wish: hand-made nights do without.
+    wanted = config.night.source in (None, "learned") or config.darkener != NIGHT_TO_LOOK_AT
+    darkener = load_darkener(config.darkener) if wanted else None
+    if not config.exposures:
+        return {"": build_night_view(config.night, darkener, runtime)}
+    if darkener is not None:
+        refuse_untrained("--exposures", config.exposures, darkener)
+    views = {}
+    for exposure in config.exposures:
+        night = replace_settings(config.night, exposure=(exposure, exposure))
+        views[_mark(exposure)] = build_night_view(night, darkener, runtime)
+    return views
 
 
 def darken_pictures(config: Config, work: Work, runtime: Runtime) -> Bad:
@@ -165,9 +171,8 @@ def darken_pictures(config: Config, work: Work, runtime: Runtime) -> Bad:
     bad = []
     files = list(work)
     loader = DataLoader(PictureFiles(files, config.size), batch_size=None, num_workers=min(config.workers, len(files)))
-    with tqdm(
-        total=sum(map(len, work.values())), desc="darkening", unit="image", disable=None if files else True
-    ) as bar:
+    total = sum(map(len, work.values()))
+    with tqdm(total=total, desc="darkening", unit="image", disable=None if files else True) as bar:
         for file, pixels in loader:
             if isinstance(pixels, str):
                 bad.append((file, pixels))
@@ -198,10 +203,6 @@ def darken_videos(config: Config, work: Work, runtime: Runtime) -> Bad:
     return bad
 
 
-def _marked(target: Path, mark: str) -> Path:
-    return target.with_name(f"{target.stem}{mark}{target.suffix}")
-
-
 def _draws_name(config: Config, file: Path) -> str:
     """What a file's draws depend on: its path below the input."""
     return file.name if file == config.input else file.relative_to(config.input).as_posix()
@@ -211,7 +212,7 @@ def _is_video(file: Path) -> bool:
     return file.suffix.lower() in VIDEO_SUFFIXES
 
 
-def _refuse_other_settings(config: Config, files: list[Path]) -> None:
+def _refuse_other_settings(config: Config) -> None:
     """Keep beside the images what darkened them: a second run with other settings would mix two sorts."""
     if config.input.is_file():
         return
@@ -223,12 +224,10 @@ def _refuse_other_settings(config: Config, files: list[Path]) -> None:
         "seed": config.seed,
         "darkener": file_digest(darkener) if darkener.is_file() else config.darkener,
         "input": str(config.input.resolve()),
+        "crf": config.video.crf,
     }
-    if any(map(_is_video, files)):
-        now["crf"] = config.video.crf
-    stored = read_or_record(now, config.output / SETTINGS_FILE)
-    # A folder that held images alone says nothing of the quality of videos.
-    before: dict[str, Any] = ({"crf": now["crf"]} if "crf" in now else {}) | stored
+    # What an earlier version recorded of a folder of images says nothing of videos.
+    before = {"crf": config.video.crf} | read_or_record(now, config.output / SETTINGS_FILE)
     changed = [name for name in now if before.get(name) != now[name]]
     if changed == ["input"]:
         raise UsageError(
@@ -241,8 +240,6 @@ def _refuse_other_settings(config: Config, files: list[Path]) -> None:
             f"--output {config.output}: holds images darkened with other settings ({', '.join(changed)}); choose "
             "another folder, or remove this one"
         )
-    if before != stored:  # from here on it holds videos too
-        write_json(before, config.output / SETTINGS_FILE)
 
 
 def _targets(config: Config, files: list[Path]) -> dict[Path, Path]:
@@ -250,11 +247,9 @@ def _targets(config: Config, files: list[Path]) -> dict[Path, Path]:
     if config.input.is_file():
         inside = config.output.is_dir() or not config.output.suffix
         target = config.output / config.input.name if inside else config.output
-        kinds, example = (
-            (VIDEO_SUFFIXES, "video such as .mp4")
-            if _is_video(config.input)
-            else (PICTURE_SUFFIXES, "picture such as .png")
-        )
+        kinds, example = PICTURE_SUFFIXES, "picture such as .png"
+        if _is_video(config.input):
+            kinds, example = VIDEO_SUFFIXES, "video such as .mp4"
         if target.suffix.lower() not in kinds:
             raise UsageError(f"--output {config.output}: expected a folder or a {example}")
         if target.resolve() == config.input.resolve():

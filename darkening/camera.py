@@ -4,11 +4,12 @@ It comes behind every source of night, learned or made by hand. The ranges are p
 behind the gain of a night exposure white is 200 electrons (a phone) to 5,000 (a large sensor), and 1 to 6 are misread;
 lenses scatter light into the dark parts; sensors and their software lose colour in the dark; hands and cars move.
 
-The learned camera, `camera_view.CameraView`, moves the draws within these ranges, each image's its own way.
+All that is random about the night of one image is decided by a row of even draws, numbers from 0 to 1: the first sets
+the tone curve of a dim night, each of the others one setting of the camera, as far into its range as the draw says. The
+noise of single pixels alone is drawn besides. To move draws is to move the picture: so `camera_view.CameraView` learns.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +18,12 @@ from torch import Tensor
 from minmax.runtime.errors import check, check_range
 
 DISPLAY_GAMMA = 2.2
-SHARED_DRAWS = 11
-"""Even draws in [0, 1] for each image, or shared by all frames of a clip: what a night and its camera depend on."""
+DRAWS = 11
+"""Even draws for each image, or for all frames of a clip together; `photograph` names them in their order."""
 TONE_DRAW = 0
-"""The first is that of the tone curve (`heuristics.dimmed`), the others are the camera's."""
-TILTED = 8
-"""So many of them a learned camera moves; the last three say whether there is blur, noise, and a camera at all."""
+"""Place of the one that is not the camera's but the tone curve's (`heuristics.dimmed`)."""
+MOVED_DRAWS = 8
+"""So many, from the first on, a learned camera moves; the last three say whether there is blur, noise, and a camera."""
 _LARGEST_BLUR = 8.0  # pixels
 
 
@@ -61,41 +62,6 @@ class CameraConfig:
         check(self, "white_balance", 0 <= self.white_balance < 1, "a share in [0, 1)")
 
 
-class Cameras(NamedTuple):
-    """The camera of each image: all `(N, 1, 1, 1)` but `balance`, `(N, 3, 1, 1)`."""
-
-    saturation: Tensor
-    contrast: Tensor
-    blur: Tensor
-    full_well: Tensor
-    read_noise: Tensor
-    balance: Tensor
-    noisy: Tensor
-    used: Tensor
-
-
-def choose_cameras(config: CameraConfig, draws: Tensor) -> Cameras:
-    """The cameras that even draws, `(N, SHARED_DRAWS)` in [0, 1], stand for; differentiable in them."""
-    columns = draws.view(*draws.shape, 1, 1).split(1, dim=1)
-    _, saturation, contrast, blur, well, read, red, blue, blurred, noisy, used = columns
-
-    def between(draw: Tensor, bounds: tuple[float, float]) -> Tensor:
-        return bounds[0] + draw * (bounds[1] - bounds[0])
-
-    error = (1.0 - config.white_balance, 1.0 + config.white_balance)
-    low, high = torch.tensor(config.full_well).log().tolist()
-    return Cameras(
-        saturation=between(saturation, config.saturation),
-        contrast=between(contrast, config.contrast),
-        blur=between(blur, config.blur) * (blurred < config.blurred),
-        full_well=between(well, (low, high)).exp(),
-        read_noise=between(read, config.read_noise),
-        balance=torch.cat([between(red, error), torch.ones_like(red), between(blue, error)], dim=1),
-        noisy=(noisy < config.noisy).to(draws),
-        used=(used < config.share).to(draws),
-    )
-
-
 def draw_noise(images: Tensor, generator: torch.Generator | None) -> Tensor:
     """Standard normal noise for each pixel of `images`, drawn on the CPU: the same on every device."""
     return torch.randn(images.shape, generator=generator).to(images)
@@ -107,7 +73,7 @@ def photograph(images: Tensor, config: CameraConfig, draws: Tensor, noise: Tenso
     Args:
         images: `(N, 3, H, W)` in [0, 1].
         config: ranges of the cameras.
-        draws: even draws `(N, SHARED_DRAWS)` in [0, 1].
+        draws: `(N, DRAWS)` in [0, 1].
         noise: standard normal, of the shape of `images`.
         quantised: round to 8 bits.
 
@@ -115,19 +81,40 @@ def photograph(images: Tensor, config: CameraConfig, draws: Tensor, noise: Tenso
         Images of the same shape in [0, 1]. Colour, contrast and blur leave the mean; a wrong white moves it a little,
         and noise raises that of black, since a sensor counts no fewer than no electrons.
     """
-    camera = Cameras(*(part.to(images) for part in choose_cameras(config, draws)))
+    columns = draws.view(*draws.shape, 1, 1).split(1, dim=1)
+    _, saturation, contrast, deviation, well, read, red, blue, blurred, noisy, used = columns
+
+    def between(draw: Tensor, bounds: tuple[float, float]) -> Tensor:
+        return bounds[0] + draw * (bounds[1] - bounds[0])
+
+    error = (1.0 - config.white_balance, 1.0 + config.white_balance)
+    low, high = torch.tensor(config.full_well).log().tolist()
+    settings = (
+        between(saturation, config.saturation),
+        between(contrast, config.contrast),
+        between(deviation, config.blur) * (blurred < config.blurred),
+        between(well, (low, high)).exp(),
+        between(read, config.read_noise),
+        torch.cat([between(red, error), torch.ones_like(red), between(blue, error)], dim=1),
+        (noisy < config.noisy).to(draws),
+        used < config.share,
+    )
+    saturation, contrast, deviation, full_well, read_noise, balance, noisy, used = (
+        part.to(images) for part in settings
+    )
+
     grey = images.mean(dim=1, keepdim=True)
-    seen = torch.lerp(grey.expand_as(images), images, camera.saturation.expand_as(images))
+    seen = torch.lerp(grey.expand_as(images), images, saturation.expand_as(images))
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    seen = torch.lerp(mean.expand_as(images), seen, camera.contrast.expand_as(images))
-    seen = blur(seen, camera.blur, config.blur[1])
+    seen = torch.lerp(mean.expand_as(images), seen, contrast.expand_as(images))
+    seen = blur(seen, deviation, config.blur[1])
     # The slope of a power is infinite at 0.
-    light = (seen.clamp(1e-4, 1.0) ** DISPLAY_GAMMA * camera.balance).clamp(max=1.0)
-    light = with_sensor_noise(light, camera.full_well, camera.read_noise, camera.noisy * noise)
+    light = (seen.clamp(1e-4, 1.0) ** DISPLAY_GAMMA * balance).clamp(max=1.0)
+    light = with_sensor_noise(light, full_well, read_noise, noisy * noise)
     developed = light.clamp(1e-6, 1.0) ** (1.0 / DISPLAY_GAMMA)
     if quantised:
         developed = (developed * 255.0).round() / 255.0
-    return torch.where(camera.used > 0, developed, images)
+    return torch.where(used > 0, developed, images)
 
 
 def with_sensor_noise(light: Tensor, full_well: Tensor | float, read_noise: Tensor | float, noise: Tensor) -> Tensor:

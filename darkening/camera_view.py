@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from darkening.camera import SHARED_DRAWS, TILTED, TONE_DRAW, CameraConfig, draw_noise, photograph
+from darkening.camera import DRAWS, MOVED_DRAWS, TONE_DRAW, CameraConfig, draw_noise, photograph
 from darkening.heuristics import dimmed
 from darkening.views import Darkening, View
 
@@ -36,7 +36,7 @@ class CameraView(View):
             nn.Flatten(),
             nn.Linear(width, width),
             nn.ReLU(),
-            nn.Linear(width, TILTED),
+            nn.Linear(width, MOVED_DRAWS),
         )
         last = self.layers[-1]
         assert isinstance(last, nn.Linear)
@@ -44,13 +44,12 @@ class CameraView(View):
         nn.init.zeros_(last.bias)
 
     def draw(
-        self, images: Tensor, generator: torch.Generator | None, shared: Tensor | None = None, frames: int = 1
+        self, images: Tensor, generator: torch.Generator | None, draws: Tensor | None = None, frames: int = 1
     ) -> tuple[Tensor, ...]:
         """Even draws, and the noise of each pixel."""
-        if shared is None:
-            shared = torch.rand(len(images) // frames, SHARED_DRAWS, generator=generator)
-            shared = shared.repeat_interleave(frames, dim=0)
-        return shared.to(images), draw_noise(images, generator)
+        if draws is None:
+            draws = torch.rand(len(images) // frames, DRAWS, generator=generator).repeat_interleave(frames, dim=0)
+        return draws.to(images), draw_noise(images, generator)
 
     def forward(self, images: Tensor, exposure: Tensor, *drawn: Tensor) -> Darkening:
         """What one camera makes of each image; `drawn` comes from `draw`."""
@@ -69,7 +68,7 @@ class CameraView(View):
 
     def middle(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Draws of the camera in the middle of all, for each image, and no noise."""
-        middle = torch.full((1, SHARED_DRAWS), 0.5)
+        middle = torch.full((1, DRAWS), 0.5)
         middle[:, -1] = 0.0  # photographed, whatever the share
         return middle.expand(images.shape[0], -1), torch.zeros_like(images)
 
@@ -79,7 +78,7 @@ class CameraView(View):
         Args:
             images: day images `(N, 3, H, W)` in [0, 1].
             exposure: requested mean intensities, `(N, 1, 1, 1)` or maps `(N, 1, H, W)` whose mean counts.
-            draws: `(N, SHARED_DRAWS)` in [0, 1].
+            draws: `(N, DRAWS)` in [0, 1].
 
         Returns:
             Draws of the same shape; every value that was possible still is.
@@ -87,5 +86,5 @@ class CameraView(View):
         small = F.interpolate(images, size=(_SEEN, _SEEN), mode="bilinear", antialias=True)
         asked = exposure.to(images).mean(dim=(1, 2, 3), keepdim=True).expand(images.shape[0], 1, _SEEN, _SEEN)
         tilt = _BOLDNESS * torch.tanh(self.layers(torch.cat([small - 0.5, 4.0 * asked - 0.8], dim=1)))
-        even = draws[:, :TILTED].to(images)
-        return torch.cat([torch.sigmoid(torch.logit(even, eps=1e-4) + tilt), draws[:, TILTED:].to(images)], dim=1)
+        even = draws[:, :MOVED_DRAWS].to(images)
+        return torch.cat([torch.sigmoid(torch.logit(even, eps=1e-4) + tilt), draws[:, MOVED_DRAWS:].to(images)], dim=1)

@@ -60,15 +60,6 @@ class DarkenerSettings:
         check(self, "curve", quadratic, "quadratic, the only one that view scene bends")
 
 
-def _build_view(settings: DarkenerSettings) -> View:
-    channels, width, rounds = settings.exposure_channels, settings.width, settings.curve_rounds
-    if settings.view == "camera":
-        return CameraView(settings.camera)
-    if settings.view == "scene":
-        return SceneView(channels, width, rounds)
-    return PixelView(channels, width, settings.curve, rounds, settings.min_scale)
-
-
 class Darkener(nn.Module):
     """Darkens images to a requested exposure, the mean intensity of the result.
 
@@ -81,13 +72,28 @@ class Darkener(nn.Module):
         super().__init__()
         self.settings = settings or DarkenerSettings()
         self.trained_on = trained_on or RequestConfig()
-        self.estimator = _build_view(self.settings)
+        shape = self.settings.exposure_channels, self.settings.width, self.settings.curve_rounds
+        # The attribute's name is part of every checkpoint.
+        self.estimator: View
+        if self.settings.view == "camera":
+            self.estimator = CameraView(self.settings.camera)
+        elif self.settings.view == "scene":
+            self.estimator = SceneView(*shape)
+        else:
+            self.estimator = PixelView(*shape, self.settings.curve, self.settings.min_scale)
 
     def draw(
-        self, images: Tensor, generator: torch.Generator | None = None, shared: Tensor | None = None, frames: int = 1
+        self, images: Tensor, generator: torch.Generator | None = None, draws: Tensor | None = None, frames: int = 1
     ) -> tuple[Tensor, ...]:
-        """Draw the cameras of a darkener of view camera, as `View.draw`; other views draw nothing."""
-        return self.estimator.draw(images, generator, shared, frames)
+        """Draw what is random about the nights of images: of view camera the cameras and their noise, else nothing.
+
+        Args:
+            images: what will be darkened, `(N, 3, H, W)`.
+            generator: on the CPU; None is torch's default one.
+            draws: even draws `(N, DRAWS)` that were made before, for instance for all frames of a clip.
+            frames: so many images in a row are a clip and share their draws, but not their noise.
+        """
+        return self.estimator.draw(images, generator, draws, frames)
 
     def forward(self, images: Tensor, exposure: Tensor | float, *drawn: Tensor) -> Darkening:
         """Darken for training: the result has gradients and is not clamped; values slightly above 1 occur.

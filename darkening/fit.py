@@ -22,8 +22,6 @@ from minmax.runtime.errors import check
 
 Encoder = Callable[[Tensor], Sequence[Tensor]]
 """Images `(N, 3, H, W)`, or clips `(N, 3, T, H, W)`, in [0, 1] to features, as `feature_similarity` takes them."""
-Look = Callable[[Tensor], tuple[Tensor | None, Sequence[Tensor]]]
-"""Images or clips in [0, 1] to the model's prediction, None where it is not asked for, and its features."""
 
 
 @dataclass(frozen=True)
@@ -66,65 +64,65 @@ class DarkenerOptim:
         return float(min(1.0, (step + 1) / (self.warmup_steps + 1)) * 0.1 ** sum(epoch >= m for m in self.milestones))
 
 
+class Observer(nn.Module):
+    """What the daytime model sees in images, in one forward pass that several devices can share out.
+
+    Its predictions are None where `loss` does not ask for them, or where `encoder` is a function that has none.
+    """
+
+    def __init__(self, encoder: FeatureModel | Encoder, loss: DarkeningLoss) -> None:
+        super().__init__()
+        self.encoder, self.predicts = encoder, loss.recognisable > 0
+
+    def forward(self, images: Tensor) -> tuple[Tensor | None, Sequence[Tensor]]:
+        """Prediction and features of `(N, 3, H, W)` or `(N, 3, T, H, W)`."""
+        if not isinstance(self.encoder, FeatureModel):
+            return None, self.encoder(images)
+        return self.encoder.with_features(images) if self.predicts else (None, self.encoder.features(images))
+
+
 def darkening_step(
     darkener: Darkener,
-    look: Look | None,
+    observe: Callable[[Tensor], tuple[Tensor | None, Sequence[Tensor]]] | None,
     day: Tensor,
     request: RequestConfig,
     loss: DarkeningLoss,
     generator: Callable[[str], torch.Generator],
     parallel: Callable[..., Any] | None = None,
     autocast: AbstractContextManager[Any] | None = None,
+    sky: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The losses of one step, by name: ask for an exposure, darken, compare with the day.
 
     Args:
         darkener: what learns.
-        look: what the frozen daytime model sees in images, as `Looking` gives it; None leaves the similarity out.
-        day: `(N, 3, H, W)` images or `(N, 3, T, H, W)` clips in [0, 1]. The frames of a clip share one request, and the
-            encoder sees the clip. A fourth channel may tell where the sky is; images are then held to `planned_night`,
-            whatever the encoder.
+        observe: an `Observer` of the frozen daytime model; None leaves the similarity out.
+        day: `(N, 3, H, W)` images or `(N, 3, T, H, W)` clips in [0, 1]. The darkener sees single images, those of a
+            clip with one request; the model sees the clip.
         request: what is asked for.
         loss: the terms and their weights.
         generator: gives the generator of the draws for a purpose, `exposure` or `camera`.
         parallel: the darkener spread over several devices.
-        autocast: the precision of the encoder.
+        autocast: the precision of the daytime model.
+        sky: where it is known which pixels are sky, 1 there and 0 elsewhere, `(N, 1, H, W)`: the darkener is then held
+            to a `planned_night`, and to nothing that the model sees.
     """
     images, frames = as_images(day)
-    images, sky = images[:, :3], images[:, 3:]
     exposure = request.draw(images, generator("exposure"), frames)
     drawn = darkener.draw(images, generator("camera"), frames=frames)
     darkening = (parallel or darkener)(images, exposure, *drawn)
-    if sky.shape[1]:
+    if sky is not None:
         plan = planned_night(images, sky, exposure)
         return loss(plan, darkening, plan.mean(dim=1, keepdim=True))
-    if look is None:
+    if observe is None:
         return loss(images, darkening, exposure)
     # The tone curve stays in fp32: eight rounds of squaring leave nothing of a bf16 value.
     with autocast or nullcontext():
         with torch.no_grad():
-            day_prediction, day_features = look(day)
-        dark_prediction, dark_features = look(darkening.image if day.dim() == 4 else as_clips(darkening.image, frames))
+            day_prediction, day_features = observe(day)
+        dark = darkening.image if day.dim() == 4 else as_clips(darkening.image, frames)
+        dark_prediction, dark_features = observe(dark)
     return loss(images, darkening, exposure, dark_features, day_features, dark_prediction, day_prediction)
-
-
-class Looking(nn.Module):
-    """What a model sees in images, as a module with one forward pass: several devices can share it out.
-
-    Args:
-        encoder: the model, or what gives its features.
-        loss: tells whether the predictions of a `FeatureModel` are needed beside them.
-    """
-
-    def __init__(self, encoder: FeatureModel | Encoder, loss: DarkeningLoss) -> None:
-        super().__init__()
-        self.encoder, self.predictions = encoder, loss.recognisable > 0
-
-    def forward(self, images: Tensor) -> tuple[Tensor | None, Sequence[Tensor]]:
-        """Prediction and features of `(N, 3, H, W)` or `(N, 3, T, H, W)`."""
-        if not isinstance(self.encoder, FeatureModel):
-            return None, self.encoder(images)
-        return self.encoder.with_features(images) if self.predictions else (None, self.encoder.features(images))
 
 
 def fit_darkener(
@@ -183,7 +181,7 @@ def fit_darkener(
     check_training(darkener, encoder, loss)
     if isinstance(encoder, nn.Module):
         encoder = copy.deepcopy(encoder).to(device).requires_grad_(False).eval()
-    look = None if encoder is None else Looking(encoder, loss)
+    observe = None if encoder is None else Observer(encoder, loss)
     generator = torch.Generator().manual_seed(seed)
     optimizer = optim.adam(darkener)
     step = 0
@@ -191,7 +189,7 @@ def fit_darkener(
         first = step
         for day in _day_batches(day_images):
             optimizer.param_groups[0]["lr"] = lr * optim.rate_factor(epoch, step)
-            losses = darkening_step(darkener, look, day.to(device), request, loss, lambda _: generator)
+            losses = darkening_step(darkener, observe, day.to(device), request, loss, lambda _: generator)
             optimizer.zero_grad(set_to_none=True)
             torch.stack(list(losses.values())).sum().backward()
             norm = nn.utils.clip_grad_norm_(darkener.parameters(), clip)

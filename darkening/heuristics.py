@@ -5,7 +5,7 @@ No pixel becomes brighter than by day, but for the noise of the short exposure, 
 """
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,7 +13,13 @@ from torch import Tensor
 from darkening.camera import DISPLAY_GAMMA, TONE_DRAW, draw_noise, with_sensor_noise
 
 Generator: TypeAlias = torch.Generator | None  # None: torch's default one
-HeuristicName = Literal["gamma", "brightness", "dim", "short-exposure"]
+Night = Callable[..., Tensor]
+"""What darkens images: (images, exposure, generator, draws) to images of the same shape, `(N, 3, H, W)` in [0, 1].
+
+`exposure` is the requested mean intensity, `(N, 1, 1, 1)`, or a map `(N, 1, H, W)` whose mean counts here; `generator`
+is of what is drawn anew for every frame; `draws` are the even draws of each image, `(N, DRAWS)`, which frames of a clip
+share, or None. A night that needs neither takes them all the same.
+"""
 
 LARGEST_POWER = 6.0  # beyond it a photo with a burnt-out sky becomes black and white
 _FULL_WELL = 2000.0  # photo-electrons at white after the gain of a night exposure: a small sensor at a high ISO
@@ -25,25 +31,12 @@ def gamma_night(images: Tensor, exposure: Tensor, generator: Generator, draws: T
 
     The mean is min(request, the day's mean) where g = 6 is dark enough for it, and otherwise, as under a burnt-out
     sky, that of v^6: brighter than asked for.
-
-    Args:
-        images: `(N, 3, H, W)` in [0, 1].
-        exposure: requested mean intensity, `(N, 1, 1, 1)` or a map `(N, 1, H, W)` whose mean counts.
-        generator: of what is drawn anew for every frame.
-        draws: even draws of each image, shared by the frames of a clip, `(N, SHARED_DRAWS)`. This night uses neither;
-            every night has the same interface.
-
-    Returns:
-        Images of the same shape in [0, 1].
     """
     return images ** _power(images, _target(images, exposure))
 
 
 def brightness_night(images: Tensor, exposure: Tensor, generator: Generator, draws: Tensor | None = None) -> Tensor:
-    """Darken by a factor: v <- k v, k in [0, 1] per image. The mean is min(request, the day's mean), exactly.
-
-    Arguments as `gamma_night`.
-    """
+    """Darken by a factor: v <- k v, k in [0, 1] per image. The mean is min(request, the day's mean), exactly."""
     mean = images.mean(dim=(1, 2, 3)).clamp_min(1e-6)
     return images * (_target(images, exposure) / mean).clamp(max=1.0).view(-1, 1, 1, 1)
 
@@ -51,8 +44,7 @@ def brightness_night(images: Tensor, exposure: Tensor, generator: Generator, dra
 def dim_night(images: Tensor, exposure: Tensor, generator: Generator, draws: Tensor | None = None) -> Tensor:
     """Darken by a power and a factor in a random proportion: between `brightness_night` and `gamma_night`.
 
-    The mean is min(request, the day's mean), exactly. Arguments as `gamma_night`; without `draws` each image has its
-    own.
+    The mean is min(request, the day's mean), exactly. Without `draws` each image has its own.
     """
     share = torch.rand(len(images), generator=generator) if draws is None else draws[:, TONE_DRAW]
     return dimmed(images, exposure, share)
@@ -65,7 +57,7 @@ def dimmed(images: Tensor, exposure: Tensor, share: Tensor) -> Tensor:
 
     Args:
         images: `(N, 3, H, W)` in [0, 1].
-        exposure: as for `gamma_night`.
+        exposure: as for every `Night`.
         share: `(N,)` in [0, 1].
     """
     target = _target(images, exposure).view(-1, 1, 1, 1)
@@ -78,7 +70,6 @@ def short_exposure_night(images: Tensor, exposure: Tensor, generator: Generator,
     """A short exposure of a noisy sensor: less linear light, shot and read noise, display gamma, 8 bits.
 
     Before noise the mean is min(request, the day's mean), exactly; noise makes the darkest images a little brighter.
-    Arguments as `gamma_night`.
     """
     # A factor of linear light is a factor behind the display's power as well.
     light = brightness_night(images, exposure, generator) ** DISPLAY_GAMMA
@@ -109,9 +100,7 @@ def augmix_view(images: Tensor, exposure: Tensor, generator: Generator, draws: T
     return torch.stack(mixed).to(images) / 255.0
 
 
-Night = Callable[..., Tensor]
-"""(images, exposure, generator, draws) to darkened images; arguments as `gamma_night`."""
-HEURISTICS: dict[HeuristicName, Night] = {
+HEURISTICS: dict[str, Night] = {
     "gamma": gamma_night,
     "brightness": brightness_night,
     "dim": dim_night,

@@ -3,19 +3,16 @@
 Source: Luo et al., ICCV 2023; exposure range and noise as the authors use them for adaptation.
 """
 
-from __future__ import annotations
-
-import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from darkening.camera import SHARED_DRAWS, CameraConfig, draw_noise, photograph
+from darkening.camera import DRAWS, CameraConfig, draw_noise, photograph
 from darkening.darkener import Darkener
 from darkening.exposures import as_clips, as_images, follow_day, uniform
 from darkening.heuristics import CONTROLS, HEURISTICS, Night
@@ -55,7 +52,7 @@ class NightConfig:
             raise SettingError(CameraConfig, "share", "0: expected more than 0 beside other settings of the camera")
 
 
-def _check_draws(settings: NightConfig | NightView) -> None:
+def _check_draws(settings: "NightConfig | NightView") -> None:
     check_range(settings, "exposure", 0.0, 1.0)
     check_range(settings, "contrast", 0.0, 4.0)
     check(settings, "noise", settings.noise >= 0, "0 or more")
@@ -75,14 +72,10 @@ class LearnedNight:
     def __call__(
         self, images: Tensor, exposure: Tensor, generator: torch.Generator | None, draws: Tensor | None = None
     ) -> Tensor:
-        """Darken `(N, 3, H, W)` images; arguments as `heuristics.gamma_night`."""
+        """Darken `(N, 3, H, W)` images; arguments as for every `heuristics.Night`."""
         request = self.darkener.trained_on.bounded(images, exposure)
         drawn = self.darkener.draw(images, generator, draws)
         return self.darkener.darken(images, request, self.memory, drawn)
-
-    def for_video(self) -> LearnedNight:
-        """The same night for the frames of one video."""
-        return LearnedNight(self.darkener, SceneMemory())
 
 
 def refuse_untrained(flag: str, exposures: Sequence[float], darkener: Darkener) -> None:
@@ -90,17 +83,6 @@ def refuse_untrained(flag: str, exposures: Sequence[float], darkener: Darkener) 
     low, high = darkener.trained_on.exposure
     within = darkener.trained_on.covers(min(exposures), max(exposures))
     require(within, flag, tuple(exposures), f"{low} to {high}, what the darkener was trained on (--request.exposure)")
-
-
-class _Shared(NamedTuple):
-    """What is drawn for each image, or for all frames of a clip."""
-
-    exposure: Tensor
-    """Maps `(N, 1, H, W)`."""
-    power: Tensor
-    """Of the contrast, `(N, 1, 1, 1)`."""
-    draws: Tensor
-    """Even draws of night and camera, `(N, SHARED_DRAWS)`."""
 
 
 class NightView:
@@ -130,29 +112,24 @@ class NightView:
         contrast: tuple[float, float] = (0.0, 0.0),
         camera: CameraConfig | None = None,
     ) -> None:
-        self.night = _as_night(night)
+        if isinstance(night, str):
+            named = CONTROLS | HEURISTICS
+            if night not in named:
+                raise ValueError(f"night {night!r}: expected a darkener, a function, or one of {', '.join(named)}")
+            night = named[night]
+        self.night: Night = LearnedNight(night) if isinstance(night, Darkener) else night
         self.exposure, self.contrast, self.noise, self.cell = exposure, contrast, noise, cell
         self.camera = camera or CameraConfig()
         _check_draws(self)
         if isinstance(self.night, LearnedNight):
-            darkener = self.night.darkener
-            low, high = darkener.trained_on.exposure
-            check(
-                self,
-                "exposure",
-                darkener.trained_on.covers(*exposure),
-                f"{low} to {high}, what the darkener was trained on",
-            )
+            darkener, trained_on = self.night.darkener, self.night.darkener.trained_on
+            low, high = trained_on.exposure
+            expected = f"{low} to {high}, what the darkener was trained on"
+            check(self, "exposure", trained_on.covers(*exposure), expected)
             if darkener.settings.view == "camera" and self.camera.share > 0:
                 raise SettingError(
                     CameraConfig, "share", f"{self.camera.share}: expected 0, as this darkener has a camera of its own"
                 )
-
-    def with_exposure(self, low: float, high: float) -> NightView:
-        """The same nights for other requests."""
-        other = copy.copy(self)
-        other.exposure = (low, high)
-        return other
 
     @torch.no_grad()
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -164,8 +141,8 @@ class NightView:
         count, (height, width) = len(images), images.shape[-2:]
         drawn = self._draw(count, height, width, generator)
         flat, frames = as_images(images)
-        shared = _Shared(*(values.repeat_interleave(frames, dim=0) for values in drawn))
-        darkened = self._darken(self.night, flat, shared, generator)
+        of_each = [values.repeat_interleave(frames, dim=0) for values in drawn]
+        darkened = self._darken(self.night, flat, generator, *of_each)
         return darkened if images.dim() == 4 else as_clips(darkened, frames)
 
     @torch.no_grad()
@@ -177,32 +154,42 @@ class NightView:
         Part by part or at once, a learned night makes the same of the frames, which must come in their order; but for
         the noise of a camera.
         """
-        night = self.night.for_video() if isinstance(self.night, LearnedNight) else self.night
-        drawn = self._draw(1, height, width, generator)
+        night = LearnedNight(self.night.darkener, SceneMemory()) if isinstance(self.night, LearnedNight) else self.night
+        request, power, draws = self._draw(1, height, width, generator)
 
         @torch.no_grad()
         def darken(frames: Tensor) -> Tensor:
-            shared = drawn._replace(exposure=drawn.exposure.to(frames))  # moved once, not once for every frame
-            every = _Shared(*(part.expand(len(frames), *part.shape[1:]) for part in shared))
-            return self._darken(night, frames, every, generator)
+            shared = (request.to(frames), power, draws)  # the map is moved once, not once for every frame
+            of_each = [values.expand(len(frames), *values.shape[1:]) for values in shared]
+            return self._darken(night, frames, generator, *of_each)
 
         return darken
 
-    def _draw(self, count: int, height: int, width: int, generator: torch.Generator | None) -> _Shared:
-        """What so many images, clips or videos get."""
-        exposure = self.exposure_map(count, height, width, generator)
+    def _draw(
+        self, count: int, height: int, width: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What so many images, clips or videos get: maps of requests, powers of the contrast, even draws."""
+        request = self.exposure_map(count, height, width, generator)
         power = torch.zeros(count, 1, 1, 1)
         if self.contrast != (0.0, 0.0):
             power = uniform(self.contrast, count, generator)
-        return _Shared(exposure, power, torch.rand(count, SHARED_DRAWS, generator=generator))
+        return request, power, torch.rand(count, DRAWS, generator=generator)
 
-    def _darken(self, night: Night, images: Tensor, shared: _Shared, generator: torch.Generator | None) -> Tensor:
+    def _darken(
+        self,
+        night: Night,
+        images: Tensor,
+        generator: torch.Generator | None,
+        request: Tensor,
+        power: Tensor,
+        draws: Tensor,
+    ) -> Tensor:
         """Darken each image, and photograph it."""
-        exposure = follow_day(images, shared.exposure.to(images), shared.power, self.cell)
-        darkened = night(images, exposure, generator, shared.draws)
+        request = follow_day(images, request.to(images), power, self.cell)
+        darkened = night(images, request, generator, draws)
         if self.camera.share == 0:
             return darkened
-        return photograph(darkened, self.camera, shared.draws, draw_noise(darkened, generator))
+        return photograph(darkened, self.camera, draws, draw_noise(darkened, generator))
 
     def exposure_map(self, count: int, height: int, width: int, generator: torch.Generator | None) -> Tensor:
         """Draw `(count, 1, height, width)` requested exposures with their noise."""
@@ -216,34 +203,20 @@ class NightView:
         return exposure + coarse + fine
 
 
-def _as_night(night: str | Darkener | Night) -> Night:
-    if isinstance(night, Darkener):
-        return LearnedNight(night)
-    if isinstance(night, str):
-        named: Mapping[str, Night] = CONTROLS | {str(name): night for name, night in HEURISTICS.items()}
-        if night not in named:
-            raise ValueError(f"night {night!r}: expected a darkener, a function, or one of {', '.join(named)}")
-        return named[night]
-    return night
-
-
-def with_default_source(config: NightConfig, learned: bool) -> NightConfig:
-    """The same nights with a source: the darkener, or else what day validation images preferred (docs/results.md)."""
-    if config.source is not None:
-        return config
-    if learned:
-        return replace(config, source="learned")
-    return replace(config, source="dim", camera=replace(config.camera, share=config.camera.share or 1.0))
-
-
-def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: Runtime) -> NightView:
+def build_night_view(config: NightConfig, darkener: Darkener | None, runtime: "Runtime") -> NightView:
     """The night views that the flags ask for; `darkener` is needed by, and allowed for, learned nights only.
+
+    Without a source in the flags it is the darkener or, where there is none, what day validation images preferred
+    (docs/results.md).
 
     Raises:
         UsageError: when the source is the darkener and none is given, or the other way round; for exposures that the
             darkener was not trained on.
     """
-    config = with_default_source(config, learned=darkener is not None)
+    if config.source is None and darkener is not None:
+        config = replace(config, source="learned")
+    elif config.source is None:
+        config = replace(config, source="dim", camera=replace(config.camera, share=config.camera.share or 1.0))
     log.info("nights: %s%s", config.source, ", then a camera" if config.camera.share else "")
     if (config.source == "learned") != (darkener is not None):
         advice = (

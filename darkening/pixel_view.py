@@ -100,17 +100,9 @@ def encode_exposure(exposure: Tensor, channels: int) -> Tensor:
 
 
 class PixelView(CurveNetwork):
-    """A curve for each pixel and channel, on an image that a scale map has made a little darker.
+    """A curve for each pixel and channel, on an image that a scale map has made a little darker."""
 
-    Args:
-        exposure_channels: of the exposure code.
-        width: of the network.
-        curve: the tone curve.
-        rounds: how often it is applied.
-        min_scale: lower end of the scale map.
-    """
-
-    def __init__(self, exposure_channels: int, width: int, curve: CurveName, rounds: int, min_scale: float) -> None:
+    def __init__(self, exposure_channels: int, width: int, rounds: int, curve: CurveName, min_scale: float) -> None:
         super().__init__(exposure_channels, width, maps=6, padding="zeros")
         self.curve, self.rounds, self.min_scale = curve, rounds, min_scale
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from darkening.camera import SHARED_DRAWS
+from darkening.camera import DRAWS
 from darkening.darkener import Darkener
 from darkening.darkener_files import NIGHT_TO_LOOK_AT, load_darkener
 from darkening.exposures import follow_day
@@ -22,6 +22,7 @@ from minmax.runtime.config import run_script
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.errors import require
 from minmax.runtime.report import picture_grid, save_picture
+from minmax.runtime.splits import evenly_spaced
 
 log = logging.getLogger(__name__)
 SHOWN_EXPOSURES = (0.4, 0.3, 0.2, 0.1, 0.05)
@@ -68,8 +69,7 @@ def main(config: Config) -> None:
         darkener = runtime.place(freeze(load_darkener(config.darkener)))
         refuse_untrained("--exposures", config.exposures, darkener)
         files = find_pictures(config.input)
-        count = min(config.count, len(files))
-        chosen = [files[i * len(files) // count] for i in range(count)]
+        chosen = evenly_spaced(files, config.count)
         images = torch.cat([_square(read_picture(file), config.size) for file in chosen])
         save_picture(
             contact_sheet(darkener, images, runtime, config.exposures, config.contrast, config.cell), config.output
@@ -107,7 +107,7 @@ def contact_sheet(
     power = torch.full((len(images), 1, 1, 1), contrast)
     requests = [follow_day(images, torch.full_like(power, exposure).to(images), power, cell) for exposure in exposures]
     night, generator = LearnedNight(darkener), torch.Generator()
-    draws = torch.rand(len(images), SHARED_DRAWS, generator=generator)  # of each image one camera, at all exposures
+    draws = torch.rand(len(images), DRAWS, generator=generator)  # of each image one camera, at all exposures
     rows = [images, *(night(images, request, generator, draws) for request in requests)]
     grid = picture_grid(rows)
     margin = 3 * _CAPTION

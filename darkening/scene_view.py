@@ -11,8 +11,6 @@ t = 0 nothing changes; no gain is above 1; the mean falls to 0 as t grows, so th
 for can be solved for: the network decides where it gets how dark, not how dark it gets.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -189,13 +187,7 @@ def solved_strength(copy: Tensor, maps: Tensor, cast: Tensor, exposure: Tensor, 
 
 
 class SceneView(CurveNetwork):
-    """Whole images by the curves that the network reads from small copies of them.
-
-    Args:
-        exposure_channels: of the exposure code.
-        width: of the network.
-        rounds: how often the quadratic curve is applied.
-    """
+    """Whole images by the curves that the network reads from small copies of them."""
 
     def __init__(self, exposure_channels: int, width: int, rounds: int) -> None:
         super().__init__(exposure_channels, width, maps=5, padding="replicate")

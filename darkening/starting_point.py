@@ -17,18 +17,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from darkening.darkener import Darkener, DarkenerSettings
+from darkening.darkener import Darkener
 from darkening.darkener_files import NIGHT_TO_LOOK_AT, SHIPPED, STARTING_POINT, save_darkener
-from darkening.exposures import RequestConfig
 from darkening.fit import DarkenerOptim
-from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
 from darkening.pixel_view import DepthwiseSeparable
-from darkening.training import DarkenerTraining, obedience, obedience_table, train_darkener
+from darkening.training import TrainingFlags, obedience_table, train_darkener
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.config import CommonFlags, run_script, shrink_settings
-from minmax.runtime.devices import open_runtime
+from minmax.runtime.config import run_script, shrink_settings
 from minmax.runtime.errors import UsageError
-from minmax.runtime.run import Run, check_run_folder
+from minmax.runtime.run import Run, prepare_run
 from minmax.runtime.seeding import derive_seed, seed_globally
 from scenes import render_labelled, render_segmented
 
@@ -106,7 +103,7 @@ class VariedScenes(Dataset[Tensor]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(CommonFlags):
+class Config(TrainingFlags):
     """Train the starting point of all darkeners on built-in scenes."""
 
     name: str = STARTING_POINT
@@ -115,10 +112,6 @@ class Config(CommonFlags):
     """Day scenes to train on."""
     size: int = 32
     """Height and width of the crops in pixels; the scenes are twice as large."""
-    darkener: DarkenerSettings = DarkenerSettings()
-    request: RequestConfig = field(default_factory=RequestConfig)
-    loss: DarkeningLoss = OBEDIENT_LOSS
-    """Weights of the losses; there is no network here that similarity could be measured with."""
     optim: DarkenerOptim = field(
         default_factory=lambda: DarkenerOptim(epochs=16, lr=1.5e-3, clip=1.0, milestones=(), warmup_steps=100)
     )
@@ -132,12 +125,9 @@ def main(config: Config) -> Path:
         raise UsageError("the starting point is trained on --data scenes in --precision fp32 only")
     if config.quick:
         config = shrink_settings(config, count=64, size=32, optim={"epochs": 1})
-    recipe = DarkenerTraining(config.request, config.loss, config.optim)
-    with open_runtime(config.device, config.precision, config.threads) as runtime:
-        if runtime.is_main:
-            check_run_folder("darkening", config)
+    with prepare_run("darkening", config) as runtime:
         cache = config.runs / "scenes"
-        scene = config.darkener.view == "scene"
+        scene = config.darkener.view == "scene"  # a night to look at, which learns what becomes of the sky
         training = VariedScenes(config.count, config.size, TRAINING_SEED, cache, sky=scene)
         held_out = VariedScenes(256, config.size, VALIDATION_SEED, cache)
         validation = torch.stack([held_out[0, index] for index in range(len(held_out))])
@@ -145,13 +135,13 @@ def main(config: Config) -> Path:
         seed_globally(config.seed, "darkener")
         darkener = Darkener(config.darkener)
         open_exposure_path(darkener)
-        darkener = runtime.place(darkener)
+        runtime.place(darkener)
         with Run("darkening", config, runtime) as run:
-            train_darkener(darkener, None, loader, validation, recipe, run, runtime)
+            train_darkener(darkener, None, loader, validation, config, run, runtime)
             path = run.directory / SHIPPED[NIGHT_TO_LOOK_AT if scene else STARTING_POINT].name
             if runtime.is_main:
                 save_darkener(darkener, path)
-            table = obedience_table(obedience(darkener, validation, runtime))
+            table = obedience_table(darkener, validation, runtime)
             log.info("on %d held-out day scenes:\n%s\n%s", len(validation), table, path)
             return path
 

@@ -1,19 +1,18 @@
 """The run that trains a darkener against a frozen daytime model; its step is that of `fit.fit_darkener`."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from darkening.darkener import Darkener, DarkenerSettings
-from darkening.darkener_files import NIGHT_TO_LOOK_AT, STARTING_POINT, load_darkener, save_darkener
+from darkening.darkener_files import NIGHT_TO_LOOK_AT, SHIPPED, STARTING_POINT, load_darkener, save_darkener
 from darkening.exposures import RequestConfig
-from darkening.fit import DarkenerOptim, Looking, check_training, darkening_step
+from darkening.fit import DarkenerOptim, Observer, check_training, darkening_step
 from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
 from darkening.preview import contact_sheet
 from minmax.features import FeatureModel, InputNormalization, freeze
@@ -29,20 +28,21 @@ log = logging.getLogger(__name__)
 
 REPORTED_EXPOSURES = (0.05, 0.1, 0.2, 0.3, 0.4)
 VALIDATION_PIXELS = 2**20  # at a time
-STARTS = ("auto", "scratch", STARTING_POINT, NIGHT_TO_LOOK_AT)
 
 
-@dataclass(frozen=True)
-class DarkenerTraining:
-    """How a darkener is trained."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingFlags(CommonFlags):
+    """How a darkener is trained, whether against a daytime model or, to be shipped, without one."""
 
     request: RequestConfig = field(default_factory=RequestConfig)
-    loss: DarkeningLoss = field(default_factory=DarkeningLoss)
+    darkener: DarkenerSettings = field(default_factory=DarkenerSettings)
+    loss: DarkeningLoss = OBEDIENT_LOSS
+    """Weights of the losses (docs/deviations.md has the paper's); view camera has similarity and recognisable alone."""
     optim: DarkenerOptim = field(default_factory=DarkenerOptim)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DarkenerFlags(CommonFlags):
+class DarkenerFlags(TrainingFlags):
     """The flags that every train_darkener.py has."""
 
     name: str = "darkener"
@@ -54,16 +54,11 @@ class DarkenerFlags(CommonFlags):
     night-to-look-at, scratch, or a darkener's path to continue from."""
     features: Literal["normalised", "unnormalised"] = "normalised"
     """What the frozen model is fed: images normalised as it was trained, or raw as in the authors' code."""
-    request: RequestConfig = field(default_factory=RequestConfig)
-    darkener: DarkenerSettings = field(default_factory=DarkenerSettings)
-    loss: DarkeningLoss = OBEDIENT_LOSS
-    """Weights of the losses (docs/deviations.md has the paper's); view camera has similarity and recognisable alone."""
-    optim: DarkenerOptim = field(default_factory=DarkenerOptim)
 
     def __post_init__(self) -> None:
         """Refuse values out of range; `init` may be a path as well."""
         super().__post_init__()
-        if self.init not in STARTS:
+        if self.init not in ("auto", "scratch", *SHIPPED):
             object.__setattr__(self, "init", str(Path(self.init).expanduser().absolute()))
 
 
@@ -87,7 +82,7 @@ def run_darkener(
         training: the day data, which tell themselves from others.
         views: the same, indexed by (epoch, index): RGB of 8 bits, `(3, H, W)` or `(3, T, H, W)`.
         held_out: other day images `(N, 3, H, W)` in [0, 1].
-        columns: of the picture.
+        columns: at most so many images, evenly spaced over `held_out`, in the picture.
     """
     network = runtime.place(network)
     if config.features == "unnormalised":
@@ -95,10 +90,19 @@ def run_darkener(
     seed_globally(config.seed, "darkener")
     darkener = runtime.place(initial_darkener(config.init, config.darkener))
     loader = epoch_loader(views, config.optim.batch_size, config.seed, config.workers, runtime)
-    recipe = DarkenerTraining(config.request, config.loss, config.optim)
     with Run(task, config, runtime, training=training) as run:
-        train_darkener(darkener, network, loader, held_out, recipe, run, runtime)
-        return save_and_show(darkener, held_out, config.request, to_plain(config), run, runtime, columns)
+        train_darkener(darkener, network, loader, held_out, config, run, runtime)
+        best = run.directory / "best.pt"
+        if runtime.is_main:
+            save_darkener(darkener, best, to_plain(config))
+            shown = held_out[:: max(1, len(held_out) // columns)][:columns]
+            contrast = sum(config.request.contrast) / 2  # the mean of what training asked for
+            sheet = contact_sheet(darkener, shown, runtime, contrast=contrast, cell=config.request.cell)
+            save_picture(sheet, run.directory / "pictures" / "darkened.png")
+            draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
+        log.info("on %d held-out day images:\n%s", len(held_out), obedience_table(darkener, held_out, runtime))
+        log.info("darkener: %s", best)
+        return best
 
 
 def initial_darkener(init: str, settings: DarkenerSettings) -> Darkener:
@@ -131,18 +135,19 @@ def train_darkener(
     encoder: FeatureModel | None,
     loader: DataLoader[Tensor],
     validation: Tensor,
-    config: DarkenerTraining,
+    config: TrainingFlags,
     run: Run,
     runtime: Runtime,
 ) -> None:
-    """Train `darkener` in place to be realistic, obedient and unlike the day to `encoder`.
+    """What `fit_darkener` does, in place and as a run: it logs, is saved and resumed, and may use several devices.
 
     Args:
         darkener: placed on the device.
         encoder: the daytime model, frozen here; None trains for exposure and realism only.
-        loader: batches of day images or clips as `darkening_step` takes them, drawn by `EpochBatches`.
+        loader: batches of day images or clips as `darkening_step` takes them, drawn by `EpochBatches`; a fourth channel
+            of images tells where the sky is.
         validation: held-out day images `(N, 3, H, W)` on which obedience is measured after every epoch.
-        config: losses and optimisation.
+        config: request, losses and optimisation.
         run: the opened run.
         runtime: its devices.
     """
@@ -155,55 +160,21 @@ def train_darkener(
         optimizer, lambda step: optim.rate_factor(step / steps_per_epoch, step)
     )
     parallel = runtime.parallel(darkener)
-    look = None if encoder is None else runtime.spread(Looking(freeze(encoder), config.loss))
+    observe = None if encoder is None else runtime.spread(Observer(freeze(encoder), config.loss))
     run.restore(darkener=darkener, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
     for epoch in run.epochs(optim.epochs):
         darkener.train()
         for batch in run.batches(loader, epoch):
-            day = runtime.intensities(batch)
+            seen = runtime.intensities(batch)
+            day, sky = seen[:, :3], seen[:, 3:] if seen.shape[1] == 4 else None
             losses = darkening_step(
-                *(darkener, look, day, config.request, config.loss, run.generator),
-                parallel=parallel,
-                autocast=runtime.autocast(),
+                darkener, observe, day, config.request, config.loss, run.generator, parallel, runtime.autocast(), sky
             )
             run.update(optimizer, losses, schedule, optim.clip)
         means = obedience(darkener, validation, runtime)
         errors = [abs(mean - wanted) for wanted, mean in means.values()]
         log.info("epoch %d: largest distance from min(request, day) %.3f", epoch + 1, max(errors))
         run.finish_epoch({f"mean_at_{asked}": mean for asked, (_, mean) in means.items()})
-
-
-def save_and_show(
-    darkener: Darkener,
-    validation: Tensor,
-    request: RequestConfig,
-    flags: Mapping[str, Any],
-    run: Run,
-    runtime: Runtime,
-    columns: int = 8,
-) -> Path:
-    """Save a trained darkener as `best.pt` of its run, with pictures of what it does, and log how it obeys.
-
-    Args:
-        darkener: trained.
-        validation: held-out day images `(N, 3, H, W)` in [0, 1].
-        request: what it was trained on; the pictures ask for its mean contrast.
-        flags: of the run, kept in the checkpoint.
-        run: the run.
-        runtime: its devices.
-        columns: at most so many images, evenly spaced over `validation`, in the picture.
-    """
-    best = run.directory / "best.pt"
-    if runtime.is_main:
-        save_darkener(darkener, best, flags)
-        shown = validation[:: max(1, len(validation) // columns)][:columns]
-        sheet = contact_sheet(darkener, shown, runtime, contrast=sum(request.contrast) / 2, cell=request.cell)
-        save_picture(sheet, run.directory / "pictures" / "darkened.png")
-        draw_curves(run.directory / "metrics.jsonl", run.directory / "pictures" / "curves.png")
-    means = obedience(darkener, validation, runtime)
-    log.info("on %d held-out day images:\n%s", len(validation), obedience_table(means))
-    log.info("darkener: %s", best)
-    return best
 
 
 @torch.no_grad()
@@ -227,10 +198,10 @@ def obedience(darkener: Darkener, images: Tensor, runtime: Runtime) -> dict[floa
     return {asked: (wanted, mean) for asked, (wanted, mean) in zip(REPORTED_EXPOSURES, means.tolist(), strict=True)}
 
 
-def obedience_table(means: dict[float, tuple[float, float]]) -> str:
-    """What is asked for and obtained as Markdown."""
+def obedience_table(darkener: Darkener, images: Tensor, runtime: Runtime) -> str:
+    """`obedience` as Markdown."""
     rows = [
         [f"{asked:.2f}", f"{wanted:.3f}", f"{mean:.3f}", f"{mean - wanted:+.3f}"]
-        for asked, (wanted, mean) in means.items()
+        for asked, (wanted, mean) in obedience(darkener, images, runtime).items()
     ]
     return markdown_table(["requested", "or the day's mean", "mean of the output", "difference"], rows)

@@ -12,7 +12,7 @@ class Darkening(NamedTuple):
     """A darkened batch and the maps that made it, each `(N, 3, H, W)`; `image` is not clamped.
 
     Of view scene the curve map is small, `SceneCurves.maps`, and the scale map is the colour cast. Of view camera both
-    are the draws that made each picture, `(N, SHARED_DRAWS)`.
+    are the draws that made each picture, `(N, DRAWS)`.
     """
 
     image: Tensor
@@ -21,19 +21,15 @@ class Darkening(NamedTuple):
 
 
 class View(nn.Module, ABC):
-    """One way to darken images; it holds the weights of a `Darkener`."""
+    """One way to darken images; it holds the weights of a `Darkener`, whose methods call those of the same name here.
+
+    `draw`, where there is chance, then `forward` or `darken` with what it returned.
+    """
 
     def draw(
-        self, images: Tensor, generator: torch.Generator | None, shared: Tensor | None = None, frames: int = 1
+        self, images: Tensor, generator: torch.Generator | None, draws: Tensor | None = None, frames: int = 1
     ) -> tuple[Tensor, ...]:
-        """Draw what is random about the nights of `(N, 3, H, W)` images, from a generator on the CPU.
-
-        Args:
-            images: what will be darkened.
-            generator: None is torch's default one.
-            shared: even draws `(N, SHARED_DRAWS)` that were made before, for instance for all frames of a clip.
-            frames: so many images in a row are a clip and share them.
-        """
+        """Nothing is random, but in a view that says so."""
         return ()
 
     @abstractmethod

@@ -1,33 +1,25 @@
 """Built-in street scenes by day and by night, so that a fresh machine shows the method without a download."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scenes.cache import Domain, cache_file, render_or_load
+from scenes.cache import render_or_load
 from scenes.motion import MOTIONS, render_clips
-from scenes.night import HELD_OUT_NIGHT, NightSettings, render_night
+from scenes.night import HELD_OUT_NIGHT, Domain, NightSettings, render
 from scenes.objects import CLASSES
 from scenes.places import render_places
 from scenes.sprites import Camera
-from scenes.world import GENERATOR_VERSION, Scene, build_scene, render_day
+from scenes.world import Scene, build_scene
 
 __all__ = [
     "CLASSES",
-    "GENERATOR_VERSION",
     "HELD_OUT_NIGHT",
     "MOTIONS",
-    "Camera",
     "NightSettings",
-    "Scene",
-    "build_scene",
     "render_clips",
-    "render_day",
     "render_labelled",
-    "render_night",
     "render_places",
     "render_segmented",
 ]
@@ -48,8 +40,7 @@ def _render_one(
     rng = np.random.default_rng(scene_seed)
     camera = Camera(rng.uniform(-0.4, 0.4), rng.uniform(1.1, 1.8), rng.uniform(0.9, 1.1), rng.uniform(0.42, 0.52))
     scene = build_scene(place_seed, _label(index, seed), object_seed, camera, size)
-    light = np.random.default_rng(light_seed)
-    return render_day(scene, light) if domain == "day" else render_night(scene, light, settings), scene
+    return render(domain, scene, np.random.default_rng(light_seed), settings), scene
 
 
 def render_labelled(
@@ -68,15 +59,11 @@ def render_labelled(
     `settings` are the ranges from which each night draws its lamps and camera: None is the same as
     `NightSettings()`, also in the cache, and `HELD_OUT_NIGHT` stands for other lamps and cameras. Days ignore them.
     """
-    cache = cache_file(cache_dir, str(count), domain, size, seed, settings)
-    return render_or_load(
-        cache,
-        count,
-        (size, size, 3),
-        np.int64,
-        f"{domain} scenes",
-        lambda i: (_render_one(domain, i, size, seed, settings)[0], _label(i, seed)),
-    )
+
+    def labelled(index: int) -> tuple[NDArray[np.uint8], int]:
+        return _render_one(domain, index, size, seed, settings)[0], _label(index, seed)
+
+    return render_or_load(cache_dir, str(count), domain, count, size, seed, settings, labelled)
 
 
 def render_segmented(
@@ -93,9 +80,8 @@ def render_segmented(
     `render_labelled`.
     """
 
-    def render(index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def segmented(index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         image, scene = _render_one(domain, index, size, seed, settings)
         return image, scene.label
 
-    cache = cache_file(cache_dir, str(count), domain, size, seed, settings, "-pixels")
-    return render_or_load(cache, count, (size, size, 3), np.uint8, f"{domain} scenes", render)
+    return render_or_load(cache_dir, f"pixels-{count}", domain, count, size, seed, settings, segmented)

@@ -1,72 +1,60 @@
 """Rendered images, stored in a file and read back the next time."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from scenes.night import NightSettings
+from scenes.night import Domain, NightSettings
 from scenes.world import GENERATOR_VERSION
-
-Domain = Literal["day", "night"]
-
-
-def cache_file(
-    folder: Path | None,
-    described: str,
-    domain: Domain,
-    size: int,
-    seed: int,
-    settings: NightSettings | None,
-    ending: str = "",
-) -> Path | None:
-    """The file named after everything that the images depend on; None without a folder."""
-    if folder is None:
-        return None
-    # Only the night depends on settings; the defaults are spelt out, so that changed defaults give another name.
-    spelt_out = repr(settings or NightSettings()).encode()
-    digest = f"-{hashlib.sha256(spelt_out).hexdigest()[:10]}" if domain == "night" else ""
-    return folder / f"scenes-v{GENERATOR_VERSION}-{domain}-{described}x{size}-seed{seed}{digest}{ending}.npz"
 
 
 def render_or_load(
-    file: Path | None,
+    cache_dir: Path | None,
+    described: str,
+    domain: Domain,
     count: int,
-    shape: tuple[int, ...],
-    kind: Any,
-    title: str,
+    size: int,
+    seed: int,
+    settings: NightSettings | None,
     render: Callable[[int], tuple[NDArray[np.uint8], Any]],
 ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """Images or clips `(count, *shape)` and their labels: read from a file, or rendered and stored in it.
+    """Images or clips and their labels, rendered, or read back from the file that an earlier call stored.
 
     Args:
-        file: where they are stored; None renders without storing.
+        cache_dir: folder of the file; None renders without storing.
+        described: the part of the file's name that tells what the images are but for the other arguments.
+        domain: day or night.
         count: how many there are.
-        shape: of each, such as (size, size, 3).
-        kind: numpy's type of the labels.
-        title: what the progress bar says.
+        size: height and width in pixels.
+        seed: of everything random.
+        settings: of nights; the defaults are spelt out, so that changed defaults give another file.
         render: gives image `i` and its label.
     """
-    if file and file.exists():
-        with np.load(file, allow_pickle=False) as stored:
-            return stored["images"], stored["labels"].astype(kind)
-    images = np.empty((count, *shape), np.uint8)
-    labels = []
-    for i in tqdm(range(count), desc=title, leave=False, disable=None):
-        images[i], label = render(i)
+    file = None
+    if cache_dir:
+        digest = f"-{hashlib.sha256(repr(settings or NightSettings()).encode()).hexdigest()[:10]}"
+        described += f"x{size}-seed{seed}{digest if domain == 'night' else ''}"
+        file = cache_dir / f"scenes-v{GENERATOR_VERSION}-{domain}-{described}.npz"
+        if file.exists():
+            with np.load(file, allow_pickle=False) as stored:
+                return stored["images"], stored["labels"]
+    images, labels = [], []
+    for i in tqdm(range(count), desc=f"{domain} scenes", leave=False, disable=None):
+        image, label = render(i)
+        images.append(image)
         labels.append(label)
+    stacked = np.stack(images), np.asarray(labels)
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         # Written aside and renamed, so that a reader never meets half a file.
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
         with temporary.open("wb") as stream:
-            np.savez(stream, images=images, labels=labels)
+            np.savez(stream, images=stacked[0], labels=stacked[1])
         temporary.replace(file)
-    return images, np.asarray(labels, kind)
+    return stacked

@@ -3,8 +3,6 @@
 Light is drawn once per clip, sensor noise anew for every frame.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,11 +11,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from scenes.cache import Domain, cache_file, render_or_load
-from scenes.night import NightSettings, render_night
+from scenes.cache import render_or_load
+from scenes.night import Domain, NightSettings, render
 from scenes.objects import CLASSES
 from scenes.sprites import Camera, Placed, Rng, Sprite
-from scenes.world import build_scene, render_day
+from scenes.world import build_scene
 
 MOTION_VERSION: Final = 1
 
@@ -29,20 +27,13 @@ PLACES: Final = 6  # street cameras, each at its own place
 Move = Callable[[Placed], Placed]
 
 
-def _transformed(sprite: Sprite, change: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Sprite:
-    """A sprite with its points (..., 2) and lamps changed within its plane."""
-    shapes = [shape._replace(polygons=change(shape.polygons)) for shape in sprite.shapes]
-    lamps = []
-    for x, y, axis, colour in sprite.lamps:
-        moved = change(np.array([x, y], np.float64))
-        lamps.append((float(moved[0]), float(moved[1]), axis, colour))
-    return Sprite(sprite.label, shapes, lamps)
-
-
 def _shifted(placed: Placed, right: float = 0.0, up: float = 0.0) -> Placed:
     """Moved by shares of what the frame shows at its depth."""
-    offset = np.array([0.0, up * placed.z])
-    sprite = _transformed(placed.sprite, lambda points: points + offset) if up else placed.sprite
+    sprite, height = placed.sprite, up * placed.z
+    if up:
+        shapes = [shape._replace(polygons=shape.polygons + (0.0, height)) for shape in sprite.shapes]
+        lamps = [(x, y + height, axis, colour) for x, y, axis, colour in sprite.lamps]
+        sprite = Sprite(sprite.label, shapes, lamps)
     return placed._replace(sprite=sprite, x=placed.x + right * placed.z)
 
 
@@ -72,12 +63,6 @@ def draw_motion(motion: int, frames: int, rng: Rng) -> list[Move]:
     return [partial(_shifted)] * frames
 
 
-def _camera(place: int) -> Camera:
-    """The camera that looks at a place: it does not move, and sees more around the object than pictures do."""
-    rng = np.random.default_rng((place, 3))
-    return Camera(rng.uniform(-0.4, 0.4), rng.uniform(1.1, 1.8), rng.uniform(0.9, 1.0), rng.uniform(0.42, 0.52))
-
-
 def motion_label(index: int, seed: int) -> int:
     """Class of clip `index`: every run of six clips is a permutation of the classes."""
     block, place = divmod(index, len(MOTIONS))
@@ -93,14 +78,16 @@ def render_clip(
     scene_seed, motion_seed, light_seed, noise_seed = streams
     rng = np.random.default_rng(scene_seed)
     place_seed, object_seed, thing = (int(rng.integers(most)) for most in (PLACES, 2**32, len(CLASSES)))
-    camera = _camera(place_seed)
+    # The camera of a place does not move, and sees more around the object than pictures do.
+    place = np.random.default_rng((place_seed, 3))
+    camera = Camera(
+        place.uniform(-0.4, 0.4), place.uniform(1.1, 1.8), place.uniform(0.9, 1.0), place.uniform(0.42, 0.52)
+    )
     noise = np.random.default_rng(noise_seed)
     pictures = []
     for move in draw_motion(motion_label(index, seed), frames, np.random.default_rng(motion_seed)):
         scene = build_scene(place_seed, thing, object_seed, camera, size, move)
-        light = np.random.default_rng(light_seed)
-        day = domain == "day"
-        pictures.append(render_day(scene, light, noise) if day else render_night(scene, light, settings, noise))
+        pictures.append(render(domain, scene, np.random.default_rng(light_seed), settings, noise))
     return np.stack(pictures)
 
 
@@ -119,9 +106,9 @@ def render_clips(
     Light and camera of a clip are drawn once, the noise of its pixels anew for every frame. With a `cache_dir` the
     result is stored there and read back the next time. `settings` as for `render_labelled`.
     """
-    cache = cache_file(cache_dir, f"clips{MOTION_VERSION}-{count}x{frames}", domain, size, seed, settings)
 
-    def render(index: int) -> tuple[NDArray[np.uint8], int]:
+    def clip(index: int) -> tuple[NDArray[np.uint8], int]:
         return render_clip(domain, index, frames, size, seed, settings), motion_label(index, seed)
 
-    return render_or_load(cache, count, (frames, size, size, 3), np.int64, f"{domain} clips", render)
+    described = f"clips{MOTION_VERSION}-{count}x{frames}"
+    return render_or_load(cache_dir, described, domain, count, size, seed, settings, clip)

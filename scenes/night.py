@@ -3,18 +3,17 @@
 Light is given relative to daylight, where a white surface has a radiance of about 1.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from scenes.sprites import SKY, STREET_LAMPS, Colour, Floats, Lamp
-from scenes.world import Scene, encode
+from scenes.world import Scene, encode, render_day
 
+Domain = Literal["day", "night"]
 Range = tuple[float, float]
 
 _SODIUM: Final = (1.0, 0.55, 0.14)
@@ -120,3 +119,14 @@ def render_night(
     signal = shot + noise.normal(0.0, rng.uniform(*settings.read_noise), radiance.shape)
     balance = 1 + settings.white_balance * rng.uniform(-1.0, 1.0, 3)
     return encode(signal / electrons * gain * balance)
+
+
+def render(
+    domain: Domain,
+    scene: Scene,
+    rng: np.random.Generator,
+    settings: NightSettings | None,
+    noise: np.random.Generator | None = None,
+) -> NDArray[np.uint8]:
+    """Render a scene by day or by night, as `render_day` and `render_night`."""
+    return render_day(scene, rng, noise) if domain == "day" else render_night(scene, rng, settings, noise)

@@ -3,8 +3,6 @@
 Each is drawn at random from a generator, in its own metres.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Final
 

@@ -1,18 +1,16 @@
 """Places seen again: each a street with a landmark, photographed from several points, each time in another light."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scenes.cache import Domain, cache_file, render_or_load
-from scenes.night import NightSettings, render_night
+from scenes.cache import render_or_load
+from scenes.night import Domain, NightSettings, render
 from scenes.objects import CLASSES
 from scenes.sprites import Camera
-from scenes.world import build_scene, render_day
+from scenes.world import build_scene
 
 # What stands there for good; a parked car would leave.
 LANDMARKS: Final = tuple(CLASSES.index(name) for name in ("tree", "traffic light", "road sign", "kiosk"))
@@ -46,10 +44,8 @@ def render_places(
     Returns:
         Images uint8 `(places * views, H, W, 3)` in sRGB, and the number of each one's place `(places * views,)`.
     """
-    described = f"places-{places}x{views}from{first_view}"
-    cache = cache_file(cache_dir, described, domain, size, seed, settings)
 
-    def render(index: int) -> tuple[NDArray[np.uint8], int]:
+    def seen(index: int) -> tuple[NDArray[np.uint8], int]:
         place, view = divmod(index, views)
         place_rng = np.random.default_rng((seed, place))
         place_seed, object_seed = (int(word) for word in place_rng.integers(2**32, size=2))
@@ -62,7 +58,7 @@ def render_places(
             view_rng.uniform(0.42, 0.52),
         )
         scene = build_scene(place_seed, landmark, object_seed, camera, size)
-        image = render_day(scene, view_rng) if domain == "day" else render_night(scene, view_rng, settings)
-        return image, place
+        return render(domain, scene, view_rng, settings), place
 
-    return render_or_load(cache, places * views, (size, size, 3), np.int64, f"{domain} places", render)
+    described = f"places-{places}x{views}from{first_view}"
+    return render_or_load(cache_dir, described, domain, places * views, size, seed, settings, seen)

@@ -4,8 +4,6 @@ World axes are in metres: x to the right, y up from the ground, z away from the 
 sprite at one depth, so that a moved camera gives true parallax.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple

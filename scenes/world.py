@@ -4,8 +4,6 @@ A scene is put together from three independent descriptions: a *place* (street, 
 with what stands around it, and a *camera*.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darkening.curves import CURVES, gamma_curve, quadratic_curve, reciprocal_curve
-from darkening.losses import DarkeningLoss, chroma_loss, colour_loss, exposure_loss, scale_loss, total_variation_loss
+from darkening.losses import DarkeningLoss, chroma_loss, colour_loss, exposure_loss, total_variation_loss
 from darkening.views import Darkening
 from minmax.similarity import feature_similarity
 
@@ -184,10 +184,6 @@ def test_total_variation_counts_horizontal_and_vertical_edges_alike():
     found = total_variation_loss(curve_map)
     assert float(found) == pytest.approx(2 * 3 * 6 * 0.01**2 / 30)
     assert float(total_variation_loss(curve_map.transpose(2, 3))) == pytest.approx(float(found))
-
-
-def test_scale_loss_by_hand():
-    assert float(scale_loss(torch.tensor([1.0, 0.9, 0.95, 0.95]))) == pytest.approx(0.05)
 
 
 def test_chroma_loss_by_hand():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from darkening import heuristics
-from darkening.camera import SHARED_DRAWS
+from darkening.camera import DRAWS
 from darkening.heuristics import HEURISTICS
 from scenes import render_labelled
 
@@ -87,7 +87,7 @@ def test_black_and_white_images_stay_finite_and_in_range(name, level, target):
 @pytest.mark.parametrize("name", NAMES)
 def test_each_image_is_darkened_as_if_it_were_alone(name, day_images, without_noise):
     targets = column(0.1, 0.2, 0.3, 0.4)
-    draws = torch.rand(4, SHARED_DRAWS, generator=generator_of())
+    draws = torch.rand(4, DRAWS, generator=generator_of())
     together = HEURISTICS[name](day_images, targets, generator_of(), draws)
     for i in range(4):
         alone = HEURISTICS[name](day_images[i : i + 1], targets[i : i + 1], generator_of(), draws[i : i + 1])

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from scenes import CLASSES, HELD_OUT_NIGHT, Camera, NightSettings, build_scene, render_labelled, render_night
-from scenes.night import lamp_light
+from scenes import CLASSES, HELD_OUT_NIGHT, NightSettings, render_labelled
+from scenes.night import lamp_light, render_night
 from scenes.objects import CLASS_LABELS
-from scenes.sprites import BACKGROUND, FAR, MAIN_OBJECT, POLE, Lamp
-from scenes.world import Scene, render_day
+from scenes.sprites import BACKGROUND, FAR, MAIN_OBJECT, POLE, Camera, Lamp
+from scenes.world import Scene, build_scene, render_day
 
 Domain = Literal["day", "night"]
 
@@ -42,8 +42,8 @@ def test_day_and_night_of_a_seed_show_the_same_scenes(monkeypatch: pytest.Monkey
         seen.append(scene)
         return np.zeros(scene.albedo.shape, np.uint8)
 
-    monkeypatch.setattr("scenes.render_day", record)
-    monkeypatch.setattr("scenes.render_night", record)
+    monkeypatch.setattr("scenes.night.render_day", record)
+    monkeypatch.setattr("scenes.night.render_night", record)
     np.testing.assert_array_equal(render_labelled("day", 5, 32, seed=8)[1], render_labelled("night", 5, 32, seed=8)[1])
     assert len(seen) == 10
     for day, night in zip(seen[:5], seen[5:], strict=True):
