@@ -61,11 +61,6 @@ def read_batches(batches: Iterable[ItemT]) -> Iterator[ItemT]:
     except RunError as error:
         lines = str(error).strip().splitlines()
         raise RunError(lines[-1].removeprefix(f"{RunError.__module__}.{RunError.__name__}: ")) from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        reason = " ".join(str(error).split())
-        raise RunError(f"a process that loads data was killed ({reason}); lower --workers if memory ran out") from error
 
 
 def one_pass(

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import errno
 import io
 import logging
 import math
@@ -16,13 +15,12 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 import cattrs
-import torch
 import tyro
 import yaml
 from cattrs.v import format_exception
 
 from minmax.runtime.devices import Precision
-from minmax.runtime.errors import RunError, SettingError, UsageError
+from minmax.runtime.errors import RunError, SettingError, UsageError, problem_of_the_machine
 from minmax.runtime.errors import require as require
 from minmax.runtime.errors import require_range as require_range
 
@@ -40,7 +38,6 @@ class DataclassInstance(Protocol):
 
 
 ConfigT = TypeVar("ConfigT", bound=DataclassInstance)
-_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
 
 Switch = Annotated[
     bool,
@@ -394,15 +391,11 @@ def run_script(config_class: type[ConfigT], main: Callable[[ConfigT], object], d
         sys.exit(_fail(error, 2))
     except RunError as error:
         sys.exit(_fail(error, 1))
-    except OSError as error:
-        if error.errno not in _OF_THE_DISK:
+    except (OSError, EOFError, MemoryError, RuntimeError) as error:
+        problem = problem_of_the_machine(error)
+        if problem is None:
             raise
-        sys.exit(_fail(error, 1))
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        said = " ".join(str(error).split())
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in said:
-            raise
-        sys.exit(_fail(f"out of memory ({said[:150]}); lower the batch size or the size of the images", 1))
+        sys.exit(_fail(problem, 1))
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         sys.exit(130)

@@ -1,5 +1,11 @@
 """The ways in which we stop because of what we were given, not because of a bug of ours."""
 
+import errno
+
+import torch
+
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
+
 
 class UsageError(Exception):
     """Refused before any work was done: a wrong flag, a missing folder, a foreign checkpoint (exit code 2)."""
@@ -21,6 +27,17 @@ class SettingError(UsageError, ValueError):
     def __init__(self, owner: type, name: str, problem: str) -> None:
         super().__init__(f"{name} {problem}")
         self.owner, self.name, self.problem = owner, name, problem
+
+
+def problem_of_the_machine(error: BaseException | None) -> str | None:
+    """What an error says of disk, memory or processes; None for one that may be a bug of ours."""
+    said = " ".join(str(error).split())[:200]
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in said:
+        return f"out of memory ({said}); lower the batch size or the size of the images"
+    # A worker's end is met where its data are awaited, or in a signal handler of torch, wherever the program is.
+    if isinstance(error, ConnectionError | EOFError) or "DataLoader worker" in said:
+        return f"a process that loads data was killed ({said}); lower --workers if memory ran out"
+    return said if isinstance(error, OSError) and error.errno in _OF_THE_DISK else None
 
 
 def require(condition: bool, flag: str, value: object, expected: str) -> None:

@@ -29,7 +29,7 @@ from minmax.runtime.checkpoints import (
 from minmax.runtime.config import CommonFlags, read_yaml, to_plain, write_yaml
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.environment import write_environment
-from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.errors import RunError, UsageError, problem_of_the_machine
 from minmax.runtime.exclusive import claim
 from minmax.runtime.report import draw_curves
 from minmax.runtime.seeding import generator_for, seed_globally
@@ -193,7 +193,8 @@ class Run:
     ) -> None:
         """Stop logging to the folder; what ended the run stands in its log."""
         if kind is not None and not issubclass(kind, SystemExit):
-            record = (kind, error, traceback) if not issubclass(kind, UsageError | RunError) else None
+            told = issubclass(kind, UsageError | RunError) or problem_of_the_machine(error)
+            record = None if told else (kind, error, traceback)
             self._handler.handle(
                 log.makeRecord(log.name, logging.ERROR, __file__, 0, "%s", (error,), record)  # type: ignore[arg-type]
             )

@@ -26,10 +26,12 @@ OFTEN = ("--save-minutes", 1e-9)
 def day_models(tmp_path_factory, segmenter, recogniser):
     """A small network for each task: runs are saved after each step."""
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("small") / "best.pt"
-    settings = ClassifierSettings("shufflenet_v2_x0_5", ("bus", "car"))
-    save_classifier(build_classifier(settings), settings, path)
-    return dict(zip(TASKS, (path, segmenter, path, recogniser), strict=True))
+    files = []
+    for model in ("shufflenet_v2_x0_5", "squeezenet1_1"):  # the second is a place network's trunk
+        settings = ClassifierSettings(model, ("bus", "car"))
+        files.append(tmp_path_factory.mktemp(model) / "best.pt")
+        save_classifier(build_classifier(settings), settings, files[-1])
+    return dict(zip(TASKS, (files[0], segmenter, files[1], recogniser), strict=True))
 
 
 def flags_of(name, request, runs):
@@ -232,10 +234,10 @@ def test_worker_killed(trial, request, tmp_path):
     while training.poll() is None and not (metrics.is_file() and metrics.read_text()):
         time.sleep(0.01)
     children = Path(f"/proc/{training.pid}/task/{training.pid}/children")
-    while training.poll() is None:
-        for child in children.read_text().split():
-            os.kill(int(child), signal.SIGKILL)
-        time.sleep(0.01)
+    while not (workers := children.read_text().split()):
+        time.sleep(0.001)
+    os.kill(int(workers[0]), signal.SIGKILL)
+    training.wait()
     process.check()
     said = process.errors[0].read_text()
     assert training.wait() == 1 and "a process that loads data was killed" in said, said
