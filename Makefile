@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TASKS := classification segmentation visual-place-recognition low-light-action-recognition
 
-.PHONY: demo test test-oldest lint bench docs clean
+.PHONY: demo test test-oldest lint bench reliability docs clean
 
 demo: $(STAMP)
 	$(BIN)/python demo.py
@@ -25,6 +25,10 @@ test-oldest:
 	uv venv --allow-existing --python 3.11 .venv-oldest
 	uv pip install --python .venv-oldest/bin/python --resolution lowest-direct -r requirements.txt -e '.[dev]'
 	.venv-oldest/bin/python -m pytest -n auto --dist worksteal -q
+
+# Every row of the table of faults, tried in full; writes docs/reliability.md.
+reliability: $(STAMP)
+	RELIABILITY=docs/reliability.md $(BIN)/python -m pytest -n auto --dist worksteal -q tests/faults
 
 # The documentation as a site, in site/.
 docs: $(STAMP)

@@ -23,6 +23,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 ItemT = TypeVar("ItemT")
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _NOTHING = object()
+_NEWEST_TESTED = (2, 15)
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,8 @@ def open_runtime(
         UsageError: when the device does not exist or cannot compute in the precision, or compiling contradicts it.
     """
     keep_large_buffers()
+    if tuple(map(int, torch.__version__.split(".")[:2])) > _NEWEST_TESTED:
+        log.warning("torch %s is newer than all that this was tested with, 2.11 to 2.15", torch.__version__)
     if threads:
         torch.set_num_threads(threads)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
