@@ -56,13 +56,13 @@ def normal_light(tmp_path):
 
 
 def names_of(found):
-    return sorted(video.name for video in found.videos)
+    return sorted(video.name for video in found[1])
 
 
 def test_lists_tell_splits_and_train_gives_a_share_to_validation(normal_light):
     train, val, night = (find_videos(normal_light, split, CONFIG) for split in ("train", "val", "test_night"))
-    assert train.classes[:2] == ACTIONS
-    assert len(train.videos) == 6 and len(val.videos) == 2 and not set(names_of(train)) & set(names_of(val))
+    assert train[0][:2] == ACTIONS
+    assert len(train[1]) == 6 and len(val[1]) == 2 and not set(names_of(train)) & set(names_of(val))
     assert names_of(night) == ["Drink/Drink_night_1.avi", "Jump/Jump_night_1.avi"]
     second = find_videos(normal_light, "test_night", ClipConfig(split=2))
     assert names_of(second) == ["Drink/Drink_night_2.avi", "Jump/Jump_night_2.avi"]
@@ -72,12 +72,12 @@ def test_lists_tell_splits_and_train_gives_a_share_to_validation(normal_light):
 
 
 def test_numbers_of_labels_are_named_by_the_mapping_or_the_folders(normal_light):
-    assert find_videos(normal_light, "test_night", CONFIG).classes[7] == "Stand", "ARID's actions keep their numbers"
+    assert find_videos(normal_light, "test_night", CONFIG)[0][7] == "Stand", "ARID's actions keep their numbers"
     (normal_light / "raw" / "list_cvt" / "mapping_table.txt").write_text("0\tsip\n1\thop\n")
-    found = find_videos(normal_light, "test_night", CONFIG)
-    assert found.classes == ("sip", "hop") and [video.label for video in found.videos] == [0, 1]
-    reordered = find_videos(normal_light, "test_night", CONFIG, ("hop", "sip"))
-    assert [video.label for video in reordered.videos] == [1, 0]
+    classes, videos = find_videos(normal_light, "test_night", CONFIG)
+    assert classes == ("sip", "hop") and [video.label for video in videos] == [0, 1]
+    _, reordered = find_videos(normal_light, "test_night", CONFIG, ("hop", "sip"))
+    assert [video.label for video in reordered] == [1, 0]
 
 
 @pytest.mark.parametrize("below", ["raw/data", "data", "."])
@@ -87,7 +87,7 @@ def test_without_lists_all_videos_are_day_or_all_are_night(below, tmp_path):
             save_video(tmp_path / below / action / f"{name}.mp4", frames=2, height=16, width=16)
     train, val = (names_of(find_videos(tmp_path, split, CONFIG)) for split in ("train", "val"))
     assert len(train) == 4 and len(val) == 2 and not set(train) & set(val)
-    assert len(find_videos(tmp_path, "test_night", CONFIG).videos) == 6
+    assert len(find_videos(tmp_path, "test_night", CONFIG)[1]) == 6
     with pytest.raises(UsageError, match="no videos of test_day"):
         find_videos(tmp_path, "test_day", CONFIG)
 

@@ -50,6 +50,9 @@ def test_whitening_is_learned_once_and_changes_the_descriptors(places, checkpoin
         assert caplog.text.count("whitening learned") == 1
         start("test", *flags, "--whitening", "--scales", 1, 0.5, "--output", tmp_path / "d")
         assert caplog.text.count("whitening learned") == 2
+    (tmp_path / "copy.whitening.safetensors").write_bytes(b"broken")
+    with pytest.raises(UsageError, match="is broken"):
+        start("test", *flags, "--whitening", "--output", tmp_path / "e")
     arrays = [np.load(tmp_path / x / "descriptors/checkpoint/247tokyo1k-queries.npy") for x in "abc"]
     assert not np.allclose(arrays[0], arrays[1]) and np.array_equal(arrays[1], arrays[2])
     assert torch.equal(first["checkpoint"]["247tokyo1k"].rankings, second["checkpoint"]["247tokyo1k"].rankings)

@@ -4,19 +4,27 @@ Source: Mikolajczyk and Matas, "Improving descriptors for fast tree matching by 
 as used by Radenović et al., "Fine-tuning CNN image retrieval with no human annotation", TPAMI 2019.
 """
 
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from place_images import PlaceImages
+from place_pairs import PlacePairs
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minmax.runtime.checkpoints import write_atomically
+from minmax.runtime.checkpoints import file_digest, write_atomically
 from minmax.runtime.errors import UsageError
 
+log = logging.getLogger(__name__)
+Describe = Callable[[PlaceImages, Sequence[int]], Tensor]
 _FIRST_RIDGE = 1e-10
 _LENGTH_FLOOR = 1e-6
 _CHUNK = 2**14  # descriptors in float64 at a time
@@ -29,16 +37,7 @@ class Whitening(NamedTuple):
     projection: Tensor
 
     def __call__(self, descriptors: Tensor) -> Tensor:
-        """Whiten `(N, D)` and bring it back to unit length.
-
-        Raises:
-            UsageError: when it was learned for descriptors of another dimension.
-        """
-        if descriptors.shape[1] != len(self.mean):
-            raise UsageError(
-                f"this whitening is for descriptors of {len(self.mean)} dimensions, these have {descriptors.shape[1]}; "
-                "learn it with the same network"
-            )
+        """Whiten `(N, D)` and bring it back to unit length."""
         whitened = (descriptors.double() - self.mean) @ self.projection.T
         unit: Tensor = whitened / (whitened.norm(dim=1, keepdim=True) + _LENGTH_FLOOR)
         return unit.to(descriptors.dtype)
@@ -84,10 +83,35 @@ def _cholesky(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
             ridge = ridge * 10 if ridge else _FIRST_RIDGE
 
 
-def save_whitening(whitening: Whitening, key: str, file: Path) -> None:
-    """Save a whitening with the key of what it was learned from."""
-    tensors = {"mean": whitening.mean, "projection": whitening.projection}
-    write_atomically(file, lambda temporary: save_file(tensors, temporary, metadata={"key": key}))
+def find_whitening(checkpoint: Path, pairs: PlacePairs, describe: Describe, how: Sequence[Any]) -> Whitening:
+    """The whitening in the file beside a checkpoint, or else one that is learned from pairs and saved there.
+
+    Args:
+        checkpoint: of the network.
+        pairs: to learn from.
+        describe: the network's descriptors `(N, D)` of images at some positions.
+        how: all that these depend on beside the network, as plain values; another `how` is another whitening.
+
+    Raises:
+        UsageError: when the file is broken.
+    """
+    learned_from = [file_digest(checkpoint), *how, pairs.fingerprint()]
+    key = hashlib.sha256(json.dumps(learned_from).encode()).hexdigest()
+    file = checkpoint.with_name(f"{checkpoint.stem}.whitening.safetensors")
+    if (kept := load_whitening(key, file)) is not None:
+        return kept
+    used, positions = torch.cat([pairs.queries, pairs.positives]).unique(return_inverse=True)
+    described = describe(pairs.images, used.tolist())
+    queries, positives = positions.chunk(2)
+    if len(queries) < described.shape[1]:
+        log.warning(
+            "the whitening is learned from %d pairs for %d dimensions, which is too few: it may do harm",
+            *(len(queries), described.shape[1]),
+        )
+    whitening = learn_whitening(described, queries, positives)
+    write_atomically(file, lambda temporary: save_file(whitening._asdict(), temporary, metadata={"key": key}))
+    log.info("whitening learned from %d pairs: %s", len(queries), file)
+    return whitening
 
 
 def load_whitening(key: str, file: Path) -> Whitening | None:
@@ -102,7 +126,6 @@ def load_whitening(key: str, file: Path) -> Whitening | None:
         with safe_open(file, "pt") as opened:
             if (opened.metadata() or {}).get("key") != key:
                 return None
-        tensors = load_file(file)
-        return Whitening(tensors["mean"], tensors["projection"])
-    except (SafetensorError, OSError, KeyError) as error:
+        return Whitening(**load_file(file))
+    except (SafetensorError, OSError, TypeError) as error:
         raise UsageError(f"{file} is broken ({error}); delete it, and it is learned again") from error
