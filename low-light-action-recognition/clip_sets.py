@@ -41,5 +41,5 @@ def open_clips(
     root = Path(data).expanduser()
     known, videos = find_videos(root, split, config, classes)
     shown = evenly_spaced(videos, QUICK_CLIPS) if quick else videos
-    clips = VideoClips(root, split, known, shown, [], config.interval)
+    clips = VideoClips(root, split, known, shown, config.interval)
     return check_split(count_all(clips, config.skip_corrupt, cache), split)

@@ -29,20 +29,14 @@ class VideoClips(LabelledClips):
         split: which split they are.
         classes: in the order of the labels.
         videos: the files.
-        counts: frames of each; empty while they are not known.
         interval: from one frame of a clip to the next.
     """
 
     def __init__(
-        self,
-        root: Path,
-        split: Split,
-        classes: tuple[str, ...],
-        videos: Sequence[Video],
-        counts: Sequence[int],
-        interval: int,
+        self, root: Path, split: Split, classes: tuple[str, ...], videos: Sequence[Video], interval: int
     ) -> None:
-        super().__init__(split, classes, [video.label for video in videos], counts, interval)
+        labels, counts = [video.label for video in videos], [video.frames for video in videos]
+        super().__init__(split, classes, labels, counts, interval)
         self.root, self.videos = root, list(videos)
 
     def load(self, index: int, frames: Sequence[int]) -> Tensor:
@@ -109,9 +103,9 @@ def count_all(clips: VideoClips, skip_corrupt: float, cache: Path) -> VideoClips
         )
     if bad:
         log.warning("left out %d unreadable videos of %s:%s", len(bad), clips.split, listed_below(bad))
-    kept = [(video, count) for video, count in zip(clips.videos, found, strict=True) if isinstance(count, int)]
-    videos, counts = zip(*kept, strict=True)
-    return VideoClips(clips.root, clips.split, clips.classes, videos, counts, clips.interval)
+    both = zip(clips.videos, found, strict=True)
+    videos = [video._replace(frames=count) for video, count in both if isinstance(count, int)]
+    return VideoClips(clips.root, clips.split, clips.classes, videos, clips.interval)
 
 
 def find_darkened(clips: LabelledClips, folder: Path, cache: Path) -> VideoClips:
@@ -142,7 +136,7 @@ def find_darkened(clips: LabelledClips, folder: Path, cache: Path) -> VideoClips
     if missing:
         raise UsageError(f"--darkened {folder}: lacks {len(missing)} of {len(clips)} videos: {', '.join(missing[:3])}")
     videos = [video._replace(file=copies[video.file.parts[-2:]]) for video in clips.videos]
-    dark = count_all(VideoClips(folder, clips.split, clips.classes, videos, [], clips.interval), 0.0, cache)
+    dark = count_all(VideoClips(folder, clips.split, clips.classes, videos, clips.interval), 0.0, cache)
     for video, day, night in zip(dark.videos, clips.counts, dark.counts, strict=True):
         if day != night:
             raise UsageError(f"--darkened {folder}: {video.file} has {night} frames, by day it has {day}")

@@ -1,12 +1,11 @@
 """Where the videos of a data set are and what they show: class trees, NormalLight's and ARID's layout, list files."""
 
 import logging
-import re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from clips import SCENES, ClipConfig
+from clips import ClipConfig
 from recogniser import RELEASED_CLASSES
 
 from media.pictures import files_below
@@ -26,11 +25,12 @@ _LISTED_AS = {"train": "train", "val": "val", "test_day": "test_day", "test_nigh
 
 
 class Video(NamedTuple):
-    """A video: what reports call it, its class by number, and its file."""
+    """A video: what reports call it, its class by number, its file, and its frames once `count_all` has counted."""
 
     name: str
     label: int
     file: Path
+    frames: int = 0
 
 
 Found = tuple[tuple[str, ...], list[Video]]
@@ -62,7 +62,7 @@ def find_videos(root: Path, split: Split, config: ClipConfig, classes: tuple[str
         raise UsageError(
             f"no data at {root}; expected {root}/{TREE}, or {root}/{LISTED}, or --data scenes for the built-in clips"
         )
-    shared = split in ("train", "val") and not _has(root, "val", config)  # val is a share of train
+    shared = split in ("train", "val") and not has_split(root, "val", config)  # val is a share of train
     source: Split = "train" if shared else split
     file = _list_file(root, source, config)
     is_plain = not _list_files(root) and not any((root / name).is_dir() for name in _LISTED_AS)
@@ -83,12 +83,8 @@ def find_videos(root: Path, split: Split, config: ClipConfig, classes: tuple[str
     return known, videos
 
 
-def has_split(data: str, split: Split, config: ClipConfig) -> bool:
+def has_split(root: Path, split: Split, config: ClipConfig) -> bool:
     """Whether a data set has a folder or a list file for a split."""
-    return data == SCENES or _has(Path(data).expanduser(), split, config)
-
-
-def _has(root: Path, split: Split, config: ClipConfig) -> bool:
     return (root / split).is_dir() or _list_file(root, split, config) is not None
 
 
@@ -120,13 +116,9 @@ def _list_files(root: Path) -> list[Path]:
 
 
 def _list_file(root: Path, split: Split, config: ClipConfig) -> Path | None:
-    """The list of a split: `train.txt`, `NAME_train.txt` or `NAME_split1_train.txt`."""
-    pattern = re.compile(rf"(?:.*?_?split(\d+)_|.*_)?{_LISTED_AS[split]}\.txt", re.IGNORECASE)
-    fitting = []
-    for file in _list_files(root):
-        match = pattern.fullmatch(file.name)
-        if match and (match[1] is None or int(match[1]) == config.split):
-            fitting.append(file)
+    """The list of a split, `*_split1_train.txt`; the number is a flag."""
+    ending = f"_split{config.split}_{_LISTED_AS[split]}.txt"
+    fitting = [file for file in _list_files(root) if file.name.lower().endswith(ending)]
     if len(fitting) > 1:
         names = ", ".join(str(file.relative_to(root)) for file in fitting)
         raise UsageError(f"{root} holds more than one list of {split}: {names}; leave one of them there")

@@ -1,5 +1,6 @@
 """Descriptors of many images of many shapes: those of equal shape go through the network together."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from minmax.runtime.batches import one_pass
 from minmax.runtime.checkpoints import write_atomically
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError
+from minmax.runtime.run import Run
 from minmax.runtime.seeding import generator_for
 
+log = logging.getLogger(__name__)
 _SHAPES_HELD = 16  # batches that may fill at the same time
 # Parts of torch's messages when an image, or a map inside a network, shrinks to nothing.
 _TOO_SMALL = ("too small", "should be greater than 0", "can't be greater than actual input size")
@@ -165,6 +168,18 @@ def precisions(
         score = score_rankings(nearest(queries, database), relevances, [""] * len(relevances))
         found.append(score.mean_average_precision)
     return found
+
+
+def warn_of_fall(score: float, start: float, run: Run) -> None:
+    """Say when the number for choosing is below what it was before training, or below that of an earlier epoch."""
+    better = max(start, run.progress.best)
+    if score < better and run.runtime.is_main:
+        kept = "the network before training" if better == start else f"best.pt of epoch {run.progress.best_epoch}"
+        log.warning(
+            "the number for choosing, %.1f %%, has fallen below the %.1f %% of %s; lower --optim.lr if it does not "
+            "recover",
+            *(100 * score, 100 * better, kept),
+        )
 
 
 def save_descriptors(values: Tensor, images: PlaceImages, stem: Path) -> None:

@@ -24,10 +24,9 @@ from torch import Tensor
 from whitening import Whitening, find_whitening
 
 from minmax.features import FeatureModel
-from minmax.runtime.comparison import Comparison, compare, file_name, format_number
+from minmax.runtime.comparison import compare, file_name
 from minmax.runtime.config import MeasuringFlags, require, run_script
 from minmax.runtime.devices import open_runtime
-from minmax.runtime.report import markdown_table
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +88,11 @@ def main(config: Config) -> dict[str, dict[str, RetrievalScore]]:
             return score_rankings(nearest(queries, database), test.relevances, test.places)
 
         found = compare(config, networks, tests, measure_one)
-    columns = ["queries", "mAP %", *(f"R@{n} %" for n in RECALLS), "mAP % by place", "R@1 % by place"]
-    tables = [found.summary(columns, table_row, "data"), *place_tables(found)]
+    table = found.summary(
+        ["queries", "mAP %", *(f"R@{n} %" for n in RECALLS), "mAP % by place", "R@1 % by place"],
+        lambda s: [s.answerable, s.mean_average_precision, *s.recalls.values(), *s.by_place_mean],
+        "data",
+    )
     settings = {
         "data": config.data,
         "size": config.images.size,
@@ -99,31 +101,12 @@ def main(config: Config) -> dict[str, dict[str, RetrievalScore]]:
         "precision": config.precision,
         "quick": config.quick,
     }
-    print(found.write(output, tables, settings, lambda title, score: tests[title].as_plain(score)))  # noqa: T201
+    print(found.write(output, [table], settings, lambda title, score: tests[title].as_plain(score)))  # noqa: T201
     for title, test in tests.items():
         picture = output / f"{file_name(title)}.png"
         draw_results(test, found.of(title, "results"), min(256, config.images.size), picture)
     log.info("written to %s", output)
     return found.found
-
-
-def table_row(score: RetrievalScore) -> list[int | float]:
-    """Mean average precision, recalls and per-place averages of one test set and checkpoint."""
-    return [score.answerable, score.mean_average_precision, *score.recalls.values(), *score.by_place_mean]
-
-
-def place_tables(comparison: Comparison[RetrievalScore]) -> list[str]:
-    """Mean average precision of each place's queries, for test sets of few places."""
-    tables = []
-    for title, score in comparison.found["checkpoint"].items():
-        if 1 < len(score.by_place) <= 30:
-            scores = comparison.of(title, "mAP")
-            rows = [
-                [place, str(score.by_place[place][2]), *(format_number(s.by_place[place][0]) for s in scores.values())]
-                for place in score.by_place
-            ]
-            tables.append(markdown_table([f"{title}: mAP % of a place", "queries", *scores], rows))
-    return tables
 
 
 if __name__ == "__main__":

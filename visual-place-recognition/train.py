@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from descriptors import selection_score
+from descriptors import selection_score, warn_of_fall
 from place_checkpoints import load_place_network, save_place_network
 from place_images import DEFAULT_DATA, PlaceConfig
 from place_network import build_projectors, parameter_groups
@@ -144,18 +144,6 @@ def main(config: Config) -> Path:
                 run.finish_epoch(score, score["score"], save)
                 warn_of_fall(score["score"], tuples.start_score, run)
             return run.finish(save)
-
-
-def warn_of_fall(score: float, start: float, run: Run) -> None:
-    """Say when the number for choosing is below what it was before training, or below that of an earlier epoch."""
-    better = max(start, run.progress.best)
-    if score < better and run.runtime.is_main:
-        kept = "the network before training" if better == start else f"best.pt of epoch {run.progress.best_epoch}"
-        log.warning(
-            "the number for choosing, %.1f %%, has fallen below the %.1f %% of %s; lower --optim.lr if it does not "
-            "recover",
-            *(100 * score, 100 * better, kept),
-        )
 
 
 if __name__ == "__main__":

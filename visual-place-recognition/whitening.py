@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from place_images import PlaceImages
 from place_pairs import PlacePairs
 from safetensors import SafetensorError, safe_open
@@ -60,7 +59,12 @@ def learn_whitening(descriptors: Tensor, queries: Tensor, positives: Tensor) -> 
     for query, positive in zip(queries.split(_CHUNK), positives.split(_CHUNK), strict=True):
         difference = descriptors[query].double() - descriptors[positive].double()
         within += difference.T @ difference
-    root = _cholesky(within.numpy() / len(queries))
+    ridge, root = 0.0, None
+    while root is None:  # where the matrix is singular, the smallest ridge that helps is added
+        try:
+            root = scipy.linalg.cholesky(within.numpy() / len(queries) + ridge * np.eye(width), lower=True)
+        except scipy.linalg.LinAlgError:
+            ridge = ridge * 10 if ridge else _FIRST_RIDGE
     inverse = scipy.linalg.solve_triangular(root, np.eye(width), lower=True)
     for part in descriptors.split(_CHUNK):
         turned = (part.double() - mean) @ torch.from_numpy(inverse).T
@@ -69,18 +73,6 @@ def learn_whitening(descriptors: Tensor, queries: Tensor, positives: Tensor) -> 
     _, directions = scipy.linalg.eigh(between.numpy())
     projection = directions[:, ::-1].T @ inverse
     return Whitening(mean, torch.from_numpy(np.ascontiguousarray(projection)))
-
-
-def _cholesky(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The lower triangular root; where the matrix is singular, of the matrix with the smallest ridge that helps."""
-    import scipy.linalg
-
-    ridge = 0.0
-    while True:
-        try:
-            return np.asarray(scipy.linalg.cholesky(matrix + ridge * np.eye(len(matrix)), lower=True))
-        except scipy.linalg.LinAlgError:
-            ridge = ridge * 10 if ridge else _FIRST_RIDGE
 
 
 def find_whitening(checkpoint: Path, pairs: PlacePairs, describe: Describe, how: Sequence[Any]) -> Whitening:
@@ -98,8 +90,14 @@ def find_whitening(checkpoint: Path, pairs: PlacePairs, describe: Describe, how:
     learned_from = [file_digest(checkpoint), *how, pairs.fingerprint()]
     key = hashlib.sha256(json.dumps(learned_from).encode()).hexdigest()
     file = checkpoint.with_name(f"{checkpoint.stem}.whitening.safetensors")
-    if (kept := load_whitening(key, file)) is not None:
-        return kept
+    try:
+        if file.is_file():
+            with safe_open(file, "pt") as opened:
+                learned_as = (opened.metadata() or {}).get("key")
+            if learned_as == key:
+                return Whitening(**load_file(file))
+    except (SafetensorError, OSError, TypeError) as error:
+        raise UsageError(f"{file} is broken ({error}); delete it, and it is learned again") from error
     used, positions = torch.cat([pairs.queries, pairs.positives]).unique(return_inverse=True)
     described = describe(pairs.images, used.tolist())
     queries, positives = positions.chunk(2)
@@ -112,20 +110,3 @@ def find_whitening(checkpoint: Path, pairs: PlacePairs, describe: Describe, how:
     write_atomically(file, lambda temporary: save_file(whitening._asdict(), temporary, metadata={"key": key}))
     log.info("whitening learned from %d pairs: %s", len(queries), file)
     return whitening
-
-
-def load_whitening(key: str, file: Path) -> Whitening | None:
-    """Load what was saved under this key; None when there is nothing, or it was learned from something else.
-
-    Raises:
-        UsageError: when the file is broken.
-    """
-    if not file.is_file():
-        return None
-    try:
-        with safe_open(file, "pt") as opened:
-            if (opened.metadata() or {}).get("key") != key:
-                return None
-        return Whitening(**load_file(file))
-    except (SafetensorError, OSError, TypeError) as error:
-        raise UsageError(f"{file} is broken ({error}); delete it, and it is learned again") from error
