@@ -6,6 +6,7 @@ The built-in scenes have the same interface.
 import hashlib
 import logging
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,8 +27,7 @@ from minmax.runtime.archives import unpacking_folder
 from minmax.runtime.config import DEFAULT_RUNS, require
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.file_checks import find_problems
-from minmax.runtime.splits import NIGHT_SPLITS, Labelled, check_split, evenly_spaced
-from minmax.runtime.splits import Split as Split
+from minmax.runtime.splits import NIGHT_SPLITS, Labelled, Split, check_split, evenly_spaced
 from scenes import CLASSES, HELD_OUT_NIGHT, render_labelled
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ DEFAULT_DATA = Path(__file__).resolve().parent / "data"
 SCENES = "scenes"
 SCENE_SEEDS: dict[Split, int] = {"train": 1, "val": 2, "test_day": 3, "test_night": 4}
 SCENE_COUNTS: dict[Split, int] = {"train": 1536, "val": 400, "test_day": 800, "test_night": 800}
-QUICK_SCENES = 64
+QUICK_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class LabelledImages(Labelled):
 
 
 class FolderImages(LabelledImages):
-    """Image files under ROOT/SPLIT/<Class>/, classes and files in alphabetical order."""
+    """Image files below ROOT/SPLIT/<Class>/, each with the position of its class in `classes`."""
 
     def __init__(
-        self, root: Path, split: Split, classes: tuple[str, ...], files: list[Path], labels: list[int]
+        self, root: Path, split: Split, classes: tuple[str, ...], files: Sequence[Path], labels: Sequence[int]
     ) -> None:
         super().__init__(split, classes, labels)
         self.root, self.files = root, files
@@ -93,17 +93,22 @@ class FolderImages(LabelledImages):
             digest.update(f"{file.relative_to(self.root)} {status.st_size} {status.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
 
+    def subset(self, chosen: Sequence[int]) -> "FolderImages":
+        """Some of the images, by position."""
+        files, labels = [self.files[i] for i in chosen], [self.labels[i] for i in chosen]
+        return FolderImages(self.root, self.split, self.classes, files, labels)
+
 
 class SceneImages(LabelledImages):
     """Built-in scenes, rendered once and kept in memory."""
 
-    def __init__(self, split: Split, count: int, size: int, cache: Path) -> None:
+    def __init__(self, split: Split, count: int, size: int, cache: Path, classes: tuple[str, ...] = CLASSES) -> None:
         night = split in NIGHT_SPLITS
         # The held-out lamps and cameras: nothing about the scenes' nights was tuned on them.
         settings = HELD_OUT_NIGHT if night else None
         domain: Literal["day", "night"] = "night" if night else "day"
         self.images, labels = render_labelled(domain, count, size, SCENE_SEEDS[split], settings, cache)
-        super().__init__(split, CLASSES, labels.tolist())
+        super().__init__(split, classes, [classes.index(CLASSES[label]) for label in labels])
 
     def load(self, index: int) -> Tensor:
         """One image as uint8 RGB `(3, H, W)`."""
@@ -132,47 +137,47 @@ def open_split(
         data: folder that holds the splits, or `scenes`.
         split: which.
         config: size of scenes; share of corrupt files to leave out.
-        classes: the classes that a network knows, in its order; None takes them from the folders.
+        classes: the classes that a network knows, in its order; None takes those of the data in theirs.
         quick: only a few images.
         cache: folder for rendered scenes and for the record of which files were checked.
 
     Raises:
         UsageError: when a folder is missing, empty or laid out otherwise, classes differ, or files are corrupt.
     """
+    found = class_names(data, split)
+    classes = classes or found
+    if set(classes) != set(found):
+        raise UsageError(f"{Path(data, split)} holds the classes {_listed(found)}; expected {_listed(classes)}")
     if data == SCENES:
-        count = min(QUICK_SCENES, SCENE_COUNTS[split]) if quick else SCENE_COUNTS[split]
-        images: LabelledImages = SceneImages(split, count, config.size, cache / "scenes")
-        if classes is not None and classes != images.classes:
-            raise UsageError(f"the network knows {_listed(classes)}, the scenes show {_listed(images.classes)}")
-        return check_split(images, split)
+        count = min(QUICK_IMAGES, SCENE_COUNTS[split]) if quick else SCENE_COUNTS[split]
+        return check_split(SceneImages(split, count, config.size, cache / "scenes", classes), split)
     root = Path(data)
-    found, files, labels = _scan(root, split, classes)
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        folder = root / split / name
+        members = files_below(folder, tuple(PICTURE_SUFFIXES))
+        if not members:
+            raise UsageError(f"the class folder {folder} holds no images ({_listed(sorted(PICTURE_SUFFIXES))})")
+        files += members
+        labels += [label] * len(members)
+    images = FolderImages(root, split, classes, files, labels)
     if quick:
-        files, labels = evenly_spaced(files, QUICK_SCENES), evenly_spaced(labels, QUICK_SCENES)
-    images = FolderImages(root, split, found, files, labels)
-    bad = _find_unreadable(images, cache / "checked")
+        images = images.subset(evenly_spaced(range(len(images)), QUICK_IMAGES))
+    record = cache / "checked" / images.fingerprint()
+    bad = find_problems(images.files, _problem, record, f"checking {split}")
     if len(bad) > config.skip_corrupt * len(images):
-        problems = [f"{name}: {why}" for name, why in bad.items()]
+        problems = [f"{images.name(i)}: {why}" for i, why in bad.items()]
         raise UsageError(
             f"{len(bad)} of {len(images)} images in {root / split} cannot be read (mend or remove them, or leave out "
             f"up to a share of them with --images.skip-corrupt):{listed_below(problems)}"
         )
     if bad:
-        log.warning("left out %d unreadable images of %s: %s", len(bad), root / split, ", ".join(bad))
-    kept = [i for i in range(len(images)) if images.name(i) not in bad]
-    readable = FolderImages(root, split, found, [files[i] for i in kept], [labels[i] for i in kept])
+        log.warning("left out %d unreadable images of %s: %s", len(bad), root / split, ", ".join(map(images.name, bad)))
+        images = images.subset([i for i in range(len(images)) if i not in bad])
     if config.evaluation == "native":
-        _require_one_size(readable)
-    return check_split(readable, split)
-
-
-def class_names(data: str, split: Split) -> tuple[str, ...]:
-    """The classes of a split: its folders in alphabetical order, or those of the built-in scenes.
-
-    Raises:
-        UsageError: when there is no such folder, or it holds no class folders.
-    """
-    return CLASSES if data == SCENES else _class_folders(Path(data), split)
+        _require_one_size(images)
+    return check_split(images, split)
 
 
 def has_split(data: str, split: Split) -> bool:
@@ -183,26 +188,29 @@ def has_split(data: str, split: Split) -> bool:
     """
     if data == SCENES:
         return True
-    _refuse_half_unpacked(Path(data), split)
-    return (Path(data) / split).is_dir()
-
-
-def _refuse_half_unpacked(root: Path, split: Split) -> None:
-    half = unpacking_folder(root / split)
-    if half.exists() and not (root / split).exists():
+    folder = Path(data, split)
+    half = unpacking_folder(folder)
+    if half.exists() and not folder.exists():
         raise UsageError(
-            f"no folder {root / split}, only {half}, which an interrupted run of classification/codan.py left behind; "
+            f"no folder {folder}, only {half}, which an interrupted run of classification/codan.py left behind; "
             "run it again"
         )
+    return folder.is_dir()
 
 
-def _class_folders(root: Path, split: Split) -> tuple[str, ...]:
+def class_names(data: str, split: Split) -> tuple[str, ...]:
+    """The classes of a split: its folders in alphabetical order, or those of the built-in scenes.
+
+    Raises:
+        UsageError: when there is no such folder, or it holds no class folders.
+    """
+    if data == SCENES:
+        return CLASSES
+    root, folder = Path(data), Path(data, split)
     layout = f"{root}/{{train,val,test_day,test_night}}/<Class>/*.jpg"
     if not root.is_dir():
         raise UsageError(f"no data at {root}; expected {layout}, or --data scenes for the built-in data")
-    _refuse_half_unpacked(root, split)
-    folder = root / split
-    if not folder.is_dir():
+    if not has_split(data, split):
         there = sorted(entry.name for entry in root.iterdir())[:6]
         raise UsageError(f"no folder {folder}; expected {layout}, found {_listed(there)}")
     names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
@@ -211,24 +219,17 @@ def _class_folders(root: Path, split: Split) -> tuple[str, ...]:
     return names
 
 
-def _scan(root: Path, split: Split, classes: tuple[str, ...] | None) -> tuple[tuple[str, ...], list[Path], list[int]]:
-    names, folder = _class_folders(root, split), root / split
-    if classes is not None and set(names) != set(classes):
-        raise UsageError(f"{folder} holds the classes {_listed(names)}; expected {_listed(classes)}")
-    classes = classes or names
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        members = files_below(folder / name, tuple(PICTURE_SUFFIXES))
-        if not members:
-            raise UsageError(f"the class folder {folder / name} holds no images ({_listed(sorted(PICTURE_SUFFIXES))})")
-        files += members
-        labels += [label] * len(members)
-    return classes, files, labels
-
-
-def _listed(names: tuple[str, ...] | list[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) or "nothing"
+
+
+def _problem(file: Path) -> str | None:
+    """Why a file cannot be decoded; None when it can."""
+    try:
+        decode_picture(file)
+    except DECODING_ERRORS as error:
+        return str(error) or type(error).__name__
+    return None
 
 
 def _require_one_size(images: FolderImages) -> None:
@@ -243,17 +244,3 @@ def _require_one_size(images: FolderImages) -> None:
             f"--images.evaluation native: {images.root / images.split} holds images of {len(sizes)} sizes "
             f"({examples}); use --images.evaluation resize"
         )
-
-
-def _find_unreadable(images: FolderImages, records: Path) -> dict[str, str]:
-    """Decode every file; gives the names of those that are broken, with the reason."""
-
-    def problem(file: Path) -> str | None:
-        try:
-            decode_picture(file)
-        except DECODING_ERRORS as error:
-            return str(error) or type(error).__name__
-        return None
-
-    bad = find_problems(images.files, problem, records / images.fingerprint(), f"checking {images.split}")
-    return {images.name(i): why for i, why in bad.items()}

@@ -1,13 +1,13 @@
 """Classifiers of torchvision and timm, and the checkpoints that rebuild them."""
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from minmax.features import (
     IDENTITY_STATISTICS,
@@ -16,15 +16,9 @@ from minmax.features import (
     InputNormalization,
     last_feature_layer,
 )
-from minmax.pretrained import (
-    find_weights,
-    load_start,
-    read_start,
-    rebuild_network,
-    require_size,
-    save_network,
-)
+from minmax.pretrained import find_weights, load_start, read_start, rebuild_network, require_size, save_network
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly
+from minmax.runtime.config import DataclassInstance, to_plain
 from minmax.runtime.errors import UsageError
 
 CHECKPOINT_FORMAT = "similarity-minmax/classifier"
@@ -45,10 +39,6 @@ STATISTICS: dict[Normalization, tuple[tuple[float, ...], tuple[float, ...]]] = {
 _TRIED_SIZE = 128
 
 _INCEPTION_NETWORKS = ("googlenet", "inception_v3")
-
-# The authors' ResNet_BYOL: the adapted network, and the parts of training that a classifier does not need.
-_RELEASED_NETWORK = "resnet."
-_RELEASED_TRAINING_PARTS = ("encoder_k.", "head_q.", "head_k.", "pred.")
 
 RELEASED_CLASSES = ("Bicycle", "Car", "Motorbike", "Bus", "Boat", "Cat", "Dog", "Bottle", "Cup", "Chair")
 """CODaN's classes in the order of the released checkpoints' outputs, which is not the alphabetical one of the folders
@@ -85,10 +75,10 @@ def classifier_settings(
     Raises:
         UsageError: when there is no such model, or its statistics are unknown.
     """
-    fixed = bool(_size_argument(model, image_size))
+    takes_one_size = bool(_size_argument(model, image_size))
     if normalization == "auto":
         normalization = _published_statistics(model)
-    return ClassifierSettings(model, classes, normalization, image_size if fixed else None)
+    return ClassifierSettings(model, classes, normalization, image_size if takes_one_size else None)
 
 
 def build_classifier(settings: ClassifierSettings, pretrained: bool = False, init: Path | None = None) -> FeatureModel:
@@ -102,11 +92,14 @@ def build_classifier(settings: ClassifierSettings, pretrained: bool = False, ini
     Raises:
         UsageError: when there is no such model or layer, or its weights cannot be downloaded or do not fit.
     """
-    size = _size_argument(settings.model, settings.image_size or _TRIED_SIZE)
+    side = settings.image_size or _TRIED_SIZE
+    size = _size_argument(settings.model, side)
     try:
-        network = _new_network(settings.model, len(settings.classes), size)
+        network = _create(settings.model, size, len(settings.classes))
         if pretrained:
-            load_start(network, _published_weights(settings.model, size), f"the published {settings.model}")
+            # By way of the library's own network, which knows what its older files call otherwise or lack.
+            published = _create(settings.model, size, None).state_dict()
+            load_start(network, published, f"the published {settings.model}")
     except OSError as error:
         raise UsageError(
             f"cannot download the ImageNet weights of {settings.model} ({error}); connect once, or drop --pretrained"
@@ -115,7 +108,6 @@ def build_classifier(settings: ClassifierSettings, pretrained: bool = False, ini
         raise UsageError(f"--model {settings.model} cannot be built: {' '.join(str(error).split())}") from error
     if init is not None:
         load_start(network, read_start(init), init)
-    side = settings.image_size or _TRIED_SIZE
     generator = torch.Generator().manual_seed(0)  # the global one is the weights' and must not depend on this trial
     example = torch.rand(2, 3, side, side, generator=generator)
     try:
@@ -126,10 +118,10 @@ def build_classifier(settings: ClassifierSettings, pretrained: bool = False, ini
 
 
 def save_classifier(
-    network: FeatureModel, settings: ClassifierSettings, path: Path, config: Mapping[str, Any] | None = None
+    network: FeatureModel, settings: ClassifierSettings, path: Path, config: DataclassInstance | None = None
 ) -> None:
     """Save a classifier's weights with what rebuilds it and the config that trained it."""
-    save_network(network, settings, CHECKPOINT_FORMAT, path, config)
+    save_network(network, settings, CHECKPOINT_FORMAT, path, to_plain(config) if config else None)
 
 
 def load_classifier(
@@ -157,10 +149,11 @@ def load_classifier(
         weights = find_weights(payload, path)
         # A network of somebody else's may keep its parts under the same name, but has no momentum encoder.
         if {"resnet", "encoder_k"} <= {name.partition(".")[0] for name in weights}:
+            training_parts = ("encoder_k.", "head_q.", "head_k.", "pred.")
             weights = {
-                name.removeprefix(_RELEASED_NETWORK): tensor
+                name.removeprefix("resnet."): tensor
                 for name, tensor in weights.items()
-                if not name.startswith(_RELEASED_TRAINING_PARTS)
+                if not name.startswith(training_parts)
             }
             settings = ClassifierSettings("resnet18", RELEASED_CLASSES)
         elif foreign is not None:
@@ -172,11 +165,11 @@ def load_classifier(
             )
         network = build_classifier(settings)
         load_strictly(network.model, weights, path)
-    if image_size is not None and settings.image_size not in (None, image_size):
-        raise UsageError(
-            f"--images.size {image_size}: the {settings.model} in {path} takes images of {settings.image_size} only"
-        )
     if image_size is not None:
+        if settings.image_size not in (None, image_size):
+            raise UsageError(
+                f"--images.size {image_size}: the {settings.model} in {path} takes images of {settings.image_size} only"
+            )
         require_size(network, "--images.size", image_size, image_size)
     return network, settings
 
@@ -229,27 +222,19 @@ def _timm_record(model: str) -> Any:
         raise UsageError(f"--model {model}: {error}") from error
 
 
-def _new_network(model: str, classes: int, size: dict[str, Any]) -> nn.Module:
+def _create(model: str, size: dict[str, Any], classes: int | None) -> nn.Module:
+    """A network as its library makes it: a new one for so many classes, or the published one, when None, with all."""
     import timm
     import torchvision
 
+    options = size if classes is None else {"num_classes": classes, **size}
     network: nn.Module
     if model.startswith(TIMM):
-        network = timm.create_model(model.removeprefix(TIMM), num_classes=classes, **size)
+        network = timm.create_model(model.removeprefix(TIMM), pretrained=classes is None, **options)
     else:
-        # They would add auxiliary predictions in training, and a slow initialisation.
-        extra = {"aux_logits": False, "init_weights": False} if model in _INCEPTION_NETWORKS else {}
-        network = torchvision.models.get_model(model, weights=None, num_classes=classes, **size, **extra)
+        if classes is not None and model in _INCEPTION_NETWORKS:
+            # New, they would have auxiliary predictions, and a slow initialisation.
+            options |= {"aux_logits": False, "init_weights": False}
+        weights = "DEFAULT" if classes is None else None
+        network = torchvision.models.get_model(model, weights=weights, **options)
     return network
-
-
-def _published_weights(model: str, size: dict[str, Any]) -> Mapping[str, Tensor]:
-    """Through a network of the library's own, which knows what its older files call otherwise or lack."""
-    import timm
-    import torchvision
-
-    if model.startswith(TIMM):
-        published: nn.Module = timm.create_model(model.removeprefix(TIMM), pretrained=True, **size)
-    else:
-        published = torchvision.models.get_model(model, weights="DEFAULT")
-    return published.state_dict()

@@ -1,5 +1,6 @@
 """Flags that say what a checkpoint of another program holds: the user's own daytime model, or a released one."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,26 +51,15 @@ class ForeignFlags:
 def load_classifiers(
     paths: Sequence[Path], flags: ForeignFlags, data: str, split: Split, image_size: int
 ) -> list[tuple[FeatureModel, ClassifierSettings]]:
-    """Load checkpoints; those of other programs need the flags.
-
-    Args:
-        paths: the files.
-        flags: what foreign ones hold.
-        data: data set whose class folders `--classes alphabetical` means.
-        split: one of its splits.
-        image_size: side of the images to come.
+    """Load checkpoints; those of other programs need the flags, `--classes alphabetical` the folders of the data.
 
     Raises:
         UsageError: as `load_classifier`, and when flags are given that no file needs.
     """
-    asked: list[ClassifierSettings] = []
-
-    def describe() -> ClassifierSettings:
-        asked.append(flags.settings(data, split, image_size))
-        return asked[-1]
-
-    loaded = [load_classifier(path, image_size, describe if flags.model else None) for path in paths]
-    if not asked and (flags.model, flags.classes, flags.normalization) != (None, (), "auto"):
+    described = functools.cache(lambda: flags.settings(data, split, image_size))  # only if a file needs it
+    loaded = [load_classifier(path, image_size, described if flags.model else None) for path in paths]
+    is_needed = described.cache_info().currsize > 0
+    if not is_needed and (flags.model, flags.classes, flags.normalization) != (None, (), "auto"):
         names = " and ".join(map(str, paths))
         given = "--model, --classes and --normalization"
         raise UsageError(f"{given} describe foreign weights, but {names} tells its own architecture; drop these flags")
