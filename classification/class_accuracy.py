@@ -93,16 +93,10 @@ def measure(
     batch_size: int = 64,
     workers: int = 0,
 ) -> list[ClassAccuracy]:
-    """Classify every image of a split in each of `nights`; each image is decoded once.
+    """Classify every image of a split in each of `nights`; by default as they are.
 
-    Args:
-        network: images `(N, 3, H, W)` in [0, 1] to logits `(N, C)`; left in evaluation mode.
-        images: the split.
-        config: how its images are read.
-        runtime: the devices.
-        nights: each darkens the images, the same way in every call; by default they stay as they are.
-        batch_size: images per forward pass.
-        workers: processes that decode.
+    Images are decoded once for all nights, and darkened the same way in every call. The network takes `(N, 3, H, W)` in
+    [0, 1] to logits `(N, C)`, and is left in evaluation mode.
     """
     runtime.evaluate(network)
     found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in nights]  # predictions and confidences of each batch
@@ -114,10 +108,9 @@ def measure(
                 logits = network(pictures)
             confidences = logits.float().softmax(dim=1).amax(dim=1)
             parts.append((logits.argmax(dim=1).cpu(), confidences.cpu()))
-    accuracies = []
+    accuracies, labels = [], torch.tensor(images.labels)
     for parts in found:
         predictions, confidences = map(torch.cat, zip(*runtime.collected(parts), strict=True))
-        labels = torch.tensor(images.labels)
         accuracies.append(ClassAccuracy(predictions, confidences, labels, len(images.classes)))
     return accuracies
 

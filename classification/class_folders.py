@@ -131,15 +131,11 @@ def open_split(
     quick: bool = False,
     cache: Path = DEFAULT_RUNS,
 ) -> LabelledImages:
-    """Open one split of a data set, or of the built-in scenes when `data` is `scenes`.
+    """Open one split of the data set in the folder `data`, or of the built-in scenes when it is `scenes`.
 
-    Args:
-        data: folder that holds the splits, or `scenes`.
-        split: which.
-        config: size of scenes; share of corrupt files to leave out.
-        classes: the classes that a network knows, in its order; None takes those of the data in theirs.
-        quick: only a few images.
-        cache: folder for rendered scenes and for the record of which files were checked.
+    Labels are positions in `classes`, those that a network knows in the order of its outputs; by default those of the
+    data. With `quick` there are only a few images. Rendered scenes, and the record of which files were checked, are
+    kept in `cache`.
 
     Raises:
         UsageError: when a folder is missing, empty or laid out otherwise, classes differ, or files are corrupt.

@@ -64,13 +64,10 @@ class ClassifierSettings:
 def classifier_settings(
     model: str, classes: tuple[str, ...], image_size: int, normalization: NormalizationFlag = "auto"
 ) -> ClassifierSettings:
-    """The settings of a new classifier, or of foreign weights.
+    """The settings of a new classifier, or of foreign weights, for images of a size.
 
-    Args:
-        model: a name of torchvision's, or one of timm's after `timm/`.
-        classes: in the order of the outputs.
-        image_size: side of the images that it is for; remembered when the model takes no others.
-        normalization: `auto` takes the statistics that the model's published weights expect.
+    The size is remembered only when the model takes no others. The normalisation `auto` is that of the statistics that
+    the model's published weights expect.
 
     Raises:
         UsageError: when there is no such model, or its statistics are unknown.
@@ -84,10 +81,8 @@ def classifier_settings(
 def build_classifier(settings: ClassifierSettings, pretrained: bool = False, init: Path | None = None) -> FeatureModel:
     """Build a classifier whose feature is its last map, or its tokens.
 
-    Args:
-        settings: model, classes, input normalisation and size.
-        pretrained: start from published ImageNet weights (downloaded once), the last layer excepted.
-        init: start from the weights in a file, as `load_start` reads them.
+    It starts from published ImageNet weights (downloaded once) if `pretrained`, from those in the file `init` if there
+    is one, the last layer excepted unless it fits; else from scratch.
 
     Raises:
         UsageError: when there is no such model or layer, or its weights cannot be downloaded or do not fit.
@@ -134,10 +129,8 @@ def load_classifier(
       out; a ResNet-18 with CODaN's classes in the authors' order.
     - Any other holds the tensors of the network under its own names (the authors' daytime ResNet-18 among them).
 
-    Args:
-        path: the file.
-        image_size: side of the images to come, which the network is tried at.
-        foreign: says what the tensors of another program belong to; asked only when the file does not tell.
+    The network is tried at `image_size`, the side of the images to come. `foreign` says what the tensors of another
+    program belong to; it is asked only when the file does not tell.
 
     Raises:
         UsageError: when the file is missing, unreadable, does not tell what it belongs to, or does not fit.

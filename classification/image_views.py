@@ -13,13 +13,8 @@ class TrainingViews(Dataset[Views]):
     """Views `(3, size, size)` of day images for training, indexed by (epoch, image).
 
     Each view is a RandomResizedCrop (area 0.5 to 1), mirrored or not. The draws of an image in an epoch depend on
-    (seed, epoch, image) alone, so the number of workers and restarts change nothing.
-
-    Args:
-        images: a day split.
-        size: side of the views.
-        seed: of the draws.
-        flip: share of the views that are mirrored; the crops do not depend on it.
+    (seed, epoch, image) alone, so the number of workers and restarts change nothing; the crops do not depend on `flip`,
+    the share that is mirrored.
 
     Raises:
         ValueError: for a night split; nothing is ever trained on one.

@@ -49,7 +49,9 @@ def main(config: Config) -> dict[str, dict[str, ClassAccuracy]]:
         loaded = load_classifiers(list(files.values()), config, config.data, wanted[0], config.images.size)
         classes = shared_classes(config, [settings.classes for _, settings in loaded])
         networks = {name: runtime.place(network) for name, (network, _) in zip(files, loaded, strict=True)}
-        splits = {split: open_split(config.data, split, config.images, classes, config.quick) for split in wanted}
+        splits: dict[str, LabelledImages] = {}
+        for split in wanted:
+            splits[split] = open_split(config.data, split, config.images, classes, config.quick)
         output = config.open_output()
 
         def measure_one(_: str, network: nn.Module, images: LabelledImages) -> ClassAccuracy:
@@ -77,10 +79,10 @@ def main(config: Config) -> dict[str, dict[str, ClassAccuracy]]:
     by_night: dict[str, list[int]] = {}
     if config.before is not None:
         settings["changes"] = {}
-        for split in splits:
-            changes = changed_verdicts(*found.of(split, "").values())
-            settings["changes"][split] = {change: len(changed) for change, changed in changes.items()}
-            if split == "test_night":
+        for title in splits:
+            changes = changed_verdicts(*found.of(title, "").values())
+            settings["changes"][title] = {change: len(changed) for change, changed in changes.items()}
+            if title == "test_night":
                 by_night = changes
     print(found.write(output, tables, settings, lambda split, a: a.as_plain(splits[split])))  # noqa: T201
     draw_confusion(found.panels(confusion_panel), classes, output / "confusion.png")

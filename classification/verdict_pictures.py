@@ -36,15 +36,9 @@ def draw_verdicts(
     config: ImageConfig,
     picture: Path,
 ) -> None:
-    """Draw images as they are and brightened, each with the truth and both predictions.
+    """Draw images as they are and brightened, each with the truth and what both classifiers say.
 
-    Args:
-        title: says which images these are; how many there are and how many are shown is added.
-        changed: positions of the images, at least one; more than 16 are thinned out evenly.
-        both: verdicts of the first classifier and of the second.
-        images: the split.
-        config: how its images are read.
-        picture: the .png file, written atomically.
+    `changed` are the positions of the images, at least one; more than 16 are thinned out evenly.
     """
     chosen = evenly_spaced(changed, SHOWN)
     whole = WholeImages(images, config)

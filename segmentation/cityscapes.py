@@ -1,9 +1,9 @@
-"""Cityscapes, or any data in its layout: ROOT/{leftImg8bit,gtFine}/{train,val}/CITY/*; and the built-in scenes."""
+"""Which street images there are: by day Cityscapes, by night three layouts more, and the built-in scenes."""
 
-from collections.abc import Iterable
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 from street_images import (
     QUICK_IMAGES,
@@ -22,8 +22,33 @@ from minmax.runtime.config import DEFAULT_RUNS, require
 from minmax.runtime.errors import UsageError
 from minmax.runtime.splits import Split, check_split
 
-DEFAULT_DATA = Path(__file__).resolve().parent / "data" / "Cityscapes"
-LAYOUT = "{leftImg8bit,gtFine}/{train,val}/CITY/NAME{_leftImg8bit,_gtFine_labelIds}.png"
+log = logging.getLogger(__name__)
+DEFAULT_FOLDER = Path(__file__).resolve().parent / "data"
+DEFAULT_DATA = DEFAULT_FOLDER / "Cityscapes"
+DEFAULT_NIGHTS = ("NighttimeDrivingTest", "Dark_Zurich_val_anon", "Dark_Zurich_test_anon_withoutGt")
+EXPECTED = "{leftImg8bit,gtFine}/{train,val}/CITY/NAME{_leftImg8bit,_gtFine_labelIds}.png"
+
+
+class Layout(NamedTuple):
+    """Where images and labels are below a root: `images/X/NAME<image_mark>.png`, `labels/X/NAME<labels_end>`."""
+
+    images: str
+    image_mark: str
+    labels: str | None = None
+    labels_end: str = ""
+
+
+CITYSCAPES: dict[Split, Layout] = {
+    "train": Layout("leftImg8bit/train", "_leftImg8bit", "gtFine/train", "_gtFine_labelIds.png"),
+    "val": Layout("leftImg8bit/val", "_leftImg8bit", "gtFine/val", "_gtFine_labelIds.png"),
+}
+COARSE = "gtCoarse_daytime_trainvaltest/test/night"
+NIGHTS = (
+    Layout("leftImg8bit/test/night", "_leftImg8bit", COARSE, "_gtCoarse_labelIds.png"),  # Nighttime Driving
+    Layout("rgb_anon/val/night", "_rgb_anon", "gt/val/night", "_gt_labelIds.png"),  # Dark Zurich
+    Layout("rgb_anon/test/night", "_rgb_anon"),  # Dark Zurich's test split, whose labels are not public
+    CITYSCAPES["val"],
+)
 
 
 @dataclass(frozen=True)
@@ -55,14 +80,10 @@ class StreetConfig:
 def open_streets(
     data: str, split: Split, config: StreetConfig, quick: bool = False, cache: Path = DEFAULT_RUNS
 ) -> StreetImages:
-    """Open one split of Cityscapes' layout, or of the built-in scenes when `data` is `scenes`.
+    """Open train or val in Cityscapes' layout, or any split of the built-in scenes when `data` is `scenes`.
 
-    Args:
-        data: the folder that holds leftImg8bit/ and gtFine/, or `scenes`.
-        split: Cityscapes has train and val; the scenes also test_day and test_night.
-        config: size of scenes.
-        quick: only a few images.
-        cache: folder for rendered scenes and for the record of which files were checked.
+    With `quick` there are only a few images. Rendered scenes, of the size in `config`, and the record of which files
+    were checked are kept in `cache`.
 
     Raises:
         UsageError: when a folder or split is missing or laid out otherwise, or files are missing, surplus or broken.
@@ -72,54 +93,65 @@ def open_streets(
         require(square, "--images.size", config.size, "a square for the built-in scenes, such as 96 96")
         count = min(QUICK_IMAGES, SCENE_COUNTS[split]) if quick else SCENE_COUNTS[split]
         return check_split(SceneStreets(split, count, config.size[0], cache / "scenes"), split)
-    if split not in ("train", "val"):
+    if split not in CITYSCAPES:
         raise UsageError(f"{data} has no split {split}: Cityscapes' layout has train and val, both by day")
-    images = find_cityscapes(Path(data).expanduser(), split)
+    root = Path(data).expanduser()
+    images = pair_up(f"{root.name}, {split}", root, CITYSCAPES[split], is_night=False)
     return check_split(check_files(images.subset(QUICK_IMAGES) if quick else images, cache / "checked"), split)
 
 
-def find_cityscapes(root: Path, split: Literal["train", "val"], is_night: bool = False) -> StreetFiles:
-    """The files of a split in Cityscapes' layout, each image with its label ids.
+def open_night(root: Path, quick: bool = False, cache: Path = DEFAULT_RUNS) -> StreetFiles:
+    """Open night images for reporting, in whatever layout is there; Dark Zurich's test images have no labels.
 
     Raises:
-        UsageError: when a folder is missing, or an image has no labels or labels no image.
+        UsageError: when the layout is unknown, or files are missing, surplus or broken.
     """
-    images_below, labels_below = root / "leftImg8bit" / split, root / "gtFine" / split
+    found = [layout for layout in NIGHTS if (root / layout.images).is_dir()]
+    if not found:
+        known = ", ".join(f"{layout.images}/" for layout in NIGHTS)
+        there = _first_entries(root) if root.is_dir() else "no such folder"
+        raise UsageError(
+            f"--night {root}: expected the layout of Nighttime Driving, Dark Zurich (val or test) or Cityscapes, told "
+            f"by one of {known}; found {there}"
+        )
+    layout, *others = found
+    for other in others:
+        told = "--night %s: %s is passed over for %s; give it a root of its own"
+        log.warning(told, root, other.images, layout.images)
+    title = f"{root.name}, val" if layout == CITYSCAPES["val"] else root.name
+    images = pair_up(title, root, layout, is_night=True)
+    return check_files(images.subset(QUICK_IMAGES) if quick else images, cache / "checked")
+
+
+def pair_up(title: str, root: Path, layout: Layout, is_night: bool) -> StreetFiles:
+    """Each image of a layout with its label ids, in the same folder of the labels and of the same name but the ending.
+
+    Raises:
+        UsageError: when a folder or all images are missing, or some without labels or labels without an image, which
+            are named.
+    """
     if not root.is_dir():
-        raise UsageError(f"no data at {root}; expected {root}/{LAYOUT}, or --data scenes for the built-in data")
-    for folder in (images_below, labels_below):
-        if not folder.is_dir():
-            there = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) or "nothing"
-            raise UsageError(f"no folder {folder}; expected {root}/{LAYOUT}, found {there}")
-    # torchvision's Cityscapes would take every file there for an image, those of a file manager too.
-    loose = [entry for entry in images_below.iterdir() if entry.is_file() and not entry.name.startswith(".")]
-    if loose:
-        raise UsageError(f"{min(loose)} is a file; {images_below} holds a folder for each city")
-    files = [
-        StreetFile(image, labels_below / image.relative_to(images_below).parent / _label_name(image))
-        for image in files_below(images_below, tuple(PICTURE_SUFFIXES))
-    ]
-    return pair_up(f"{root.name}, {split}", root, files, files_below(labels_below, "_labelids.png"), is_night)
-
-
-def _label_name(image: Path) -> str:
-    return f"{image.stem.partition('_leftImg8bit')[0]}_gtFine_labelIds.png"
-
-
-def pair_up(title: str, root: Path, files: list[StreetFile], labels: Iterable[Path], is_night: bool) -> StreetFiles:
-    """Images with the label files that were found.
-
-    Raises:
-        UsageError: when there are no images, one has no labels, or labels have no image; names the first of them.
-    """
-    if not files:
+        raise UsageError(f"no data at {root}; expected {root}/{EXPECTED}, or --data scenes for the built-in data")
+    for folder in (layout.images, layout.labels or layout.images):
+        if not (root / folder).is_dir():
+            raise UsageError(f"no folder {root / folder}; expected {root}/{EXPECTED}, found {_first_entries(root)}")
+    images = files_below(root / layout.images, tuple(PICTURE_SUFFIXES))
+    if not images:
         raise UsageError(f"no images of {title} in {root}")
-    wanted, there = {file.labels for file in files if file.labels is not None}, set(labels)
-    for problem, names in (
-        ("images without labels, missing", wanted - there),
-        ("labels without an image", there - wanted),
-    ):
+    if layout.labels is None:
+        return StreetFiles(title, root, [StreetFile(image, None) for image in images], is_night)
+    wanted = []
+    for image in images:
+        beside = root / layout.labels / image.relative_to(root / layout.images)
+        wanted.append(beside.with_name(image.stem.partition(layout.image_mark)[0] + layout.labels_end))
+    there = files_below(root / layout.labels, layout.labels_end.lower())
+    missing, surplus = set(wanted) - set(there), set(there) - set(wanted)
+    for problem, names in (("images without labels, missing", missing), ("labels without an image", surplus)):
         if names:
             first = ", ".join(str(name.relative_to(root)) for name in sorted(names)[:3])
             raise UsageError(f"{root} holds {len(names)} {problem}: {first}{', ...' if len(names) > 3 else ''}")
-    return StreetFiles(title, root, files, is_night)
+    return StreetFiles(title, root, list(map(StreetFile, images, wanted)), is_night)
+
+
+def _first_entries(folder: Path) -> str:
+    return ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"

@@ -28,10 +28,14 @@ QUICK_IMAGES = 16
 
 
 class Street(NamedTuple):
-    """An image, uint8 RGB `(3, H, W)`, and the train ids of its pixels, uint8 `(H, W)`; None if unpublished."""
+    """An image, uint8 RGB `(3, H, W)`, the train ids of its pixels, uint8 `(H, W)`, and its position in the data set.
+
+    Images whose labels are not public have None.
+    """
 
     image: Tensor
     labels: Tensor | None
+    position: int
 
 
 class StreetImages(Examples):
@@ -43,21 +47,14 @@ class StreetImages(Examples):
 
 
 class StreetFile(NamedTuple):
-    """Where an image and its label ids are."""
+    """Where an image and its label ids are; None for those that are not public."""
 
     image: Path
     labels: Path | None
 
 
 class StreetFiles(StreetImages):
-    """Image files with files of label ids.
-
-    Args:
-        title: what the split is called in reports.
-        root: folder that all files are below.
-        files: the files of each image.
-        is_night: night images are for reporting only.
-    """
+    """Image files below a root with files of label ids."""
 
     def __init__(self, title: str, root: Path, files: Sequence[StreetFile], is_night: bool) -> None:
         super().__init__(title, is_night, len(files))
@@ -68,7 +65,7 @@ class StreetFiles(StreetImages):
         file = self.files[index]
         try:
             image = decode_picture(file.image, size, upright=False)
-            return Street(image, None if file.labels is None else read_labels(file.labels, label_size))
+            return Street(image, None if file.labels is None else read_labels(file.labels, label_size), index)
         except DECODING_ERRORS as error:
             raise RunError(f"cannot read {file.image} or its labels any more: {error}") from error
 
@@ -79,9 +76,10 @@ class StreetFiles(StreetImages):
     def fingerprint(self) -> str:
         """Hash of names below the root, sizes and modification times."""
         digest = hashlib.sha256()
-        for file in [file for pair in self.files for file in pair if file is not None]:
-            status = file.stat()
-            digest.update(f"{file.relative_to(self.root)} {status.st_size} {status.st_mtime_ns}\n".encode())
+        for pair in self.files:
+            for file in filter(None, pair):
+                status = file.stat()
+                digest.update(f"{file.relative_to(self.root)} {status.st_size} {status.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
 
     def subset(self, count: int) -> "StreetFiles":
@@ -105,7 +103,8 @@ class SceneStreets(StreetImages):
     def load(self, index: int, size: Size | None = None, label_size: Size | None = None) -> Street:
         """One scene and its labels, as they were rendered or resized."""
         image, labels = Image.fromarray(self.images[index]), Image.fromarray(self.labels[index])
-        return Street(_resized(image, size, Image.Resampling.LANCZOS), _nearest(labels, label_size))
+        pixels = _resized(image, size, Image.Resampling.LANCZOS).permute(2, 0, 1)
+        return Street(pixels, _resized(labels, label_size), index)
 
     def name(self, index: int) -> str:
         """Split and number."""
@@ -126,7 +125,7 @@ def read_labels(file: Path, size: Size | None = None) -> Tensor:
         if image.mode not in ("L", "P"):
             raise ValueError(f"holds {image.mode} pixels; expected one byte of label id per pixel")
         train_ids = to_train_ids(np.array(image))
-    return _nearest(Image.fromarray(train_ids), size)
+    return _resized(Image.fromarray(train_ids), size)
 
 
 def check_files(images: StreetFiles, records: Path) -> StreetFiles:
@@ -160,12 +159,7 @@ def check_files(images: StreetFiles, records: Path) -> StreetFiles:
     return images
 
 
-def _resized(image: Image.Image, size: Size | None, how: Image.Resampling) -> Tensor:
+def _resized(image: Image.Image, size: Size | None, how: Image.Resampling = Image.Resampling.NEAREST) -> Tensor:
     if size is not None and (image.height, image.width) != size:
         image = image.resize((size[1], size[0]), how)
-    pixels = torch.from_numpy(np.array(image))
-    return pixels.permute(2, 0, 1) if pixels.dim() == 3 else pixels
-
-
-def _nearest(labels: Image.Image, size: Size | None) -> Tensor:
-    return _resized(labels, size, Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(image))

@@ -2,18 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from cityscapes import StreetConfig
 from PIL import Image
-from street_images import (
-    Size,
-    StreetFile,
-    StreetFiles,
-    StreetImages,
-    check_files,
-)
+from street_images import Size, Street, StreetFile, StreetFiles, StreetImages, check_files
 from street_labels import VOID
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -21,8 +14,8 @@ from torchvision.transforms import v2
 from torchvision.tv_tensors import Image as ImageTensor
 from torchvision.tv_tensors import Mask
 
-from media.pictures import DECODING_ERRORS, PICTURE_SUFFIXES, decode_picture, files_below, orientation
-from minmax.runtime.errors import RunError, UsageError
+from media.pictures import PICTURE_SUFFIXES, files_below, orientation
+from minmax.runtime.errors import UsageError
 from minmax.runtime.seeding import derive_seed
 from minmax.runtime.splits import Views, refuse_night
 
@@ -37,7 +30,7 @@ class TrainingStreets(Dataset[Views]):
         images: a day split.
         config: sizes and zoom.
         seed: of the draws.
-        darkened: the file that was darkened in advance for each image; None for nights made online.
+        darkened: the image that was darkened in advance for each; None for nights made online.
         flip: share of the images that are mirrored; nothing else depends on it.
 
     Raises:
@@ -49,7 +42,7 @@ class TrainingStreets(Dataset[Views]):
         images: StreetImages,
         config: StreetConfig,
         seed: int,
-        darkened: Sequence[Path] | None = None,
+        darkened: StreetImages | None = None,
         flip: float = 0.5,
     ) -> None:
         refuse_night(images)
@@ -65,26 +58,18 @@ class TrainingStreets(Dataset[Views]):
     def __getitem__(self, position: tuple[int, int]) -> Views:
         """The views of image `position[1]` in epoch `position[0]`."""
         epoch, index = position
-        image, labels = self.images.load(index, self.size, self.size)
-        assert labels is not None
-        views = [ImageTensor(image)]
+        street = self.images.load(index, self.size, self.size)
+        views = [ImageTensor(street.image)]
         if self.darkened is not None:
-            views.append(ImageTensor(self._load_darkened(index)))
+            views.append(ImageTensor(self.darkened.load(index, self.size).image))
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.manual_seed(derive_seed(self.seed, "geometry", epoch, index))
-            *views, labels = self.geometry(*views, Mask(labels))
+            *views, labels = self.geometry(*views, Mask(street.labels))
         day, night = (view.as_subclass(Tensor) for view in (views[0], views[-1]))
         return Views(day, night, labels.as_subclass(Tensor).long())
 
-    def _load_darkened(self, index: int) -> Tensor:
-        assert self.darkened is not None
-        try:
-            return decode_picture(self.darkened[index], self.size)
-        except DECODING_ERRORS as error:
-            raise RunError(f"cannot read {self.darkened[index]}: {error}") from error
 
-
-def find_darkened(images: StreetImages, folder: Path, size: Size, cache: Path, quick: bool = False) -> list[Path]:
+def find_darkened(images: StreetImages, folder: Path, size: Size, cache: Path, quick: bool = False) -> StreetFiles:
     """Find the darkened copy of each image, by its name, in a folder that `python -m darkening.apply` made.
 
     Args:
@@ -98,68 +83,49 @@ def find_darkened(images: StreetImages, folder: Path, size: Size, cache: Path, q
         UsageError: names a file that is missing, surplus, there twice, broken, or of neither its day image's size nor
             `size`.
     """
+    flag = f"--darkened {folder}"
     if not isinstance(images, StreetFiles):
-        raise UsageError(
-            f"--darkened {folder}: the built-in scenes are not files; drop --darkened and name a --darkener"
-        )
+        raise UsageError(f"{flag}: the built-in scenes are not files; drop --darkened and name a --darkener")
     if not folder.is_dir():
-        raise UsageError(f"--darkened {folder}: no such folder; make it with python -m darkening.apply")
-    day: dict[str, Path] = {}
-    for street in images.files:
-        if street.image.name in day:
-            raise UsageError(
-                f"--darkened pairs by file name, and two day images have the same: {day[street.image.name]} and "
-                f"{street.image}; rename one, or name a --darkener instead"
-            )
-        day[street.image.name] = street.image
-    found: dict[str, Path] = {}
-    for file in files_below(folder, tuple(PICTURE_SUFFIXES)):
-        if file.name in found:
-            raise UsageError(f"--darkened {folder}: {file.name} is there twice, {found[file.name]} and {file}")
-        found[file.name] = file
-    missing, surplus = sorted(day.keys() - found.keys()), sorted(found.keys() - day.keys())
+        raise UsageError(f"{flag}: no such folder; make it with python -m darkening.apply")
+    day = _by_name(f"{flag}: day images", [street.image for street in images.files])
+    copies = _by_name(f"{flag}: its files", files_below(folder, tuple(PICTURE_SUFFIXES)))
+    missing, surplus = sorted(day.keys() - copies.keys()), sorted(copies.keys() - day.keys())
     if missing:
-        raise UsageError(f"--darkened {folder}: lacks {len(missing)} of {len(day)} images: {', '.join(missing[:3])}")
+        raise UsageError(f"{flag}: lacks {len(missing)} of {len(day)} images: {', '.join(missing[:3])}")
     if surplus and not quick:
-        raise UsageError(
-            f"--darkened {folder}: holds {len(surplus)} files that are no training image: {', '.join(surplus[:3])}"
-        )
-    files = [found[name] for name in day]
-    for original, file in zip(day.values(), files, strict=True):
-        try:
-            (there, is_turned), (here, _) = map(_read_header, (original, file))
-        except DECODING_ERRORS:
-            continue  # named below, with all others that are broken
-        if is_turned:
+        raise UsageError(f"{flag}: holds {len(surplus)} files that are no training image: {', '.join(surplus[:3])}")
+    darkened = StreetFiles("darkened images", folder, [StreetFile(copies[name], None) for name in day], is_night=False)
+    check_files(darkened, cache / "checked")
+    for name, original in day.items():
+        with Image.open(original) as there, Image.open(copies[name]) as here:  # decodes nothing
+            if orientation(there) != 1:
+                raise UsageError(
+                    f"{flag}: {original} has an EXIF entry that turns it; its copy is turned, its labels are not; save "
+                    "it without that entry, or name a --darkener instead"
+                )
+            if here.size not in (there.size, size[::-1]):
+                has, day_has, asked = (f"{width}x{height}" for width, height in (here.size, there.size, size[::-1]))
+                raise UsageError(
+                    f"{flag}: {name} is {has}, its day image {day_has}; expected that, or the {asked} of --images.size"
+                )
+    return darkened
+
+
+def _by_name(title: str, files: Sequence[Path]) -> dict[str, Path]:
+    """Files by their names, which must differ."""
+    named: dict[str, Path] = {}
+    for file in files:
+        if file.name in named:
             raise UsageError(
-                f"--darkened {folder}: {original} has an EXIF entry that turns it; its copy is turned, its labels "
-                "are not; save it without that entry, or name a --darkener instead"
+                f"{title} are paired by name, and {named[file.name]} and {file} have the same; rename one, or name a "
+                "--darkener instead"
             )
-        if here not in (there, f"{size[1]}x{size[0]}"):
-            raise UsageError(
-                f"--darkened {folder}: {file.name} is {here}, its day image {there}; expected that, or the "
-                f"{size[1]}x{size[0]} of --images.size"
-            )
-    copies = StreetFiles("darkened images", folder, [StreetFile(file, None) for file in files], is_night=False)
-    check_files(copies, cache / "checked")
-    return files
+        named[file.name] = file
+    return named
 
 
-def _read_header(file: Path) -> tuple[str, bool]:
-    """Size of a picture, and whether its EXIF entry turns it."""
-    with Image.open(file) as image:  # decodes nothing
-        return f"{image.width}x{image.height}", orientation(image) != 1
-
-
-class WholeStreet(NamedTuple):
-    """A whole image, uint8 RGB `(3, H, W)`, the train ids of its pixels (None if unpublished), and its position."""
-
-    image: Tensor
-    labels: Tensor | None
-    position: int
-
-
-class WholeStreets(Dataset[WholeStreet]):
+class WholeStreets(Dataset[Street]):
     """Whole images at network size without augmentation.
 
     Args:
@@ -175,6 +141,6 @@ class WholeStreets(Dataset[WholeStreet]):
         """Number of images."""
         return len(self.images)
 
-    def __getitem__(self, index: int) -> WholeStreet:
+    def __getitem__(self, index: int) -> Street:
         """One image and its labels."""
-        return WholeStreet(*self.images.load(index, self.size, None if self.full_labels else self.size), index)
+        return self.images.load(index, self.size, None if self.full_labels else self.size)
