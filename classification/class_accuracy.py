@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from class_folders import ImageConfig, LabelledImages
-from image_views import WholeImages
+from class_folders import ImageConfig, LabelledImages, WholeImages
 from torch import Tensor, nn
 
 from darkening.selection_nights import SelectionNight, by_day, selection_numbers

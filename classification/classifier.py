@@ -1,12 +1,14 @@
-"""Classifiers of torchvision and timm, and the checkpoints that rebuild them."""
+"""Classifiers of torchvision and timm, the checkpoints that rebuild them, and weights of other programs."""
 
 import difflib
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from class_folders import class_names
 from torch import nn
 
 from minmax.features import (
@@ -18,8 +20,9 @@ from minmax.features import (
 )
 from minmax.pretrained import find_weights, load_start, read_start, rebuild_network, require_size, save_network
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly
-from minmax.runtime.config import DataclassInstance, to_plain
+from minmax.runtime.config import DataclassInstance, require, to_plain
 from minmax.runtime.errors import UsageError
+from minmax.runtime.splits import Split
 
 CHECKPOINT_FORMAT = "similarity-minmax/classifier"
 TIMM = "timm/"
@@ -167,6 +170,58 @@ def load_classifier(
     return network, settings
 
 
+@dataclass(frozen=True, kw_only=True)
+class ForeignFlags:
+    """What the weights of another program belong to; checkpoints of this project say so themselves."""
+
+    model: str | None = None
+    """Architecture of a --checkpoint that was not made here: a name of torchvision's, or timm/NAME."""
+    classes: tuple[str, ...] = ()
+    """Its classes in the order of its outputs; or `alphabetical` (as ImageFolder) or `codan` (as the authors)."""
+    normalization: NormalizationFlag = "auto"
+    """Statistics by which it expects its input; auto: as the published weights of this architecture."""
+
+    def settings(self, data: str, split: Split, image_size: int) -> ClassifierSettings:
+        """The settings that the flags describe; `alphabetical` takes the class folders of a split of `data`.
+
+        Raises:
+            UsageError: when the model is unknown or the order of its outputs is not given.
+        """
+        assert self.model is not None
+        require(
+            bool(self.classes),
+            "--classes",
+            "(not given)",
+            "the order of the outputs of foreign weights, which a wrong guess would scramble silently: alphabetical "
+            "(as torchvision's ImageFolder), codan (as the authors' checkpoints) or the names one by one",
+        )
+        classes = self.classes
+        if classes == ("alphabetical",):
+            classes = class_names(data, split)
+        elif classes == ("codan",):
+            classes = RELEASED_CLASSES
+        require(len(set(classes)) == len(classes), "--classes", classes, "every name once")
+        return classifier_settings(self.model, classes, image_size, self.normalization)
+
+
+def load_classifiers(
+    paths: Sequence[Path], flags: ForeignFlags, data: str, split: Split, image_size: int
+) -> list[tuple[FeatureModel, ClassifierSettings]]:
+    """Load checkpoints; those of other programs need the flags, `--classes alphabetical` the folders of the data.
+
+    Raises:
+        UsageError: as `load_classifier`, and when flags are given that no file needs.
+    """
+    described = functools.cache(lambda: flags.settings(data, split, image_size))  # only if a file needs it
+    loaded = [load_classifier(path, image_size, described if flags.model else None) for path in paths]
+    is_needed = described.cache_info().currsize > 0
+    if not is_needed and (flags.model, flags.classes, flags.normalization) != (None, (), "auto"):
+        names = " and ".join(map(str, paths))
+        given = "--model, --classes and --normalization"
+        raise UsageError(f"{given} describe foreign weights, but {names} tells its own architecture; drop these flags")
+    return loaded
+
+
 def _size_argument(model: str, image_size: int) -> dict[str, Any]:
     """The argument by which a model of one image size only is told that size; nothing for other models."""
     import torchvision
@@ -220,14 +275,14 @@ def _create(model: str, size: dict[str, Any], classes: int | None) -> nn.Module:
     import timm
     import torchvision
 
-    options = size if classes is None else {"num_classes": classes, **size}
     network: nn.Module
     if model.startswith(TIMM):
+        options = size if classes is None else {"num_classes": classes, **size}
         network = timm.create_model(model.removeprefix(TIMM), pretrained=classes is None, **options)
+    elif classes is None:
+        network = torchvision.models.get_model(model, weights="DEFAULT")
     else:
-        if classes is not None and model in _INCEPTION_NETWORKS:
-            # New, they would have auxiliary predictions, and a slow initialisation.
-            options |= {"aux_logits": False, "init_weights": False}
-        weights = "DEFAULT" if classes is None else None
-        network = torchvision.models.get_model(model, weights=weights, **options)
+        # They would add auxiliary predictions in training, and a slow initialisation.
+        extra = {"aux_logits": False, "init_weights": False} if model in _INCEPTION_NETWORKS else {}
+        network = torchvision.models.get_model(model, weights=None, num_classes=classes, **size, **extra)
     return network

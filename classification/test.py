@@ -15,7 +15,7 @@ from typing import Any
 
 from class_accuracy import ClassAccuracy, measure
 from class_folders import DEFAULT_DATA, ImageConfig, LabelledImages, has_split, open_split
-from foreign_weights import ForeignFlags, load_classifiers
+from classifier import ForeignFlags, load_classifiers
 from torch import Tensor, nn
 from verdict_pictures import CHANGES, changed_verdicts, draw_verdicts
 

@@ -13,10 +13,8 @@ from pathlib import Path
 
 import torch.nn.functional as F
 from class_accuracy import selection_score
-from class_folders import DEFAULT_DATA, ImageConfig, open_split
-from classifier import save_classifier
-from foreign_weights import ForeignFlags, load_classifiers
-from image_views import TrainingViews
+from class_folders import DEFAULT_DATA, ImageConfig, TrainingViews, open_split
+from classifier import ForeignFlags, load_classifiers, save_classifier
 from torch import Tensor, nn
 
 from darkening.darkener_files import load_darkener

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from class_folders import DEFAULT_DATA, ImageConfig, open_split
-from foreign_weights import ForeignFlags, load_classifiers
-from image_views import WholeImages
+from class_folders import DEFAULT_DATA, ImageConfig, WholeImages, open_split
+from classifier import ForeignFlags, load_classifiers
 
 from darkening.darkener import DarkenerSettings
 from darkening.training import DarkenerFlags, run_darkener

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import torch.nn.functional as F
 from class_accuracy import measure
-from class_folders import DEFAULT_DATA, ImageConfig, open_split
+from class_folders import DEFAULT_DATA, ImageConfig, TrainingViews, open_split
 from classifier import NormalizationFlag, build_classifier, classifier_settings, save_classifier
-from image_views import TrainingViews
 from torch import Tensor, nn
 
 from minmax.augmentation import AugmentConfig

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from class_accuracy import ClassAccuracy
-from class_folders import ImageConfig, LabelledImages
-from image_views import WholeImages
+from class_folders import ImageConfig, LabelledImages, WholeImages
 
 from media.pictures import as_intensities
 from minmax.runtime.report import GAMMA, Cell, draw_sheet, shorten

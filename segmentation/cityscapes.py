@@ -1,23 +1,25 @@
-"""Which street images there are: by day Cityscapes, by night three layouts more, and the built-in scenes."""
+"""Which street images there are: Cityscapes, three layouts of nights, nights made in advance, and built-in scenes."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
 from street_images import (
     QUICK_IMAGES,
     SCENE_COUNTS,
     SCENES,
     SceneStreets,
     Size,
+    StreetConfig,
     StreetFile,
     StreetFiles,
     StreetImages,
     check_files,
 )
 
-from media.pictures import PICTURE_SUFFIXES, files_below
+from media.pictures import PICTURE_SUFFIXES, files_below, orientation
 from minmax.runtime.config import DEFAULT_RUNS, require
 from minmax.runtime.errors import UsageError
 from minmax.runtime.splits import Split, check_split
@@ -49,32 +51,6 @@ NIGHTS = (
     Layout("rgb_anon/test/night", "_rgb_anon"),  # Dark Zurich's test split, whose labels are not public
     CITYSCAPES["val"],
 )
-
-
-@dataclass(frozen=True)
-class StreetConfig:
-    """How images are read."""
-
-    size: Size = (512, 1024)
-    """Height and width in pixels that whole images are resized to; scenes must be square, such as 96 96."""
-    crop: Size | None = None
-    """Height and width of the crops in training, in pixels; by default three quarters of the size, as in the paper."""
-    scale: tuple[float, float] = (0.7, 1.3)
-    """Random zoom before the crop in training; what lies outside the image is void."""
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        require(min(self.size) >= 32, "--images.size", self.size, "two numbers, 32 or more each")
-        fits = all(16 <= crop <= side for crop, side in zip(self.crop_size, self.size, strict=True))
-        largest = " ".join(map(str, self.size))
-        require(fits, "--images.crop", self.crop_size, f"two numbers, 16 or more and at most {largest}")
-        low, high = self.scale
-        require(0.1 <= low <= high <= 10, "--images.scale", self.scale, "two numbers, 0.1 <= LOW <= HIGH <= 10")
-
-    @property
-    def crop_size(self) -> Size:
-        """Height and width of the crops."""
-        return self.crop or (self.size[0] * 3 // 4, self.size[1] * 3 // 4)
 
 
 def open_streets(
@@ -121,6 +97,57 @@ def open_night(root: Path, quick: bool = False, cache: Path = DEFAULT_RUNS) -> S
     title = f"{root.name}, val" if layout == CITYSCAPES["val"] else root.name
     images = pair_up(title, root, layout, is_night=True)
     return check_files(images.subset(QUICK_IMAGES) if quick else images, cache / "checked")
+
+
+def find_darkened(images: StreetImages, folder: Path, size: Size, cache: Path, quick: bool = False) -> StreetFiles:
+    """The darkened copy of each day image, by its name, in a folder that `python -m darkening.apply` made.
+
+    With `quick`, `images` are only some of those that were darkened.
+
+    Raises:
+        UsageError: names a file that is missing, surplus, there twice, broken, or of neither its day image's size nor
+            `size`.
+    """
+    flag = f"--darkened {folder}"
+    if not isinstance(images, StreetFiles):
+        raise UsageError(f"{flag}: the built-in scenes are not files; drop --darkened and name a --darkener")
+    if not folder.is_dir():
+        raise UsageError(f"{flag}: no such folder; make it with python -m darkening.apply")
+    day = _by_name(f"{flag}: day images", [street.image for street in images.files])
+    copies = _by_name(f"{flag}: its files", files_below(folder, tuple(PICTURE_SUFFIXES)))
+    missing, surplus = sorted(day.keys() - copies.keys()), sorted(copies.keys() - day.keys())
+    if missing:
+        raise UsageError(f"{flag}: lacks {len(missing)} of {len(day)} images: {', '.join(missing[:3])}")
+    if surplus and not quick:
+        raise UsageError(f"{flag}: holds {len(surplus)} files that are no training image: {', '.join(surplus[:3])}")
+    darkened = StreetFiles("darkened images", folder, [StreetFile(copies[name], None) for name in day], is_night=False)
+    check_files(darkened, cache / "checked")
+    for name, original in day.items():
+        with Image.open(original) as there, Image.open(copies[name]) as here:  # decodes nothing
+            if orientation(there) != 1:
+                raise UsageError(
+                    f"{flag}: {original} has an EXIF entry that turns it; its copy is turned, its labels are not; save "
+                    "it without that entry, or name a --darkener instead"
+                )
+            if here.size not in (there.size, size[::-1]):
+                has, day_has, asked = (f"{width}x{height}" for width, height in (here.size, there.size, size[::-1]))
+                raise UsageError(
+                    f"{flag}: {name} is {has}, its day image {day_has}; expected that, or the {asked} of --images.size"
+                )
+    return darkened
+
+
+def _by_name(title: str, files: Sequence[Path]) -> dict[str, Path]:
+    """Files by their names, which must differ."""
+    named: dict[str, Path] = {}
+    for file in files:
+        if file.name in named:
+            raise UsageError(
+                f"{title} are paired by name, and {named[file.name]} and {file} have the same; rename one, or name a "
+                "--darkener instead"
+            )
+        named[file.name] = file
+    return named
 
 
 def pair_up(title: str, root: Path, layout: Layout, is_night: bool) -> StreetFiles:

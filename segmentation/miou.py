@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from street_images import Size, Street, StreetImages
+from street_images import Size, Street, StreetImages, WholeStreets
 from street_labels import CLASSES, VOID
-from street_views import WholeStreets
 from torch import Tensor, nn
 
 from darkening.selection_nights import SelectionNight, by_day, selection_numbers

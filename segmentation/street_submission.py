@@ -9,9 +9,8 @@ import numpy as np
 from miou import predict
 from numpy.typing import NDArray
 from PIL import Image
-from street_images import Size, StreetImages
+from street_images import Size, StreetImages, WholeStreets
 from street_labels import VOID
-from street_views import WholeStreets
 from torch import nn
 
 from minmax.runtime.checkpoints import write_atomically

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cityscapes import DEFAULT_DATA, DEFAULT_FOLDER, DEFAULT_NIGHTS, StreetConfig, open_night, open_streets
+from cityscapes import DEFAULT_DATA, DEFAULT_FOLDER, DEFAULT_NIGHTS, open_night, open_streets
 from miou import ScoredClasses, StreetScore, measure
 from segmenter import load_segmenter
-from street_images import SCENES, StreetImages
+from street_images import SCENES, StreetConfig, StreetImages
 from street_labels import CLASSES, VOID
 from street_pictures import draw_predictions
 from street_submission import write_submission

@@ -12,11 +12,11 @@ test.py. The defaults are the paper's for Cityscapes (100 epochs of 4 crops of 3
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cityscapes import DEFAULT_DATA, StreetConfig, open_streets
+from cityscapes import DEFAULT_DATA, find_darkened, open_streets
 from miou import selection_score
 from segmenter import build_projectors, load_segmenter, pixel_cross_entropy, save_segmenter
+from street_images import StreetConfig, TrainingStreets
 from street_photometry import PhotometryConfig, change_views
-from street_views import TrainingStreets, find_darkened
 from torch import Tensor, nn
 
 from darkening.darkener_files import load_darkener

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from cityscapes import DEFAULT_DATA, StreetConfig, open_streets
+from cityscapes import DEFAULT_DATA, open_streets
 from segmenter import load_segmenter
-from street_views import WholeStreets
+from street_images import StreetConfig, WholeStreets
 
 from darkening.exposures import RequestConfig
 from darkening.fit import DarkenerOptim

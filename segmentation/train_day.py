@@ -9,12 +9,12 @@ authors supply daytime checkpoints without their training script, so these defau
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cityscapes import DEFAULT_DATA, StreetConfig, open_streets
+from cityscapes import DEFAULT_DATA, open_streets
 from miou import measure
 from segmenter import SegmenterSettings, build_segmenter, pixel_cross_entropy, save_segmenter
+from street_images import StreetConfig, TrainingStreets
 from street_labels import CLASSES
 from street_photometry import PhotometryConfig, change_views
-from street_views import TrainingStreets
 from torch import Tensor, nn
 
 from minmax.augmentation import AugmentConfig

@@ -1,18 +1,15 @@
 """The four scripts of classification, end to end on built-in scenes and on class folders, and their parts."""
 
 import json
-import math
 
 import pytest
 import torch
-from class_accuracy import ClassAccuracy, selection_score
-from class_folders import ImageConfig, LabelledImages, open_split
+from class_accuracy import selection_score
+from class_folders import ImageConfig, LabelledImages, TrainingViews, open_split
 from classification_scripts import CLASSES, RUNTIME, SIZE, common, start
 from classifier import load_classifier
 from fake_devices import TwoParts
-from image_views import TrainingViews
 from PIL import Image
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from darkening import load_darkener
 from darkening.selection_nights import SELECTION_NIGHTS
@@ -65,25 +62,6 @@ def test_night_images_are_never_trained_or_selected_on(data):
         selection_score(torch.nn.Identity(), night, ImageConfig(size=32), RUNTIME)
 
 
-def test_metrics_agree_with_an_independent_library():
-    generator = torch.Generator().manual_seed(0)
-    truth = torch.randint(0, 5, (200,), generator=generator)
-    predicted = torch.where(
-        torch.rand(200, generator=generator) < 0.5, truth, torch.randint(0, 5, (200,), generator=generator)
-    )
-    confusion = multiclass_confusion_matrix(predicted, truth, num_classes=5)
-    ours = ClassAccuracy(torch.bincount(truth * 5 + predicted, minlength=25).view(5, 5), predicted)
-    assert torch.equal(ours.confusion, confusion)
-    assert ours.top1 == pytest.approx(float(multiclass_accuracy(predicted, truth, 5, average="micro")))
-    assert ours.balanced == pytest.approx(float(multiclass_accuracy(predicted, truth, 5, average="macro")))
-
-
-def test_accuracies_count_only_classes_that_occur():
-    found = ClassAccuracy(torch.tensor([[8, 2, 0], [1, 1, 0], [0, 0, 0]]), torch.zeros(12))
-    assert found.top1 == 9 / 12 and found.balanced == pytest.approx(0.65, abs=1e-12)
-    assert found.per_class[:2] == [0.8, 0.5] and math.isnan(found.per_class[2])
-
-
 def test_native_evaluation_counts_sizes_upright(tmp_path):
     def save(name, size, orientation):
         exif = Image.Exif()
@@ -98,11 +76,6 @@ def test_native_evaluation_counts_sizes_upright(tmp_path):
     save("b.jpg", (32, 24), 6)
     with pytest.raises(UsageError, match="images of 2 sizes"):
         open_split(str(tmp_path), "test_day", config, cache=tmp_path)
-
-
-def test_native_evaluation_of_mixed_sizes_is_refused_before_work(data):
-    with pytest.raises(UsageError, match=r"holds images of 6 sizes \(0.png is 44x40, 1.jpg is 44x41\)"):
-        open_split(str(data), "test_day", ImageConfig(size=32, evaluation="native"))
 
 
 def test_views_depend_on_seed_epoch_and_image_alone(data):
