@@ -28,7 +28,6 @@ from minmax.pretrained import require_size
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings
 from minmax.runtime.devices import Runtime
-from minmax.runtime.errors import UsageError
 from minmax.runtime.optimisation import OptimConfig
 from minmax.runtime.report import picture_grid, save_picture
 from minmax.runtime.run import Run, prepare_run
@@ -71,8 +70,9 @@ class Config(CommonFlags):
         super().__post_init__()
         keeps = self.night.source != "augmix"
         require(keeps, "--night.source", self.night.source, "a night that leaves every pixel in its place")
-        if self.darkened is not None and (self.darkener is not None or self.night != FOLLOWING_DAY):
-            raise UsageError("--darkened: these nights are made already; drop --darkener and the flags of --night")
+        alone = self.darkened is None or (self.darkener is None and self.night == FOLLOWING_DAY)
+        expected = "neither --darkener nor flags of --night beside it, as its nights are made already"
+        require(alone, "--darkened", self.darkened, expected)
         largest = min(self.images.crop_size) // 2
         fits = self.darkened is not None or self.quick or self.night.cell <= largest
         expected = f"at most {largest}, half the crop of --images.crop, or noise and contrast of cells do nothing"
@@ -121,7 +121,7 @@ def main(config: Config) -> Path:
         def save(path: Path) -> None:
             save_segmenter(pair.online, settings, path, config)
 
-        in_advance = {"--darkened": darkened} if darkened else {}
+        in_advance = {} if darkened is None else {"--darkened": darkened}
         with Run(TASK, config, runtime, training=training, validation=validation, **in_advance) as run:
             run.restore(pair=pair, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
             for epoch in run.epochs(config.optim.epochs):

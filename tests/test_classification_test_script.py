@@ -58,13 +58,7 @@ def test_a_comparison_is_reported_down_to_each_image(always, data, tmp_path, cap
     assert f"before: {always['bus']}\nafter: {always['car']}\n" in printed
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines()]
     assert ["test_night after", "12", "50.0", "50.0", "38.1"] in lines  # 1 / (1 + exp(-2)) - 0.5
-    assert [
-        "class, recognised %",
-        "test_day before",
-        "test_day after",
-        "test_night before",
-        "test_night after",
-    ] in lines
+    assert ["test_day before", "test_day after", "test_night before", "test_night after"] in [x[1:] for x in lines]
     assert ["bus", "100.0", "0.0", "100.0", "0.0"] in lines
 
     results = strictly(out / "results.json")
