@@ -1,12 +1,11 @@
 """Accuracy of a classifier on a split, by day, by real night, or in a hand-made night for selecting a checkpoint."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from class_folders import ImageConfig, LabelledImages
-from image_views import WholeImages
+from class_folders import ImageConfig, LabelledImages, WholeImages
 from torch import Tensor, nn
 
 from darkening.selection_nights import SelectionNight, by_day, selection_numbers
@@ -20,27 +19,33 @@ CALIBRATION_BINS = 15
 
 @dataclass(frozen=True)
 class ClassAccuracy:
-    """A confusion matrix and what follows from it, with the verdict on each image.
+    """What a network says of each image, and the accuracy that follows.
 
-    `confusion` is `(C, C)` counts, truth by row, prediction by column. `predictions` and `labels` are one class per
-    image in order, `confidences` the largest softmax probability of each; the calibration error alone needs the last
-    two.
+    `predictions` and `labels` `(N,)` are the class said and the true one of `class_count`, `confidences` `(N,)` the
+    softmax probability of what is said.
     """
 
-    confusion: Tensor
     predictions: Tensor
-    confidences: Tensor = field(default_factory=lambda: torch.empty(0))
-    labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    confidences: Tensor
+    labels: Tensor
+    class_count: int
+
+    @property
+    def confusion(self) -> Tensor:
+        """Counts `(C, C)`, truth by row and prediction by column."""
+        pairs = self.labels * self.class_count + self.predictions
+        return torch.bincount(pairs, minlength=self.class_count**2).view(self.class_count, self.class_count)
 
     @property
     def per_class(self) -> list[float]:
         """Share of each class that is recognised; NaN for a class without images."""
-        return (self.confusion.diagonal().double() / self.confusion.sum(dim=1)).tolist()
+        confusion = self.confusion.double()
+        return (confusion.diagonal() / confusion.sum(dim=1)).tolist()
 
     @property
     def top1(self) -> float:
         """Share of all images that are recognised."""
-        return float(self.confusion.trace().double() / self.confusion.sum())
+        return float((self.predictions == self.labels).double().mean())
 
     @property
     def balanced(self) -> float:
@@ -55,12 +60,7 @@ class ClassAccuracy:
         The mean over images of |accuracy - mean confidence| in 15 bins of confidence of equal width, each open below
         and closed above, as in Guo et al., "On Calibration of Modern Neural Networks", ICML 2017,
         https://arxiv.org/abs/1706.04599.
-
-        Raises:
-            ValueError: when labels or confidences were not kept.
         """
-        if not len(self.confidences) == len(self.labels) == len(self.predictions):
-            raise ValueError("the calibration error needs the label and the confidence of every image")
         confidences = self.confidences.double()
         bins = ((confidences * CALIBRATION_BINS).ceil().long() - 1).clamp(0, CALIBRATION_BINS - 1)
         gaps = (self.predictions == self.labels).double() - confidences
@@ -92,16 +92,10 @@ def measure(
     batch_size: int = 64,
     workers: int = 0,
 ) -> list[ClassAccuracy]:
-    """Classify every image of a split in each of `nights`; each image is decoded once.
+    """Classify every image of a split in each of `nights`; by default as they are.
 
-    Args:
-        network: images `(N, 3, H, W)` in [0, 1] to logits `(N, C)`; put into evaluation mode and left there.
-        images: the split.
-        config: how its images are read.
-        runtime: the devices.
-        nights: each darkens the images, the same way in every call; by default they stay as they are.
-        batch_size: images per forward pass.
-        workers: processes that decode.
+    Images are decoded once for all nights, and darkened the same way in every call. The network takes `(N, 3, H, W)` in
+    [0, 1] to logits `(N, C)`, and is left in evaluation mode.
     """
     runtime.evaluate(network)
     found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in nights]  # predictions and confidences of each batch
@@ -113,23 +107,23 @@ def measure(
                 logits = network(pictures)
             confidences = logits.float().softmax(dim=1).amax(dim=1)
             parts.append((logits.argmax(dim=1).cpu(), confidences.cpu()))
-    count, labels = len(images.classes), torch.tensor(images.labels)
-    accuracies = []
+    accuracies, labels = [], torch.tensor(images.labels)
     for parts in found:
-        predicted, confident = (torch.cat(some) for some in zip(*runtime.collected(parts), strict=True))
-        confusion = torch.bincount(labels * count + predicted, minlength=count * count).view(count, count)
-        accuracies.append(ClassAccuracy(confusion, predicted, confident, labels))
+        predictions, confidences = map(torch.cat, zip(*runtime.collected(parts), strict=True))
+        accuracies.append(ClassAccuracy(predictions, confidences, labels, len(images.classes)))
     return accuracies
 
 
 def selection_score(
     network: nn.Module, images: LabelledImages, config: ImageConfig, runtime: Runtime
 ) -> dict[str, float]:
-    """The numbers that select checkpoints: balanced accuracy on validation images by day and in each selection night.
+    """Balanced accuracy on day validation images by day and in each selection night, and the `score` to choose by.
 
     Raises:
         ValueError: for a night split; nothing is ever selected on one.
     """
-    return selection_numbers(
-        images, lambda nights: [a.balanced for a in measure(network, images, config, runtime, nights)]
-    )
+
+    def balanced(nights: Sequence[SelectionNight]) -> list[float]:
+        return [accuracy.balanced for accuracy in measure(network, images, config, runtime, nights)]
+
+    return selection_numbers(images, balanced)

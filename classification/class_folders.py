@@ -1,11 +1,12 @@
-"""Images in class folders: CODaN's layout, or any tree ROOT/{train,val,test_day,test_night}/<Class>/*.
+"""Images in class folders, or built-in scenes of the same interface, and what training and evaluation see of them.
 
-The built-in scenes have the same interface.
+Folders are laid out as CODaN, or any tree ROOT/{train,val,test_day,test_night}/<Class>/*.
 """
 
 import hashlib
 import logging
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from typing import Literal
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from media.pictures import (
     DECODING_ERRORS,
@@ -26,8 +28,8 @@ from minmax.runtime.archives import unpacking_folder
 from minmax.runtime.config import DEFAULT_RUNS, require
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.file_checks import find_problems
-from minmax.runtime.splits import NIGHT_SPLITS, Labelled, check_split, evenly_spaced
-from minmax.runtime.splits import Split as Split
+from minmax.runtime.seeding import derive_seed
+from minmax.runtime.splits import NIGHT_SPLITS, Labelled, Split, Views, check_split, evenly_spaced, refuse_night
 from scenes import CLASSES, HELD_OUT_NIGHT, render_labelled
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,7 @@ DEFAULT_DATA = Path(__file__).resolve().parent / "data"
 SCENES = "scenes"
 SCENE_SEEDS: dict[Split, int] = {"train": 1, "val": 2, "test_day": 3, "test_night": 4}
 SCENE_COUNTS: dict[Split, int] = {"train": 1536, "val": 400, "test_day": 800, "test_night": 800}
-QUICK_SCENES = 64
+QUICK_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,10 @@ class LabelledImages(Labelled):
 
 
 class FolderImages(LabelledImages):
-    """Image files under ROOT/SPLIT/<Class>/, classes and files in alphabetical order."""
+    """Image files below ROOT/SPLIT/<Class>/, each with the position of its class in `classes`."""
 
     def __init__(
-        self, root: Path, split: Split, classes: tuple[str, ...], files: list[Path], labels: list[int]
+        self, root: Path, split: Split, classes: tuple[str, ...], files: Sequence[Path], labels: Sequence[int]
     ) -> None:
         super().__init__(split, classes, labels)
         self.root, self.files = root, files
@@ -93,17 +95,22 @@ class FolderImages(LabelledImages):
             digest.update(f"{file.relative_to(self.root)} {status.st_size} {status.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
 
+    def subset(self, chosen: Sequence[int]) -> "FolderImages":
+        """Some of the images, by position."""
+        files, labels = [self.files[i] for i in chosen], [self.labels[i] for i in chosen]
+        return FolderImages(self.root, self.split, self.classes, files, labels)
+
 
 class SceneImages(LabelledImages):
     """Built-in scenes, rendered once and kept in memory."""
 
-    def __init__(self, split: Split, count: int, size: int, cache: Path) -> None:
+    def __init__(self, split: Split, count: int, size: int, cache: Path, classes: tuple[str, ...] = CLASSES) -> None:
         night = split in NIGHT_SPLITS
         # The held-out lamps and cameras: nothing about the scenes' nights was tuned on them.
         settings = HELD_OUT_NIGHT if night else None
         domain: Literal["day", "night"] = "night" if night else "day"
         self.images, labels = render_labelled(domain, count, size, SCENE_SEEDS[split], settings, cache)
-        super().__init__(split, CLASSES, labels.tolist())
+        super().__init__(split, classes, [classes.index(CLASSES[label]) for label in labels])
 
     def load(self, index: int) -> Tensor:
         """One image as uint8 RGB `(3, H, W)`."""
@@ -126,53 +133,49 @@ def open_split(
     quick: bool = False,
     cache: Path = DEFAULT_RUNS,
 ) -> LabelledImages:
-    """Open one split of a data set, or of the built-in scenes when `data` is `scenes`.
+    """Open one split of the data set in the folder `data`, or of the built-in scenes when it is `scenes`.
 
-    Args:
-        data: folder that holds the splits, or `scenes`.
-        split: which.
-        config: size of scenes; share of corrupt files to leave out.
-        classes: the classes that a network knows, in its order; None takes them from the folders.
-        quick: only a few images.
-        cache: folder for rendered scenes and for the record of which files were checked.
+    Labels are positions in `classes`, those that a network knows in the order of its outputs; by default those of the
+    data. With `quick` there are only a few images. Rendered scenes, and the record of which files were checked, are
+    kept in `cache`.
 
     Raises:
         UsageError: when a folder is missing, empty or laid out otherwise, classes differ, or files are corrupt.
     """
+    found = class_names(data, split)
+    classes = classes or found
+    if set(classes) != set(found):
+        raise UsageError(f"{Path(data, split)} holds the classes {_listed(found)}; expected {_listed(classes)}")
     if data == SCENES:
-        count = min(QUICK_SCENES, SCENE_COUNTS[split]) if quick else SCENE_COUNTS[split]
-        images: LabelledImages = SceneImages(split, count, config.size, cache / "scenes")
-        if classes is not None and classes != images.classes:
-            raise UsageError(f"the network knows {_listed(classes)}, the scenes show {_listed(images.classes)}")
-        return check_split(images, split)
+        count = min(QUICK_IMAGES, SCENE_COUNTS[split]) if quick else SCENE_COUNTS[split]
+        return check_split(SceneImages(split, count, config.size, cache / "scenes", classes), split)
     root = Path(data)
-    found, files, labels = _scan(root, split, classes)
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        folder = root / split / name
+        members = files_below(folder, tuple(PICTURE_SUFFIXES))
+        if not members:
+            raise UsageError(f"the class folder {folder} holds no images ({_listed(sorted(PICTURE_SUFFIXES))})")
+        files += members
+        labels += [label] * len(members)
+    images = FolderImages(root, split, classes, files, labels)
     if quick:
-        files, labels = evenly_spaced(files, QUICK_SCENES), evenly_spaced(labels, QUICK_SCENES)
-    images = FolderImages(root, split, found, files, labels)
-    bad = _find_unreadable(images, cache / "checked")
+        images = images.subset(evenly_spaced(range(len(images)), QUICK_IMAGES))
+    record = cache / "checked" / images.fingerprint()
+    bad = find_problems(images.files, _problem, record, f"checking {split}")
     if len(bad) > config.skip_corrupt * len(images):
-        problems = [f"{name}: {why}" for name, why in bad.items()]
+        problems = [f"{images.name(i)}: {why}" for i, why in bad.items()]
         raise UsageError(
             f"{len(bad)} of {len(images)} images in {root / split} cannot be read (mend or remove them, or leave out "
             f"up to a share of them with --images.skip-corrupt):{listed_below(problems)}"
         )
     if bad:
-        log.warning("left out %d unreadable images of %s: %s", len(bad), root / split, ", ".join(bad))
-    kept = [i for i in range(len(images)) if images.name(i) not in bad]
-    readable = FolderImages(root, split, found, [files[i] for i in kept], [labels[i] for i in kept])
+        log.warning("left out %d unreadable images of %s: %s", len(bad), root / split, ", ".join(map(images.name, bad)))
+        images = images.subset([i for i in range(len(images)) if i not in bad])
     if config.evaluation == "native":
-        _require_one_size(readable)
-    return check_split(readable, split)
-
-
-def class_names(data: str, split: Split) -> tuple[str, ...]:
-    """The classes of a split: its folders in alphabetical order, or those of the built-in scenes.
-
-    Raises:
-        UsageError: when there is no such folder, or it holds no class folders.
-    """
-    return CLASSES if data == SCENES else _class_folders(Path(data), split)
+        _require_one_size(images)
+    return check_split(images, split)
 
 
 def has_split(data: str, split: Split) -> bool:
@@ -183,26 +186,29 @@ def has_split(data: str, split: Split) -> bool:
     """
     if data == SCENES:
         return True
-    _refuse_half_unpacked(Path(data), split)
-    return (Path(data) / split).is_dir()
-
-
-def _refuse_half_unpacked(root: Path, split: Split) -> None:
-    half = unpacking_folder(root / split)
-    if half.exists() and not (root / split).exists():
+    folder = Path(data, split)
+    half = unpacking_folder(folder)
+    if half.exists() and not folder.exists():
         raise UsageError(
-            f"no folder {root / split}, only {half}, which an interrupted run of classification/codan.py left behind; "
+            f"no folder {folder}, only {half}, which an interrupted run of classification/codan.py left behind; "
             "run it again"
         )
+    return folder.is_dir()
 
 
-def _class_folders(root: Path, split: Split) -> tuple[str, ...]:
+def class_names(data: str, split: Split) -> tuple[str, ...]:
+    """The classes of a split: its folders in alphabetical order, or those of the built-in scenes.
+
+    Raises:
+        UsageError: when there is no such folder, or it holds no class folders.
+    """
+    if data == SCENES:
+        return CLASSES
+    root, folder = Path(data), Path(data, split)
     layout = f"{root}/{{train,val,test_day,test_night}}/<Class>/*.jpg"
     if not root.is_dir():
         raise UsageError(f"no data at {root}; expected {layout}, or --data scenes for the built-in data")
-    _refuse_half_unpacked(root, split)
-    folder = root / split
-    if not folder.is_dir():
+    if not has_split(data, split):
         there = sorted(entry.name for entry in root.iterdir())[:6]
         raise UsageError(f"no folder {folder}; expected {layout}, found {_listed(there)}")
     names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
@@ -211,24 +217,17 @@ def _class_folders(root: Path, split: Split) -> tuple[str, ...]:
     return names
 
 
-def _scan(root: Path, split: Split, classes: tuple[str, ...] | None) -> tuple[tuple[str, ...], list[Path], list[int]]:
-    names, folder = _class_folders(root, split), root / split
-    if classes is not None and set(names) != set(classes):
-        raise UsageError(f"{folder} holds the classes {_listed(names)}; expected {_listed(classes)}")
-    classes = classes or names
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        members = files_below(folder / name, tuple(PICTURE_SUFFIXES))
-        if not members:
-            raise UsageError(f"the class folder {folder / name} holds no images ({_listed(sorted(PICTURE_SUFFIXES))})")
-        files += members
-        labels += [label] * len(members)
-    return classes, files, labels
-
-
-def _listed(names: tuple[str, ...] | list[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) or "nothing"
+
+
+def _problem(file: Path) -> str | None:
+    """Why a file cannot be decoded; None when it can."""
+    try:
+        decode_picture(file)
+    except DECODING_ERRORS as error:
+        return str(error) or type(error).__name__
+    return None
 
 
 def _require_one_size(images: FolderImages) -> None:
@@ -245,15 +244,57 @@ def _require_one_size(images: FolderImages) -> None:
         )
 
 
-def _find_unreadable(images: FolderImages, records: Path) -> dict[str, str]:
-    """Decode every file; gives the names of those that are broken, with the reason."""
+class TrainingViews(Dataset[Views]):
+    """Views `(3, size, size)` of day images for training, indexed by (epoch, image).
 
-    def problem(file: Path) -> str | None:
-        try:
-            decode_picture(file)
-        except DECODING_ERRORS as error:
-            return str(error) or type(error).__name__
-        return None
+    Each view is a RandomResizedCrop (area 0.5 to 1), mirrored or not. The draws of an image in an epoch depend on
+    (seed, epoch, image) alone, so the number of workers and restarts change nothing; the crops do not depend on `flip`,
+    the share that is mirrored.
 
-    bad = find_problems(images.files, problem, records / images.fingerprint(), f"checking {images.split}")
-    return {images.name(i): why for i, why in bad.items()}
+    Raises:
+        ValueError: for a night split; nothing is ever trained on one.
+    """
+
+    def __init__(self, images: LabelledImages, size: int, seed: int, flip: float = 0.5) -> None:
+        from torchvision.transforms import v2
+
+        refuse_night(images)
+        self.images, self.seed = images, seed
+        self.geometry = v2.Compose(
+            [v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True), v2.RandomHorizontalFlip(flip)]
+        )
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, position: tuple[int, int]) -> Views:
+        """The views of image `position[1]` in epoch `position[0]`."""
+        epoch, index = position
+        image = self.images.load(index)
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.manual_seed(derive_seed(self.seed, "views", epoch, index))
+            day, night = self.geometry(image), self.geometry(image)
+        return Views(day, night, torch.tensor(self.images.labels[index]))
+
+
+class WholeImages(Dataset[tuple[Tensor, Tensor]]):
+    """Whole images without augmentation, uint8 RGB `(3, H, W)`, with their labels."""
+
+    def __init__(self, images: LabelledImages, config: ImageConfig) -> None:
+        from torchvision.transforms import v2
+
+        self.images = images
+        self.geometry = (
+            v2.Compose([v2.Resize(config.size, antialias=True), v2.CenterCrop(config.size)])
+            if config.evaluation == "resize"
+            else v2.Identity()
+        )
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """One image and its label."""
+        return self.geometry(self.images.load(index)), torch.tensor(self.images.labels[index])

@@ -1,13 +1,15 @@
-"""Classifiers of torchvision and timm, and the checkpoints that rebuild them."""
+"""Classifiers of torchvision and timm, the checkpoints that rebuild them, and weights of other programs."""
 
 import difflib
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from class_folders import class_names
+from torch import nn
 
 from minmax.features import (
     IDENTITY_STATISTICS,
@@ -16,16 +18,11 @@ from minmax.features import (
     InputNormalization,
     last_feature_layer,
 )
-from minmax.pretrained import (
-    find_weights,
-    load_start,
-    read_start,
-    rebuild_network,
-    require_size,
-    save_network,
-)
+from minmax.pretrained import find_weights, load_start, read_start, rebuild_network, require_size, save_network
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly
+from minmax.runtime.config import DataclassInstance, require, to_plain
 from minmax.runtime.errors import UsageError
+from minmax.runtime.splits import Split
 
 CHECKPOINT_FORMAT = "similarity-minmax/classifier"
 TIMM = "timm/"
@@ -45,10 +42,6 @@ STATISTICS: dict[Normalization, tuple[tuple[float, ...], tuple[float, ...]]] = {
 _TRIED_SIZE = 128
 
 _INCEPTION_NETWORKS = ("googlenet", "inception_v3")
-
-# The authors' ResNet_BYOL: the adapted network, and the parts of training that a classifier does not need.
-_RELEASED_NETWORK = "resnet."
-_RELEASED_TRAINING_PARTS = ("encoder_k.", "head_q.", "head_k.", "pred.")
 
 RELEASED_CLASSES = ("Bicycle", "Car", "Motorbike", "Bus", "Boat", "Cat", "Dog", "Bottle", "Cup", "Chair")
 """CODaN's classes in the order of the released checkpoints' outputs, which is not the alphabetical one of the folders
@@ -74,39 +67,37 @@ class ClassifierSettings:
 def classifier_settings(
     model: str, classes: tuple[str, ...], image_size: int, normalization: NormalizationFlag = "auto"
 ) -> ClassifierSettings:
-    """The settings of a new classifier, or of foreign weights.
+    """The settings of a new classifier, or of foreign weights, for images of a size.
 
-    Args:
-        model: a name of torchvision's, or one of timm's after `timm/`.
-        classes: in the order of the outputs.
-        image_size: side of the images that it is for; remembered when the model takes no others.
-        normalization: `auto` takes the statistics that the model's published weights expect.
+    The size is remembered only when the model takes no others. The normalisation `auto` is that of the statistics that
+    the model's published weights expect.
 
     Raises:
         UsageError: when there is no such model, or its statistics are unknown.
     """
-    fixed = bool(_size_argument(model, image_size))
+    takes_one_size = bool(_size_argument(model, image_size))
     if normalization == "auto":
         normalization = _published_statistics(model)
-    return ClassifierSettings(model, classes, normalization, image_size if fixed else None)
+    return ClassifierSettings(model, classes, normalization, image_size if takes_one_size else None)
 
 
 def build_classifier(settings: ClassifierSettings, pretrained: bool = False, init: Path | None = None) -> FeatureModel:
     """Build a classifier whose feature is its last map, or its tokens.
 
-    Args:
-        settings: model, classes, input normalisation and size.
-        pretrained: start from published ImageNet weights (downloaded once), the last layer excepted.
-        init: start from the weights in a file, as `load_start` reads them.
+    It starts from published ImageNet weights (downloaded once) if `pretrained`, from those in the file `init` if there
+    is one, the last layer excepted unless it fits; else from scratch.
 
     Raises:
         UsageError: when there is no such model or layer, or its weights cannot be downloaded or do not fit.
     """
-    size = _size_argument(settings.model, settings.image_size or _TRIED_SIZE)
+    side = settings.image_size or _TRIED_SIZE
+    size = _size_argument(settings.model, side)
     try:
-        network = _new_network(settings.model, len(settings.classes), size)
+        network = _create(settings.model, size, len(settings.classes))
         if pretrained:
-            load_start(network, _published_weights(settings.model, size), f"the published {settings.model}")
+            # By way of the library's own network, which knows what its older files call otherwise or lack.
+            published = _create(settings.model, size, None).state_dict()
+            load_start(network, published, f"the published {settings.model}")
     except OSError as error:
         raise UsageError(
             f"cannot download the ImageNet weights of {settings.model} ({error}); connect once, or drop --pretrained"
@@ -115,7 +106,6 @@ def build_classifier(settings: ClassifierSettings, pretrained: bool = False, ini
         raise UsageError(f"--model {settings.model} cannot be built: {' '.join(str(error).split())}") from error
     if init is not None:
         load_start(network, read_start(init), init)
-    side = settings.image_size or _TRIED_SIZE
     generator = torch.Generator().manual_seed(0)  # the global one is the weights' and must not depend on this trial
     example = torch.rand(2, 3, side, side, generator=generator)
     try:
@@ -126,10 +116,10 @@ def build_classifier(settings: ClassifierSettings, pretrained: bool = False, ini
 
 
 def save_classifier(
-    network: FeatureModel, settings: ClassifierSettings, path: Path, config: Mapping[str, Any] | None = None
+    network: FeatureModel, settings: ClassifierSettings, path: Path, config: DataclassInstance | None = None
 ) -> None:
     """Save a classifier's weights with what rebuilds it and the config that trained it."""
-    save_network(network, settings, CHECKPOINT_FORMAT, path, config)
+    save_network(network, settings, CHECKPOINT_FORMAT, path, to_plain(config) if config else None)
 
 
 def load_classifier(
@@ -142,10 +132,8 @@ def load_classifier(
       out; a ResNet-18 with CODaN's classes in the authors' order.
     - Any other holds the tensors of the network under its own names (the authors' daytime ResNet-18 among them).
 
-    Args:
-        path: the file.
-        image_size: side of the images to come, which the network is tried at.
-        foreign: says what the tensors of another program belong to; asked only when the file does not tell.
+    The network is tried at `image_size`, the side of the images to come. `foreign` says what the tensors of another
+    program belong to; it is asked only when the file does not tell.
 
     Raises:
         UsageError: when the file is missing, unreadable, does not tell what it belongs to, or does not fit.
@@ -157,10 +145,11 @@ def load_classifier(
         weights = find_weights(payload, path)
         # A network of somebody else's may keep its parts under the same name, but has no momentum encoder.
         if {"resnet", "encoder_k"} <= {name.partition(".")[0] for name in weights}:
+            training_parts = ("encoder_k.", "head_q.", "head_k.", "pred.")
             weights = {
-                name.removeprefix(_RELEASED_NETWORK): tensor
+                name.removeprefix("resnet."): tensor
                 for name, tensor in weights.items()
-                if not name.startswith(_RELEASED_TRAINING_PARTS)
+                if not name.startswith(training_parts)
             }
             settings = ClassifierSettings("resnet18", RELEASED_CLASSES)
         elif foreign is not None:
@@ -172,13 +161,65 @@ def load_classifier(
             )
         network = build_classifier(settings)
         load_strictly(network.model, weights, path)
-    if image_size is not None and settings.image_size not in (None, image_size):
-        raise UsageError(
-            f"--images.size {image_size}: the {settings.model} in {path} takes images of {settings.image_size} only"
-        )
     if image_size is not None:
+        if settings.image_size not in (None, image_size):
+            raise UsageError(
+                f"--images.size {image_size}: the {settings.model} in {path} takes images of {settings.image_size} only"
+            )
         require_size(network, "--images.size", image_size, image_size)
     return network, settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignFlags:
+    """What the weights of another program belong to; checkpoints of this project say so themselves."""
+
+    model: str | None = None
+    """Architecture of a --checkpoint that was not made here: a name of torchvision's, or timm/NAME."""
+    classes: tuple[str, ...] = ()
+    """Its classes in the order of its outputs; or `alphabetical` (as ImageFolder) or `codan` (as the authors)."""
+    normalization: NormalizationFlag = "auto"
+    """Statistics by which it expects its input; auto: as the published weights of this architecture."""
+
+    def settings(self, data: str, split: Split, image_size: int) -> ClassifierSettings:
+        """The settings that the flags describe; `alphabetical` takes the class folders of a split of `data`.
+
+        Raises:
+            UsageError: when the model is unknown or the order of its outputs is not given.
+        """
+        assert self.model is not None
+        require(
+            bool(self.classes),
+            "--classes",
+            "(not given)",
+            "the order of the outputs of foreign weights, which a wrong guess would scramble silently: alphabetical "
+            "(as torchvision's ImageFolder), codan (as the authors' checkpoints) or the names one by one",
+        )
+        classes = self.classes
+        if classes == ("alphabetical",):
+            classes = class_names(data, split)
+        elif classes == ("codan",):
+            classes = RELEASED_CLASSES
+        require(len(set(classes)) == len(classes), "--classes", classes, "every name once")
+        return classifier_settings(self.model, classes, image_size, self.normalization)
+
+
+def load_classifiers(
+    paths: Sequence[Path], flags: ForeignFlags, data: str, split: Split, image_size: int
+) -> list[tuple[FeatureModel, ClassifierSettings]]:
+    """Load checkpoints; those of other programs need the flags, `--classes alphabetical` the folders of the data.
+
+    Raises:
+        UsageError: as `load_classifier`, and when flags are given that no file needs.
+    """
+    described = functools.cache(lambda: flags.settings(data, split, image_size))  # only if a file needs it
+    loaded = [load_classifier(path, image_size, described if flags.model else None) for path in paths]
+    is_needed = described.cache_info().currsize > 0
+    if not is_needed and (flags.model, flags.classes, flags.normalization) != (None, (), "auto"):
+        names = " and ".join(map(str, paths))
+        given = "--model, --classes and --normalization"
+        raise UsageError(f"{given} describe foreign weights, but {names} tells its own architecture; drop these flags")
+    return loaded
 
 
 def _size_argument(model: str, image_size: int) -> dict[str, Any]:
@@ -229,27 +270,19 @@ def _timm_record(model: str) -> Any:
         raise UsageError(f"--model {model}: {error}") from error
 
 
-def _new_network(model: str, classes: int, size: dict[str, Any]) -> nn.Module:
+def _create(model: str, size: dict[str, Any], classes: int | None) -> nn.Module:
+    """A network as its library makes it: a new one for so many classes, or the published one, when None, with all."""
     import timm
     import torchvision
 
     network: nn.Module
     if model.startswith(TIMM):
-        network = timm.create_model(model.removeprefix(TIMM), num_classes=classes, **size)
+        options = size if classes is None else {"num_classes": classes, **size}
+        network = timm.create_model(model.removeprefix(TIMM), pretrained=classes is None, **options)
+    elif classes is None:
+        network = torchvision.models.get_model(model, weights="DEFAULT")
     else:
         # They would add auxiliary predictions in training, and a slow initialisation.
         extra = {"aux_logits": False, "init_weights": False} if model in _INCEPTION_NETWORKS else {}
         network = torchvision.models.get_model(model, weights=None, num_classes=classes, **size, **extra)
     return network
-
-
-def _published_weights(model: str, size: dict[str, Any]) -> Mapping[str, Tensor]:
-    """Through a network of the library's own, which knows what its older files call otherwise or lack."""
-    import timm
-    import torchvision
-
-    if model.startswith(TIMM):
-        published: nn.Module = timm.create_model(model.removeprefix(TIMM), pretrained=True, **size)
-    else:
-        published = torchvision.models.get_model(model, weights="DEFAULT")
-    return published.state_dict()

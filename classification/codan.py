@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import get_args
 
-from class_folders import DEFAULT_DATA, Split
+from class_folders import DEFAULT_DATA
 
 from media.pictures import PICTURE_SUFFIXES
 from minmax.runtime.archives import unpack_archive
 from minmax.runtime.config import run_script
 from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.splits import Split
 
 log = logging.getLogger(__name__)
 

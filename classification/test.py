@@ -11,14 +11,15 @@ and night_right_to_wrong.png, night images whose verdict changed.
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from class_accuracy import ClassAccuracy, measure
 from class_folders import DEFAULT_DATA, ImageConfig, LabelledImages, has_split, open_split
-from foreign_weights import ForeignFlags, load_classifiers
+from classifier import ForeignFlags, load_classifiers
 from torch import Tensor, nn
 from verdict_pictures import CHANGES, changed_verdicts, draw_verdicts
 
-from minmax.runtime.comparison import Comparison, compare, shared_classes
+from minmax.runtime.comparison import compare, shared_classes
 from minmax.runtime.config import MeasuringFlags, run_script
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import UsageError
@@ -48,9 +49,9 @@ def main(config: Config) -> dict[str, dict[str, ClassAccuracy]]:
         loaded = load_classifiers(list(files.values()), config, config.data, wanted[0], config.images.size)
         classes = shared_classes(config, [settings.classes for _, settings in loaded])
         networks = {name: runtime.place(network) for name, (network, _) in zip(files, loaded, strict=True)}
-        splits: dict[str, LabelledImages] = {
-            split: open_split(config.data, split, config.images, classes, config.quick) for split in wanted
-        }
+        splits: dict[str, LabelledImages] = {}
+        for split in wanted:
+            splits[split] = open_split(config.data, split, config.images, classes, config.quick)
         output = config.open_output()
 
         def measure_one(_: str, network: nn.Module, images: LabelledImages) -> ClassAccuracy:
@@ -67,7 +68,7 @@ def main(config: Config) -> dict[str, dict[str, ClassAccuracy]]:
         ),
         found.by_class("class, recognised %", classes, lambda accuracy: accuracy.per_class),
     ]
-    settings = {
+    settings: dict[str, Any] = {
         "data": config.data,
         "size": config.images.size,
         "evaluation": config.images.evaluation,
@@ -75,13 +76,25 @@ def main(config: Config) -> dict[str, dict[str, ClassAccuracy]]:
         "quick": config.quick,
         "classes": list(classes),
     }
-    both = {split: found.of(split, "checkpoint") for split in splits}
-    changes = {split: changed_verdicts(a["before"], a["after"]) for split, a in both.items() if len(a) > 1}
-    counts = {split: {change: len(images) for change, images in found.items()} for split, found in changes.items()}
-    more = {"changes": counts} if counts else {}
-    print(found.write(output, tables, settings, lambda split, a: a.as_plain(splits[split]), **more))  # noqa: T201
+    by_night: dict[str, list[int]] = {}
+    if config.before is not None:
+        settings["changes"] = {}
+        for title in splits:
+            changes = changed_verdicts(*found.of(title, "").values())
+            settings["changes"][title] = {change: len(changed) for change, changed in changes.items()}
+            if title == "test_night":
+                by_night = changes
+    print(found.write(output, tables, settings, lambda split, a: a.as_plain(splits[split])))  # noqa: T201
     draw_confusion(found.panels(confusion_panel), classes, output / "confusion.png")
-    draw_night_changes(found, changes.get("test_night", {}), splits, config.images, output)
+    for change in CHANGES:
+        picture, changed = output / f"night_{change}.png", by_night.get(change, [])
+        if by_night:
+            log.info("night images whose verdict changed: %d %s", len(changed), change.replace("_", " "))
+        if changed:
+            title, both = f"Night images, {change.replace('_to_', ' → ')}", list(found.of("test_night", "").values())
+            draw_verdicts(title, changed, both, splits["test_night"], config.images, picture)
+        else:
+            picture.unlink(missing_ok=True)  # of an earlier call
     log.info("written to %s", output)
     return found.found
 
@@ -104,27 +117,6 @@ def splits_to_measure(config: Config) -> list[Split]:
 def confusion_panel(title: str, accuracy: ClassAccuracy) -> tuple[str, Tensor]:
     """A confusion matrix with its accuracy in the title."""
     return f"{title}: {len(accuracy.labels)} images\nbalanced {100 * accuracy.balanced:.1f} %", accuracy.confusion
-
-
-def draw_night_changes(
-    comparison: Comparison[ClassAccuracy],
-    changes: dict[str, list[int]],
-    splits: dict[str, LabelledImages],
-    config: ImageConfig,
-    folder: Path,
-) -> None:
-    """Draw night images whose verdict changed; without any, a picture left by an earlier call is removed."""
-    if changes:
-        counts = ", ".join(f"{len(changed)} {change.replace('_', ' ')}" for change, changed in changes.items())
-        log.info("night images whose verdict changed: %s", counts)
-    for change in CHANGES:
-        picture = folder / f"night_{change}.png"
-        if changes.get(change):
-            title = f"Night images, {change.replace('_to_', ' → ')}"
-            before, after = comparison.of("test_night", "").values()
-            draw_verdicts(title, changes[change], before, after, splits["test_night"], config, picture)
-        else:
-            picture.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

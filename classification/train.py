@@ -13,26 +13,23 @@ from pathlib import Path
 
 import torch.nn.functional as F
 from class_accuracy import selection_score
-from class_folders import DEFAULT_DATA, ImageConfig, open_split
-from classifier import save_classifier
-from foreign_weights import ForeignFlags, load_classifiers
-from image_views import TrainingViews
+from class_folders import DEFAULT_DATA, ImageConfig, TrainingViews, open_split
+from classifier import ForeignFlags, load_classifiers, save_classifier
 from torch import Tensor, nn
 
 from darkening.darkener_files import load_darkener
-from darkening.night_view import NightConfig, NightView, build_night_view
+from darkening.night_view import NightConfig, build_night_view
 from minmax.adapt import adaptation_losses
 from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair
 from minmax.photometric_jitter import jitter
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings, to_plain
+from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings
 from minmax.runtime.devices import Runtime
 from minmax.runtime.optimisation import OptimConfig
 from minmax.runtime.report import picture_grid, save_picture
 from minmax.runtime.run import Run, prepare_run
 from minmax.runtime.seeding import seed_globally
-from minmax.runtime.splits import Views
 
 TASK = "classification"
 
@@ -63,25 +60,17 @@ class Config(ForeignFlags, CommonFlags):
         require(0 <= self.jitter <= 0.5, "--jitter", self.jitter, "0 to 0.5")
 
 
-def build_views(
-    views: Views, night_view: NightView, config: Config, run: Run, runtime: Runtime
-) -> tuple[Tensor, Tensor]:
-    """Day and night images of a batch on the device: darken one view, then jitter both, each its own way."""
-    night = night_view(runtime.intensities(views.night), run.generator("night"))
-    night = jitter(night, config.jitter, run.generator("night jitter"))
-    day = jitter(runtime.intensities(views.day), config.jitter, run.generator("day jitter"))
-    return day, night
-
-
 def step(
-    pair: nn.Module, day: Tensor, night: Tensor, labels: Tensor, config: Config, runtime: Runtime
+    pair: nn.Module, day: Tensor, night: Tensor, labels: Tensor, byol_weight: float, runtime: Runtime
 ) -> dict[str, Tensor]:
-    """The weighted losses of one batch."""
+    """The weighted losses of one batch: cross-entropy of both views, and BYOL's distance between their features."""
+
+    def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), labels)
+
     with runtime.autocast():
         outputs = pair(day, night)
-    return adaptation_losses(
-        outputs, labels, lambda logits, labels: F.cross_entropy(logits.float(), labels), config.byol.weight
-    )
+    return adaptation_losses(outputs, labels, cross_entropy, byol_weight)
 
 
 def main(config: Config) -> Path:
@@ -106,18 +95,21 @@ def main(config: Config) -> Path:
         parallel = runtime.parallel(pair)
 
         def save(path: Path) -> None:
-            save_classifier(pair.online, settings, path, to_plain(config))
+            save_classifier(pair.online, settings, path, config)
 
         with Run(TASK, config, runtime, training=training, validation=validation) as run:
             run.restore(pair=pair, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
             for epoch in run.epochs(config.optim.epochs):
                 pair.train()
                 for views in run.batches(loader, epoch):
-                    day, night = build_views(views, night_view, config, run, runtime)
+                    day, to_darken = runtime.intensities(views.day), runtime.intensities(views.night)
+                    night = night_view(to_darken, run.generator("night"))
+                    day = jitter(day, config.jitter, run.generator("day jitter"))
+                    night = jitter(night, config.jitter, run.generator("night jitter"))
                     if run.progress.step == 0 and runtime.is_main:
                         save_picture(picture_grid([day[:8], night[:8]]), run.directory / "pictures" / "first_batch.png")
                     labels = views.label.to(runtime.device)
-                    losses = step(parallel, day, night, labels, config, runtime)
+                    losses = step(parallel, day, night, labels, config.byol.weight, runtime)
                     run.update(optimizer, losses, schedule)
                     pair.update_target()
                 score = selection_score(pair.online, validation, config.images, runtime)

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from class_folders import DEFAULT_DATA, ImageConfig, open_split
-from foreign_weights import ForeignFlags, load_classifiers
-from image_views import WholeImages
+from class_folders import DEFAULT_DATA, ImageConfig, WholeImages, open_split
+from classifier import ForeignFlags, load_classifiers
 
 from darkening.darkener import DarkenerSettings
 from darkening.training import DarkenerFlags, run_darkener
@@ -47,11 +46,11 @@ def main(config: Config) -> Path:
         [(network, _)] = load_classifiers([config.checkpoint], config, config.data, "train", config.images.size)
         training = open_split(config.data, "train", config.images, quick=config.quick, cache=config.runs)
         validation = open_split(config.data, "val", config.images, training.classes, config.quick, config.runs)
-        held_out = DayPictures(validation, WholeImages(validation, config.images))
-        chosen = evenly_spaced(range(len(held_out)), VALIDATION_IMAGES)
-        held_out_images = runtime.intensities(torch.stack([held_out[0, index] for index in chosen]))
         views = DayPictures(training, WholeImages(training, config.images))
-        return run_darkener(TASK, config, runtime, network, training, views, held_out_images)
+        whole = WholeImages(validation, config.images)
+        chosen = evenly_spaced(range(len(whole)), VALIDATION_IMAGES)
+        held_out = runtime.intensities(torch.stack([whole[index][0] for index in chosen]))
+        return run_darkener(TASK, config, runtime, network, training, views, held_out)
 
 
 if __name__ == "__main__":

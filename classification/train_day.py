@@ -10,24 +10,21 @@ With --init it fine-tunes weights in a file, such as those of ImageNet, for the 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from class_accuracy import measure
-from class_folders import DEFAULT_DATA, ImageConfig, open_split
+from class_folders import DEFAULT_DATA, ImageConfig, TrainingViews, open_split
 from classifier import NormalizationFlag, build_classifier, classifier_settings, save_classifier
-from image_views import TrainingViews
 from torch import Tensor, nn
 
 from minmax.augmentation import AugmentConfig
 from minmax.photometric_jitter import jitter
 from minmax.pretrained import refuse_two_starts, require_size
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings, to_plain
+from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings
 from minmax.runtime.devices import Runtime
 from minmax.runtime.optimisation import OptimConfig
 from minmax.runtime.run import Run, prepare_run
 from minmax.runtime.seeding import seed_globally
-from minmax.runtime.splits import Views
 
 TASK = "classification"
 
@@ -62,12 +59,11 @@ class Config(CommonFlags):
         refuse_two_starts(self.pretrained, self.init)
 
 
-def step(network: nn.Module, views: Views, config: Config, runtime: Runtime, generator: torch.Generator) -> Tensor:
+def step(network: nn.Module, images: Tensor, labels: Tensor, runtime: Runtime) -> Tensor:
     """Cross-entropy of one batch."""
-    images = jitter(runtime.intensities(views.day), config.jitter, generator)
     with runtime.autocast():
         logits = network(images)
-    return F.cross_entropy(logits.float(), views.label.to(logits.device))
+    return F.cross_entropy(logits.float(), labels)
 
 
 def main(config: Config) -> Path:
@@ -89,14 +85,15 @@ def main(config: Config) -> Path:
         parallel = runtime.parallel(network)
 
         def save(path: Path) -> None:
-            save_classifier(network, settings, path, to_plain(config))
+            save_classifier(network, settings, path, config)
 
         with Run(TASK, config, runtime, training=training, validation=validation) as run:
             run.restore(network=network, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
             for epoch in run.epochs(config.optim.epochs):
                 network.train()
                 for views in run.batches(loader, epoch):
-                    loss = step(parallel, views, config, runtime, run.generator("jitter"))
+                    images = jitter(runtime.intensities(views.day), config.jitter, run.generator("jitter"))
+                    loss = step(parallel, images, views.label.to(runtime.device), runtime)
                     run.update(optimizer, {"loss": loss}, schedule)
                 [accuracy] = measure(network, validation, config.images, runtime)
                 run.finish_epoch({"day": accuracy.balanced}, accuracy.balanced, save)

@@ -1,11 +1,10 @@
-"""Pictures of images whose verdict changed from one classifier to another."""
+"""Which verdicts changed from one classifier to another, and pictures of these images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from class_accuracy import ClassAccuracy
-from class_folders import ImageConfig, LabelledImages
-from image_views import WholeImages
+from class_folders import ImageConfig, LabelledImages, WholeImages
 
 from media.pictures import as_intensities
 from minmax.runtime.report import GAMMA, Cell, draw_sheet, shorten
@@ -22,46 +21,36 @@ def changed_verdicts(before: ClassAccuracy, after: ClassAccuracy) -> dict[str, l
     Images that both mistake, even for different classes, are in neither list.
     """
     was_right, is_right = before.predictions == before.labels, after.predictions == after.labels
-    masks = (~was_right & is_right, was_right & ~is_right)
-    return {change: torch.nonzero(mask).flatten().tolist() for change, mask in zip(CHANGES, masks, strict=True)}
+    return {
+        "wrong_to_right": (~was_right & is_right).nonzero().flatten().tolist(),
+        "right_to_wrong": (was_right & ~is_right).nonzero().flatten().tolist(),
+    }
 
 
 def draw_verdicts(
     title: str,
     changed: list[int],
-    before: ClassAccuracy,
-    after: ClassAccuracy,
+    both: Sequence[ClassAccuracy],
     images: LabelledImages,
     config: ImageConfig,
     picture: Path,
 ) -> None:
-    """Draw images as they are and brightened, each with the truth and both predictions.
+    """Draw images as they are and brightened, each with the truth and what both classifiers say.
 
-    Args:
-        title: says which images these are; how many there are and how many are shown is added.
-        changed: positions of the images, at least one; more than 16 are thinned out evenly.
-        before: verdicts of the first classifier.
-        after: verdicts of the second one.
-        images: the split.
-        config: how its images are read.
-        picture: the .png file, written atomically.
+    `changed` are the positions of the images, at least one; more than 16 are thinned out evenly.
     """
     chosen = evenly_spaced(changed, SHOWN)
     whole = WholeImages(images, config)
     rows: list[tuple[str, list[Cell]]] = []
-    for place, index in enumerate(chosen):
-        if place % COLUMNS == 0:
-            rows += [("as it is", []), (f"brightened\n(gamma {GAMMA})", [])]
-        verdicts = {
-            "truth": images.labels[index],
-            "before": int(before.predictions[index]),
-            "after": int(after.predictions[index]),
-        }
-        caption = [
-            shorten(images.name(index).rpartition("/")[2], 22),
-            *(f"{who}: {shorten(images.classes[verdict], 15)}" for who, verdict in verdicts.items()),
-        ]
-        image = as_intensities(whole[index][0])
-        rows[-2][1].append(Cell(image))
-        rows[-1][1].append(Cell(image**GAMMA, "\n".join(caption)))
+    for start in range(0, len(chosen), COLUMNS):
+        plain, brightened = [], []
+        for index in chosen[start : start + COLUMNS]:
+            said = [images.labels[index], *(int(verdicts.predictions[index]) for verdicts in both)]
+            lines = [shorten(images.name(index).rpartition("/")[2], 22)]
+            for who, verdict in zip(("truth", "before", "after"), said, strict=True):
+                lines.append(f"{who}: {shorten(images.classes[verdict], 15)}")
+            image = as_intensities(whole[index][0])
+            plain.append(Cell(image))
+            brightened.append(Cell(image**GAMMA, "\n".join(lines)))
+        rows += [("as it is", plain), (f"brightened\n(gamma {GAMMA})", brightened)]
     draw_sheet(f"{title}: {len(changed)} of {len(images)} images, {len(chosen)} shown", [], rows, picture)

@@ -86,20 +86,20 @@ def measure(
     """
     runtime.evaluate(network)
     dataset = WholeClips(clips, config, rounds)
-    found: list[list[Tensor]] = [[] for _ in nights]  # probabilities of each batch
+    found: list[Tensor] = []  # probabilities of each batch of videos, (nights, videos, C)
     videos_at_once = max(1, batch_size // dataset.rounds)
-    for number, (videos, labels) in one_pass(dataset, videos_at_once, clips.split, workers, runtime):
-        scores: list[list[Tensor]] = [[] for _ in nights]
+    for number, (videos, _) in one_pass(dataset, videos_at_once, clips.split, workers, runtime):
+        parts = []
         for part, chunk in enumerate(videos.flatten(0, 1).split(batch_size)):
-            day = runtime.intensities(chunk)
-            for night, parts in zip(nights, scores, strict=True):
+            day, scores = runtime.intensities(chunk), []
+            for night in nights:
                 pictures = night(day, generator_for(clips.split, number, part))
                 with runtime.autocast():
                     logits = network(pictures)
-                parts.append(logits.float().softmax(dim=1).cpu())
-        for probabilities, parts in zip(found, scores, strict=True):
-            probabilities.append(torch.cat(parts).view(len(labels), dataset.rounds, -1).mean(dim=1))
-    return [ClipAccuracy(torch.cat(runtime.collected(parts)), torch.tensor(clips.labels)) for parts in found]
+                scores.append(logits.float().softmax(dim=1).cpu())
+            parts.append(torch.stack(scores))
+        found.append(torch.cat(parts, dim=1).unflatten(1, videos.shape[:2]).mean(dim=2))
+    return [ClipAccuracy(seen, torch.tensor(clips.labels)) for seen in torch.cat(runtime.collected(found), dim=1)]
 
 
 def selection_score(
@@ -115,9 +115,9 @@ def selection_score(
     Raises:
         ValueError: for a night split; nothing is ever selected on one.
     """
-
-    def top1(nights: Sequence[SelectionNight]) -> list[float]:
-        found = measure(network, clips, config, runtime, nights, 1, batch_size, workers)
-        return [accuracy.top(1) for accuracy in found]
-
-    return selection_numbers(clips, top1)
+    return selection_numbers(
+        clips,
+        lambda nights: [
+            accuracy.top(1) for accuracy in measure(network, clips, config, runtime, nights, 1, batch_size, workers)
+        ],
+    )

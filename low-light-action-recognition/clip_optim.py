@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minmax.runtime.config import require
+from minmax.runtime.errors import check
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,14 @@ class ClipOptim:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        require(self.epochs >= 1, "--optim.epochs", self.epochs, "1 or more")
-        require(self.batch_size >= 2, "--optim.batch-size", self.batch_size, "2 or more")
-        require(self.lr > 0, "--optim.lr", self.lr, "more than 0")
-        require(0 < self.momentum < 1, "--optim.momentum", self.momentum, "more than 0, less than 1")
-        require(self.weight_decay >= 0, "--optim.weight-decay", self.weight_decay, "0 or more")
-        counted = all(m >= self.batch_size for m in self.milestones)
-        require(
-            counted, "--optim.milestones", self.milestones, f"numbers of clips, {self.batch_size} (a batch) or more"
-        )
-        require(self.warmup_steps >= 0, "--optim.warmup-steps", self.warmup_steps, "0 or more")
+        check(self, "epochs", self.epochs >= 1, "1 or more")
+        check(self, "batch_size", self.batch_size >= 2, "2 or more")
+        check(self, "lr", self.lr > 0, "more than 0")
+        check(self, "momentum", 0 < self.momentum < 1, "more than 0, less than 1")
+        check(self, "weight_decay", self.weight_decay >= 0, "0 or more")
+        counted = all(milestone >= self.batch_size for milestone in self.milestones)
+        check(self, "milestones", counted, f"numbers of clips, {self.batch_size} (a batch) or more")
+        check(self, "warmup_steps", self.warmup_steps >= 0, "0 or more")
 
     def rate_factor(self, step: int, processes: int = 1) -> float:
         """Factor of the learning rate after `step` steps of all processes together."""

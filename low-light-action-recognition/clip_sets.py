@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from clips import QUICK_CLIPS, SCENE_COUNTS, SCENES, ClipConfig, LabelledClips, SceneClips
-from video_clips import VideoClips, check_clips
+from video_clips import VideoClips, count_all
 from video_trees import find_videos
 
 from minmax.runtime.config import DEFAULT_RUNS
@@ -38,7 +38,8 @@ def open_clips(
             raise UsageError(f"the network knows {', '.join(classes)}, the scenes show {', '.join(MOTIONS)}")
         count = min(QUICK_CLIPS, SCENE_COUNTS[split]) if quick else SCENE_COUNTS[split]
         return check_split(SceneClips(split, count, config, cache / "scenes"), split)
-    found = find_videos(Path(data).expanduser(), split, config, classes)
-    videos = evenly_spaced(found.videos, QUICK_CLIPS) if quick else found.videos
-    clips = VideoClips(found.root, split, found.classes, videos, [], config.interval)
-    return check_split(check_clips(clips, config, cache), split)
+    root = Path(data).expanduser()
+    known, videos = find_videos(root, split, config, classes)
+    shown = evenly_spaced(videos, QUICK_CLIPS) if quick else videos
+    clips = VideoClips(root, split, known, shown, config.interval)
+    return check_split(count_all(clips, config.skip_corrupt, cache), split)

@@ -1,7 +1,5 @@
 """What training and evaluation see of a split: augmented pairs of views of the same frames, or whole clips."""
 
-from collections.abc import Sequence
-
 import torch
 from clips import ClipConfig, LabelledClips, frames_of_clip
 from torch import Tensor
@@ -13,6 +11,7 @@ from minmax.runtime.splits import Views, refuse_night
 ASPECT = (0.8, 1.25)
 LARGEST_SIDE = 9 / 7  # of the crop: the authors' 288 to 224
 WHOLE_SIDE = 8 / 7  # their 256
+_AT_ONCE = 64  # frames decoded together
 
 
 class TrainingClips(Dataset[Views]):
@@ -116,9 +115,6 @@ def crop_centre(frames: Tensor, size: int) -> Tensor:
     return centre.transpose(0, 1).contiguous()
 
 
-_AT_ONCE = 64  # frames
-
-
 class WholeClips(Dataset[tuple[Tensor, Tensor]]):
     """Clips of each video for evaluation, uint8 `(rounds, 3, T, H, W)`, with their label.
 
@@ -138,23 +134,19 @@ class WholeClips(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """The clips of one video and its label."""
-        chosen = [frames_of_clip(*self._video(index), start) for start in self._starts(index)]
-        distinct = sorted({frame for frames in chosen for frame in frames})
-        places = {frame: place for place, frame in enumerate(distinct)}
+        if self.rounds == 1 or self.config.sampling == "uniform":
+            starts = [(number + 0.5) / self.rounds for number in range(self.rounds)]
+        else:
+            starts = torch.rand(self.rounds, generator=generator_for("rounds", index)).tolist()
+        count, interval = self.clips.counts[index], self.clips.interval
+        chosen = [frames_of_clip(count, self.config.length, interval, start) for start in starts]
         # Each frame is decoded once, however many rounds show it; a few at a time, as they have the video's own size.
+        distinct = sorted({frame for frames in chosen for frame in frames})
         parts = [distinct[start : start + _AT_ONCE] for start in range(0, len(distinct), _AT_ONCE)]
         shown = torch.cat([crop_centre(self.clips.load(index, part), self.config.size) for part in parts], dim=1)
+        places = {frame: place for place, frame in enumerate(distinct)}
         rounds = torch.stack([shown[:, [places[frame] for frame in frames]] for frames in chosen])
         return rounds, torch.tensor(self.clips.labels[index])
-
-    def _video(self, index: int) -> tuple[int, int, int]:
-        return self.clips.counts[index], self.config.length, self.clips.interval
-
-    def _starts(self, index: int) -> Sequence[float]:
-        if self.rounds == 1 or self.config.sampling == "uniform":
-            return [(number + 0.5) / self.rounds for number in range(self.rounds)]
-        drawn: list[float] = torch.rand(self.rounds, generator=generator_for("rounds", index)).tolist()
-        return drawn
 
 
 class DayClips(Dataset[Tensor]):

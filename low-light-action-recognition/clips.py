@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minmax.runtime.config import require
+from minmax.runtime.errors import check
 from minmax.runtime.splits import NIGHT_SPLITS, Labelled, Split
 from scenes import HELD_OUT_NIGHT, MOTIONS, render_clips
+from scenes.cache import Domain
 
 SCENES = "scenes"
 SCENE_SEEDS: dict[Split, int] = {"train": 31, "val": 32, "test_day": 33, "test_night": 34}
@@ -44,13 +45,11 @@ class ClipConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        require(self.length >= 1, "--clips.length", self.length, "1 or more")
-        require(self.interval >= 1, "--clips.interval", self.interval, "1 or more")
-        require(self.size >= 16, "--clips.size", self.size, "16 or more")
-        require(self.rounds >= 1, "--clips.rounds", self.rounds, "1 or more")
-        require(self.split >= 1, "--clips.split", self.split, "1 or more")
-        require(0 < self.validation < 1, "--clips.validation", self.validation, "a share in (0, 1)")
-        require(0 <= self.skip_corrupt <= 1, "--clips.skip-corrupt", self.skip_corrupt, "a share in [0, 1]")
+        for name in ("length", "interval", "rounds", "split"):
+            check(self, name, getattr(self, name) >= 1, "1 or more")
+        check(self, "size", self.size >= 16, "16 or more")
+        check(self, "validation", 0 < self.validation < 1, "a share in (0, 1)")
+        check(self, "skip_corrupt", 0 <= self.skip_corrupt <= 1, "a share in [0, 1]")
 
 
 def frames_of_clip(count: int, length: int, interval: int, start: float) -> list[int]:
@@ -95,12 +94,11 @@ class SceneClips(LabelledClips):
     """Built-in clips, rendered once and kept in memory."""
 
     def __init__(self, split: Split, count: int, config: ClipConfig, cache: Path) -> None:
-        night = split in NIGHT_SPLITS
         # The held-out lamps and cameras: nothing about the scenes' nights was tuned on them.
-        settings = HELD_OUT_NIGHT if night else None
-        self.clips, labels = render_clips(
-            "night" if night else "day", count, config.length, config.size, SCENE_SEEDS[split], settings, cache
-        )
+        night = split in NIGHT_SPLITS
+        domain: Domain = "night" if night else "day"
+        lamps = HELD_OUT_NIGHT if night else None
+        self.clips, labels = render_clips(domain, count, config.length, config.size, SCENE_SEEDS[split], lamps, cache)
         super().__init__(split, MOTIONS, labels.tolist(), [config.length] * count, interval=1)
 
     def load(self, index: int, frames: Sequence[int]) -> Tensor:

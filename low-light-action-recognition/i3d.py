@@ -13,14 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-STAGES = ("layer1", "layer2", "layer3", "layer4")
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
-_STEM_FRAMES = 5
 
 
-def _spans_time(stage: int, block: int) -> bool:
-    """Whether a block looks at more than one frame; stages and blocks count from 0."""
-    return stage == 0 or block % 2 == (1 if stage == 3 else 0)
+def _convolution(inputs: int, outputs: int, frames: int, side: int, stride: int = 1) -> nn.Conv3d:
+    """A convolution over `frames` x `side` x `side` that keeps the frames; the stride is of height and width."""
+    kernel, padding = (frames, side, side), (frames // 2, side // 2, side // 2)
+    return nn.Conv3d(inputs, outputs, kernel, (1, stride, stride), padding, bias=False)
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(_convolution(inputs, outputs, 1, 1, stride), nn.BatchNorm3d(outputs))
 
 
 class Bottleneck(nn.Module):
@@ -37,12 +42,11 @@ class Bottleneck(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int, spans_time: bool) -> None:
         super().__init__()
-        frames = 3 if spans_time else 1
-        self.conv1 = nn.Conv3d(inputs, width, (frames, 1, 1), padding=(frames // 2, 0, 0), bias=False)
+        self.conv1 = _convolution(inputs, width, 3 if spans_time else 1, 1)
         self.bn1 = nn.BatchNorm3d(width)
-        self.conv2 = nn.Conv3d(width, width, (1, 3, 3), stride=(1, stride, stride), padding=(0, 1, 1), bias=False)
+        self.conv2 = _convolution(width, width, 1, 3, stride)
         self.bn2 = nn.BatchNorm3d(width)
-        self.conv3 = nn.Conv3d(width, self.expansion * width, 1, bias=False)
+        self.conv3 = _convolution(width, self.expansion * width, 1, 1)
         self.bn3 = nn.BatchNorm3d(self.expansion * width)
         self.downsample = _shortcut(inputs, self.expansion * width, stride)
 
@@ -60,10 +64,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int, spans_time: bool) -> None:
         super().__init__()
-        frames, strides = 3 if spans_time else 1, (1, stride, stride)
-        self.conv1 = nn.Conv3d(inputs, width, (frames, 3, 3), strides, padding=(frames // 2, 1, 1), bias=False)
+        self.conv1 = _convolution(inputs, width, 3 if spans_time else 1, 3, stride)
         self.bn1 = nn.BatchNorm3d(width)
-        self.conv2 = nn.Conv3d(width, width, (1, 3, 3), padding=(0, 1, 1), bias=False)
+        self.conv2 = _convolution(width, width, 1, 3)
         self.bn2 = nn.BatchNorm3d(width)
         self.downsample = _shortcut(inputs, width, stride)
 
@@ -71,12 +74,6 @@ class BasicBlock(nn.Module):
         """`(N, inputs, T, H, W)` to `(N, width, T, H / stride, W / stride)`."""
         residual = F.relu(self.bn1(self.conv1(value)))
         return F.relu(self.bn2(self.conv2(residual)) + (self.downsample(value) if self.downsample else value))
-
-
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
-    if stride == 1 and inputs == outputs:
-        return None
-    return nn.Sequential(nn.Conv3d(inputs, outputs, 1, stride=(1, stride, stride), bias=False), nn.BatchNorm3d(outputs))
 
 
 class HalveFrames(nn.Module):
@@ -98,13 +95,7 @@ class GlobalAverage(nn.Module):
         return value.flatten(2).mean(dim=2)
 
 
-def build_i3d(
-    backbone: str,
-    classes: int,
-    width: int = 64,
-    time_stride: int = 2,
-    dropout: float = 0.5,
-) -> nn.Sequential:
+def build_i3d(backbone: str, classes: int, width: int = 64, time_stride: int = 2) -> nn.Sequential:
     """Build an I3D; its layer `average` gives one vector per clip, 2048 numbers for the paper's ResNet-50 of width 64.
 
     Args:
@@ -113,31 +104,32 @@ def build_i3d(
         width: channels of the stem; the stages have 1, 2, 4 and 8 times as many inside their blocks.
         time_stride: of the stem's convolution and of its pooling. With the paper's 2, clips of 16 frames reach stage
             1 as 4; with 1, short clips keep their frames.
-        dropout: before the last layer.
     """
     block: type[Bottleneck] | type[BasicBlock] = BasicBlock if backbone in ("resnet18", "resnet34") else Bottleneck
-    strides, padding = (time_stride, 2, 2), (_STEM_FRAMES // 2, 3, 3)
+    strides = (time_stride, 2, 2)
     layers: dict[str, nn.Module] = {
-        "conv1": nn.Conv3d(3, width, (_STEM_FRAMES, 7, 7), strides, padding, bias=False),
+        "conv1": nn.Conv3d(3, width, (5, 7, 7), strides, padding=(2, 3, 3), bias=False),
         "bn1": nn.BatchNorm3d(width),
         "relu": nn.ReLU(),
         "maxpool": nn.MaxPool3d((1, 3, 3), strides, padding=(0, 1, 1)),
     }
     channels = width
-    for stage, depth in enumerate(DEPTHS[backbone]):
+    for stage, depth in enumerate(DEPTHS[backbone], start=1):
+        inside = width * 2 ** (stage - 1)
         blocks = []
         for number in range(depth):
-            stride = 2 if stage > 0 and number == 0 else 1
-            blocks.append(block(channels, width * 2**stage, stride, _spans_time(stage, number)))
-            channels = block.expansion * width * 2**stage
-        layers[STAGES[stage]] = nn.Sequential(*blocks)
-        if stage == 0:
+            stride = 2 if stage > 1 and number == 0 else 1
+            spans_time = stage == 1 or number % 2 == (1 if stage == 4 else 0)
+            blocks.append(block(channels, inside, stride, spans_time))
+            channels = block.expansion * inside
+        layers[f"layer{stage}"] = nn.Sequential(*blocks)
+        if stage == 1:
             layers["pool2"] = HalveFrames()
     layers["average"] = GlobalAverage()
     for layer in nn.ModuleDict(layers).modules():
         if isinstance(layer, nn.Conv3d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-    layers |= {"dropout": nn.Dropout(dropout), "classifier": nn.Linear(channels, classes)}
+    layers |= {"dropout": nn.Dropout(0.5), "classifier": nn.Linear(channels, classes)}
     return nn.Sequential(OrderedDict(layers))
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from i3d import DEPTHS, build_i3d, inflate
-from torch import Tensor, nn
+from torch import nn
 
 from minmax.features import IMAGENET_STATISTICS, FeatureModel, InputNormalization
 from minmax.pretrained import find_weights, load_start, read_start, rebuild_network, save_network
@@ -22,7 +22,6 @@ TORCHVISION = ("r3d_18", "r2plus1d_18", "mc3_18")
 MODELS = (*(I3D + backbone for backbone in DEPTHS), *TORCHVISION)
 
 Normalization = Literal["kinetics", "imagenet"]
-NormalizationFlag = Literal["auto", Normalization]
 STATISTICS: dict[Normalization, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "kinetics": ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)),
     "imagenet": IMAGENET_STATISTICS,
@@ -105,15 +104,15 @@ def _network(settings: RecogniserSettings, pretrained: bool, init: Path | None) 
         return network
     backbone = settings.model.removeprefix(I3D)
     network = build_i3d(backbone, classes, settings.width, settings.time_stride)
-    own = {name: tensor for name, tensor in network.state_dict().items() if name.startswith("classifier.")}
+    last_layer = {name: tensor for name, tensor in network.state_dict().items() if name.startswith("classifier.")}
     if init is not None and not for_images(init):
         trunk = {name: t for name, t in read_start(init).items() if not name.startswith(_CLASSIFIERS)}
-        load_strictly(network, trunk | own, init)
+        load_strictly(network, trunk | last_layer, init)
     elif pretrained or init is not None:
         images = torchvision.models.get_model(backbone, weights="DEFAULT" if pretrained else None)
         if init is not None:
             load_start(images, read_start(init), init)
-        network.load_state_dict(inflate(images.state_dict(), network) | own)
+        network.load_state_dict(inflate(images.state_dict(), network) | last_layer)
     return network
 
 
@@ -122,18 +121,10 @@ def for_images(init: Path) -> bool:
     return all(tensor.dim() < 5 for tensor in read_start(init).values())
 
 
-def recogniser_settings(
-    model: str,
-    classes: tuple[str, ...],
-    normalization: NormalizationFlag = "auto",
-    pretrained: bool = False,
-    width: int = 64,
-    time_stride: int = 2,
-) -> RecogniserSettings:
-    """The settings of a new network; `auto`: ImageNet's statistics for an I3D from its weights, else Kinetics'."""
-    if normalization == "auto":
-        normalization = "imagenet" if pretrained and model.startswith(I3D) else "kinetics"
-    return RecogniserSettings(model, classes, normalization, width, time_stride)
+def expected_normalization(model: str, pretrained: bool = False, init: Path | None = None) -> Normalization:
+    """ImageNet's statistics for an I3D that starts from weights of an image network, else Kinetics'."""
+    from_images = pretrained or (init is not None and for_images(init))
+    return "imagenet" if from_images and model.startswith(I3D) else "kinetics"
 
 
 def save_recogniser(
@@ -172,27 +163,21 @@ def load_recogniser(path: Path, clips: Mapping[str, Any] | None = None) -> tuple
         if not name.startswith(_RELEASED_TRAINING_PARTS)
     }
     if f"{_RELEASED_CLASSIFIER}weight" in weights:
-        model, last = "i3d_resnet50", weights[f"{_RELEASED_CLASSIFIER}weight"]
-        renamed = {name.replace(_RELEASED_CLASSIFIER, "classifier."): tensor for name, tensor in weights.items()}
-    elif "stem.0.weight" in weights and "fc.weight" in weights:
-        model, last = _torchvision_model(weights), weights["fc.weight"]
-        renamed = weights
+        model, last = "i3d_resnet50", "classifier.weight"
+        weights = {name.replace(_RELEASED_CLASSIFIER, "classifier."): tensor for name, tensor in weights.items()}
+    elif "stem.0.weight" in weights and "fc.weight" in weights:  # torchvision's three differ in few tensors
+        deep = weights.get("layer2.0.conv1.0.weight")
+        model, last = "mc3_18" if deep is not None and deep.shape[2] == 1 else "r3d_18", "fc.weight"
+        if "stem.3.weight" in weights:
+            model = "r2plus1d_18"
     else:
         raise UsageError(
             f"{path} holds none of the networks known here: one of ours, the authors' Res_I3D (conv1.*, cls_head.*) or "
             f"torchvision's 3D ResNets (stem.*, fc.*); found {', '.join(list(weights)[:3])}, ..."
         )
-    count = last.shape[0]
-    classes = RELEASED_CLASSES if count == len(RELEASED_CLASSES) else tuple(str(number) for number in range(count))
+    count = len(weights[last])
+    classes = RELEASED_CLASSES if count == len(RELEASED_CLASSES) else tuple(map(str, range(count)))
     settings = RecogniserSettings(model, classes)
     network = build_recogniser(settings)
-    load_strictly(network.model, renamed, path)
+    load_strictly(network.model, weights, path)
     return network, settings
-
-
-def _torchvision_model(weights: Mapping[str, Tensor]) -> str:
-    """Which of torchvision's 3D ResNets has these tensors."""
-    if "stem.3.weight" in weights:
-        return "r2plus1d_18"
-    deep = weights.get("layer2.0.conv1.0.weight")
-    return "mc3_18" if deep is not None and deep.shape[2] == 1 else "r3d_18"

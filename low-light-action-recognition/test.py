@@ -17,7 +17,7 @@ from clip_pictures import draw_strips
 from clip_sets import open_clips
 from clips import SCENES, ClipConfig, LabelledClips
 from recogniser import load_recogniser
-from torch import Tensor, nn
+from torch import nn
 from video_trees import DEFAULT_DATA, has_split
 
 from minmax.runtime.comparison import compare, shared_classes
@@ -88,7 +88,8 @@ def main(config: Config) -> dict[str, dict[str, ClipAccuracy]]:
         "classes": list(classes),
     }
     print(found.write(output, tables, settings, lambda split, a: a.as_plain(splits[split])))  # noqa: T201
-    draw_confusion(found.panels(confusion_panel), classes, output / "confusion.png", "videos")
+    panels = found.panels(lambda title, a: (f"{title}: top-1 {100 * a.top(1):.1f} %", a.confusion))
+    draw_confusion(panels, classes, output / "confusion.png", "videos")
     for split, clips in splits.items():
         draw_strips(clips, config.clips, found.of(split, "prediction"), output / f"strips_{split}.png")
     log.info("written to %s", output)
@@ -101,22 +102,18 @@ def open_splits(config: Config, classes: tuple[str, ...]) -> dict[str, LabelledC
     Raises:
         UsageError: when one that was asked for does not exist, or neither test split does.
     """
-    where: dict[Split, str] = {}
-    for split in config.splits or TEST_SPLITS:
-        place = str(config.night) if config.night is not None and split == "test_night" else config.data
-        if config.splits or place != config.data or has_split(place, split, config.clips):
-            where[split] = place
+    where = {split: config.data for split in config.splits or TEST_SPLITS}
+    if config.night is not None and "test_night" in where:
+        where["test_night"] = str(config.night)
+    if not config.splits and config.data != SCENES:  # of the test splits, those that are there
+        root = Path(config.data).expanduser()
+        where = {s: p for s, p in where.items() if p != config.data or has_split(root, s, config.clips)}
     if not where:
         raise UsageError(
             f"no videos of test_day or test_night in {config.data}; name a split to measure, as --splits val, or a "
             "folder of night videos, as --night ARID"
         )
     return {split: open_clips(place, split, config.clips, classes, config.quick) for split, place in where.items()}
-
-
-def confusion_panel(title: str, accuracy: ClipAccuracy) -> tuple[str, Tensor]:
-    """A confusion matrix with its accuracy in the title."""
-    return f"{title}: top-1 {100 * accuracy.top(1):.1f} %", accuracy.confusion
 
 
 if __name__ == "__main__":

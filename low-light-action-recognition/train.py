@@ -16,6 +16,7 @@ from pathlib import Path
 import torch.nn.functional as F
 from clip_accuracy import selection_score
 from clip_optim import ClipOptim
+from clip_pictures import draw_pairs
 from clip_sets import open_clips
 from clip_views import TrainingClips
 from clips import ClipConfig
@@ -26,7 +27,7 @@ from video_clips import find_darkened
 from video_trees import DEFAULT_DATA
 
 from darkening.darkener_files import load_darkener
-from darkening.night_view import NightConfig, NightView, build_night_view
+from darkening.night_view import NightConfig, build_night_view
 from minmax.adapt import adaptation_losses
 from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair
@@ -34,10 +35,8 @@ from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings, to_plain
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
-from minmax.runtime.report import picture_grid, save_picture
 from minmax.runtime.run import Run, prepare_run
 from minmax.runtime.seeding import seed_globally
-from minmax.runtime.splits import Views
 
 TASK = "low-light-action-recognition"
 
@@ -70,18 +69,6 @@ class Config(CommonFlags):
         require(self.shift >= 0, "--shift", self.shift, "0 or more")
         if self.darkened is not None and (self.darkener is not None or self.night != NightConfig()):
             raise UsageError("--darkened: these nights are made already; drop --darkener and the flags of --night")
-
-
-def build_views(
-    views: Views, night_view: NightView | None, config: Config, run: Run, runtime: Runtime
-) -> tuple[Tensor, Tensor]:
-    """Day and night clips of a batch on the device: darkened first, then shifted in colour, each its own way."""
-    night = runtime.intensities(views.night)
-    if night_view is not None:
-        night = night_view(night, run.generator("night"))
-    night = shift_hls(night, config.shift, run.generator("night shift"))
-    day = shift_hls(runtime.intensities(views.day), config.shift, run.generator("day shift"))
-    return day, night
 
 
 def step(
@@ -117,21 +104,26 @@ def main(config: Config) -> Path:
         optimizer, schedule = config.optim.build(trained, runtime.world_size)
         parallel = runtime.parallel(pair)
 
-        copies = {"--darkened": darkened} if darkened is not None else {}
-
         def save(path: Path) -> None:
             save_recogniser(pair.online, settings, path, to_plain(config))
 
-        with Run(TASK, config, runtime, training=training, validation=validation, **copies) as run:
+        data = {"training": training, "validation": validation}
+        if darkened is not None:
+            data["--darkened"] = darkened
+        with Run(TASK, config, runtime, **data) as run:
             run.restore(pair=pair, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
             for epoch in run.epochs(config.optim.epochs):
                 pair.train()
                 for views in run.batches(loader, epoch):
-                    day, dark = build_views(views, night_view, config, run, runtime)
+                    # Darkened first, then shifted in colour, day and night each its own way.
+                    night = runtime.intensities(views.night)
+                    if night_view is not None:
+                        night = night_view(night, run.generator("night"))
+                    night = shift_hls(night, config.shift, run.generator("night shift"))
+                    day = shift_hls(runtime.intensities(views.day), config.shift, run.generator("day shift"))
                     if run.progress.step == 0 and runtime.is_main:
-                        strips = [clip.transpose(0, 1) for both in zip(day[:4], dark[:4], strict=True) for clip in both]
-                        save_picture(picture_grid(strips), run.directory / "pictures" / "first_batch.png")
-                    losses = step(parallel, day, dark, views.label.to(runtime.device), config, runtime)
+                        draw_pairs(day[:4], night[:4], run.directory)
+                    losses = step(parallel, day, night, views.label.to(runtime.device), config, runtime)
                     run.update(optimizer, losses, schedule)
                     pair.update_target()
                 score = selection_score(pair.online, validation, config.clips, runtime, workers=config.workers)

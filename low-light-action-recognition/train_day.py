@@ -19,7 +19,7 @@ from clip_sets import open_clips
 from clip_views import TrainingClips
 from clips import ClipConfig
 from hls_shift import shift_hls
-from recogniser import NormalizationFlag, build_recogniser, for_images, recogniser_settings, save_recogniser
+from recogniser import RecogniserSettings, build_recogniser, expected_normalization, save_recogniser
 from torch import Tensor, nn
 from video_trees import DEFAULT_DATA
 
@@ -53,8 +53,6 @@ class Config(CommonFlags):
     """Start an I3D from ImageNet weights spread over time, torchvision's 3D ResNets from Kinetics-400's."""
     init: Path | None = None
     """Start from the weights in this file: an I3D from its backbone's for images or its own, others from their own."""
-    normalization: NormalizationFlag = "auto"
-    """Statistics by which the network's first layer normalises its input; auto: as its published weights expect."""
     shift: float = 1.0
     """Strength of the random hue, lightness and saturation, in units of the authors'."""
     clips: ClipConfig = field(default_factory=ClipConfig)
@@ -87,10 +85,8 @@ def main(config: Config) -> Path:
         training = open_clips(config.data, "train", config.clips, quick=config.quick, cache=config.runs)
         validation = open_clips(config.data, "val", config.clips, training.classes, config.quick, config.runs)
         seed_globally(config.seed, "network")
-        from_images = config.pretrained or (config.init is not None and for_images(config.init))
-        settings = recogniser_settings(
-            config.model, training.classes, config.normalization, from_images, config.width, config.time_stride
-        )
+        normalization = expected_normalization(config.model, config.pretrained, config.init)
+        settings = RecogniserSettings(config.model, training.classes, normalization, config.width, config.time_stride)
         network = runtime.place(build_recogniser(settings, config.pretrained, config.init))
         dataset = TrainingClips(training, config.clips, config.seed, flip=config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from clips import ClipConfig, LabelledClips
+from clips import LabelledClips
 from torch import Tensor
 from tqdm import tqdm
 from video_trees import Video
@@ -29,20 +29,14 @@ class VideoClips(LabelledClips):
         split: which split they are.
         classes: in the order of the labels.
         videos: the files.
-        counts: frames of each; empty while they are not known.
         interval: from one frame of a clip to the next.
     """
 
     def __init__(
-        self,
-        root: Path,
-        split: Split,
-        classes: tuple[str, ...],
-        videos: Sequence[Video],
-        counts: Sequence[int],
-        interval: int,
+        self, root: Path, split: Split, classes: tuple[str, ...], videos: Sequence[Video], interval: int
     ) -> None:
-        super().__init__(split, classes, [video.label for video in videos], counts, interval)
+        labels, counts = [video.label for video in videos], [video.frames for video in videos]
+        super().__init__(split, classes, labels, counts, interval)
         self.root, self.videos = root, list(videos)
 
     def load(self, index: int, frames: Sequence[int]) -> Tensor:
@@ -65,19 +59,26 @@ class VideoClips(LabelledClips):
         return digest.hexdigest()[:16]
 
 
-def check_clips(clips: VideoClips, config: ClipConfig, cache: Path) -> VideoClips:
-    """Count the frames of every video, and leave out those that cannot be read.
+def count_all(clips: VideoClips, skip_corrupt: float, cache: Path) -> VideoClips:
+    """The same videos with the number of frames of each, without those that cannot be read.
 
     Every file is decoded once; the counts are kept in the cache for later runs.
 
     Args:
         clips: videos of which the frames are not counted yet.
-        config: largest share of videos that may be left out.
+        skip_corrupt: largest share of videos that may be left out.
         cache: folder of the records.
 
     Raises:
         UsageError: names the broken videos and why, when there are more of them than that share.
     """
+
+    def frames_or_fault(video: Video) -> int | str:
+        try:
+            return count_frames(video.file)
+        except (BrokenVideo, OSError) as error:
+            return f"{video.name}: {error}"
+
     record = cache / "checked" / f"clips-{clips.fingerprint()}.json"
     found: list[int | str] = [""] * len(clips)
     if record.is_file():
@@ -86,32 +87,25 @@ def check_clips(clips: VideoClips, config: ClipConfig, cache: Path) -> VideoClip
     unknown = [position for position, count in enumerate(found) if isinstance(count, str)]
     if unknown:
         with ThreadPoolExecutor() as pool:  # FFmpeg decodes without Python's lock
-            probed = pool.map(_frames_or_fault, [clips.videos[position].file for position in unknown])
-            bar = tqdm(probed, f"checking {clips.split}", len(unknown), unit="video", disable=None, leave=False)
+            counted = pool.map(frames_or_fault, [clips.videos[position] for position in unknown])
+            bar = tqdm(counted, f"checking {clips.split}", len(unknown), unit="video", disable=None, leave=False)
             for position, count in zip(unknown, bar, strict=True):
                 found[position] = count
         try:
             write_json({"frames": found}, record)
         except RunError as error:  # only costs the next run some time
             log.warning("%s", error)
-    bad = [f"{video.name}: {fault}" for video, fault in zip(clips.videos, found, strict=True) if isinstance(fault, str)]
-    if len(bad) > config.skip_corrupt * len(clips) or len(bad) == len(clips):
+    bad = [fault for fault in found if isinstance(fault, str)]
+    if len(bad) > skip_corrupt * len(clips) or len(bad) == len(clips):
         raise UsageError(
             f"{len(bad)} of {len(clips)} videos of {clips.split} in {clips.root} cannot be read (mend or remove them, "
             f"or leave out up to a share of them with --clips.skip-corrupt):{listed_below(bad)}"
         )
     if bad:
         log.warning("left out %d unreadable videos of %s:%s", len(bad), clips.split, listed_below(bad))
-    kept = [(video, count) for video, count in zip(clips.videos, found, strict=True) if isinstance(count, int)]
-    videos, counts = zip(*kept, strict=True)
-    return VideoClips(clips.root, clips.split, clips.classes, videos, counts, clips.interval)
-
-
-def _frames_or_fault(file: Path) -> int | str:
-    try:
-        return count_frames(file)
-    except (BrokenVideo, OSError) as error:
-        return str(error)
+    both = zip(clips.videos, found, strict=True)
+    videos = [video._replace(frames=count) for video, count in both if isinstance(count, int)]
+    return VideoClips(clips.root, clips.split, clips.classes, videos, clips.interval)
 
 
 def find_darkened(clips: LabelledClips, folder: Path, cache: Path) -> VideoClips:
@@ -135,22 +129,15 @@ def find_darkened(clips: LabelledClips, folder: Path, cache: Path) -> VideoClips
         raise UsageError(f"--darkened {folder}: no such folder; make it with python -m darkening.apply")
     copies: dict[tuple[str, ...], Path] = {}
     for file in files_below(folder, tuple(VIDEO_SUFFIXES)):
-        key = file.parts[-2:]
-        if key in copies:
-            raise UsageError(f"--darkened {folder}: {'/'.join(key)} is there twice, {copies[key]} and {file}")
-        copies[key] = file
-    videos, missing = [], []
-    for video in clips.videos:
-        copy = copies.get(video.file.parts[-2:])
-        if copy is None:
-            missing.append("/".join(video.file.parts[-2:]))
-        else:
-            videos.append(video._replace(file=copy))
+        if (twin := copies.setdefault(file.parts[-2:], file)) != file:
+            name = "/".join(file.parts[-2:])
+            raise UsageError(f"--darkened {folder}: {name} is there twice, {twin} and {file}")
+    missing = ["/".join(v.file.parts[-2:]) for v in clips.videos if v.file.parts[-2:] not in copies]
     if missing:
         raise UsageError(f"--darkened {folder}: lacks {len(missing)} of {len(clips)} videos: {', '.join(missing[:3])}")
-    unchecked = VideoClips(folder, clips.split, clips.classes, videos, [], clips.interval)
-    checked = check_clips(unchecked, ClipConfig(), cache)
-    for video, day, night in zip(checked.videos, clips.counts, checked.counts, strict=True):
+    videos = [video._replace(file=copies[video.file.parts[-2:]]) for video in clips.videos]
+    dark = count_all(VideoClips(folder, clips.split, clips.classes, videos, clips.interval), 0.0, cache)
+    for video, day, night in zip(dark.videos, clips.counts, dark.counts, strict=True):
         if day != night:
             raise UsageError(f"--darkened {folder}: {video.file} has {night} frames, by day it has {day}")
-    return checked
+    return dark

@@ -1,12 +1,11 @@
 """Where the videos of a data set are and what they show: class trees, NormalLight's and ARID's layout, list files."""
 
 import logging
-import re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from clips import SCENES, ClipConfig
+from clips import ClipConfig
 from recogniser import RELEASED_CLASSES
 
 from media.pictures import files_below
@@ -26,19 +25,16 @@ _LISTED_AS = {"train": "train", "val": "val", "test_day": "test_day", "test_nigh
 
 
 class Video(NamedTuple):
-    """A video: what reports call it, its class by number, and its file."""
+    """A video: what reports call it, its class by number, its file, and its frames once `count_all` has counted."""
 
     name: str
     label: int
     file: Path
+    frames: int = 0
 
 
-class Found(NamedTuple):
-    """The videos of one split below a root, and the classes that their labels index."""
-
-    root: Path
-    classes: tuple[str, ...]
-    videos: list[Video]
+Found = tuple[tuple[str, ...], list[Video]]
+"""Classes, and the videos whose labels count them."""
 
 
 def find_videos(root: Path, split: Split, config: ClipConfig, classes: tuple[str, ...] | None = None) -> Found:
@@ -66,45 +62,30 @@ def find_videos(root: Path, split: Split, config: ClipConfig, classes: tuple[str
         raise UsageError(
             f"no data at {root}; expected {root}/{TREE}, or {root}/{LISTED}, or --data scenes for the built-in clips"
         )
-    if split in ("train", "val") and not _has(root, "val", config):
-        everything = _explicit(root, "train", config, classes) or _unlisted(root, classes)
-        found = everything and _held_out(everything, split, config)
-    else:
-        found = _explicit(root, split, config, classes)
-        if found is None and split == "test_night":
-            found = _unlisted(root, classes)
-    if found is None or not found.videos:
+    shared = split in ("train", "val") and not has_split(root, "val", config)  # val is a share of train
+    source: Split = "train" if shared else split
+    file = _list_file(root, source, config)
+    is_plain = not _list_files(root) and not any((root / name).is_dir() for name in _LISTED_AS)
+    known, videos = classes or (), list[Video]()
+    if (root / source).is_dir():
+        known, videos = _class_folders(root / source, root, classes)
+    elif file is not None:
+        if source == "train":
+            log.info("training on the videos of %s: these must be by day", file)
+        known, videos = read_list(file, root, classes)
+    elif is_plain and (shared or split == "test_night"):
+        known, videos = _class_folders(_video_folder(root), root, classes)
+    if shared:
+        videos = _share_of(videos, split, config.validation)
+    if not videos:
         there = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) or "nothing"
         raise UsageError(f"no videos of {split} in {root}; expected {root}/{TREE}, or {root}/{LISTED}; found {there}")
-    return found
+    return known, videos
 
 
-def has_split(data: str, split: Split, config: ClipConfig) -> bool:
+def has_split(root: Path, split: Split, config: ClipConfig) -> bool:
     """Whether a data set has a folder or a list file for a split."""
-    return data == SCENES or _has(Path(data).expanduser(), split, config)
-
-
-def _has(root: Path, split: Split, config: ClipConfig) -> bool:
     return (root / split).is_dir() or _list_file(root, split, config) is not None
-
-
-def _explicit(root: Path, split: Split, config: ClipConfig, classes: tuple[str, ...] | None) -> Found | None:
-    """The videos of a split that has a folder or list file of its own; None when it has not."""
-    if (root / split).is_dir():
-        return _class_folders(root / split, root, classes)
-    file = _list_file(root, split, config)
-    if file is None:
-        return None
-    if split == "train":
-        log.info("training on the videos of %s: these must be by day", file)
-    return read_list(file, root, classes)
-
-
-def _unlisted(root: Path, classes: tuple[str, ...] | None) -> Found | None:
-    """All videos of a data set without list files and folders of splits: all by day, or all by night."""
-    if _list_files(root) or any((root / split).is_dir() for split in _LISTED_AS):
-        return None
-    return _class_folders(_video_folder(root), root, classes)
 
 
 def _video_folder(root: Path) -> Path:
@@ -126,7 +107,7 @@ def _class_folders(folder: Path, root: Path, classes: tuple[str, ...] | None) ->
             kinds = ", ".join(sorted(VIDEO_SUFFIXES))
             raise UsageError(f"the class folder {folder / name} holds no videos ({kinds})")
         videos += [Video(file.relative_to(root).as_posix(), label, file) for file in files]
-    return Found(root, known, videos)
+    return known, videos
 
 
 def _list_files(root: Path) -> list[Path]:
@@ -135,13 +116,9 @@ def _list_files(root: Path) -> list[Path]:
 
 
 def _list_file(root: Path, split: Split, config: ClipConfig) -> Path | None:
-    """The list of a split: `train.txt`, `NAME_train.txt` or `NAME_split1_train.txt`."""
-    pattern = re.compile(rf"(?:.*?_?split(\d+)_|.*_)?{_LISTED_AS[split]}\.txt", re.IGNORECASE)
-    fitting = []
-    for file in _list_files(root):
-        match = pattern.fullmatch(file.name)
-        if match and (match[1] is None or int(match[1]) == config.split):
-            fitting.append(file)
+    """The list of a split, `*_split1_train.txt`; the number is a flag."""
+    ending = f"_split{config.split}_{_LISTED_AS[split]}.txt"
+    fitting = [file for file in _list_files(root) if file.name.lower().endswith(ending)]
     if len(fitting) > 1:
         names = ", ".join(str(file.relative_to(root)) for file in fitting)
         raise UsageError(f"{root} holds more than one list of {split}: {names}; leave one of them there")
@@ -158,93 +135,75 @@ def read_list(file: Path, root: Path, classes: tuple[str, ...] | None = None) ->
         UsageError: names the first bad line, or the videos that are missing.
     """
     mapping = file.parent / _MAPPING
-    named = _read_mapping(mapping) if mapping.is_file() else {}
+    names = dict(_rows(mapping, 2, "label and name with a tab between them")) if mapping.is_file() else {}
+    rows = _rows(file, 3, "id, label and path with tabs between them")
+    if not rows:
+        raise UsageError(f"{file} names no videos")
     places = (_video_folder(root), root, file.parent)
-    rows: list[tuple[str, int, Path]] = []
-    missing: list[str] = []
-    for number, line in enumerate(_lines(file), start=1):
-        parts = line.split("\t")
-        where = f"{file}, line {number}"
-        if len(parts) != 3:
-            raise UsageError(f"{where}: {line[:60]!r} is not id, label and path with tabs between them")
-        label = _label(parts[1], where)
-        path = parts[2].strip()
-        place = next((folder / path for folder in places if (folder / path).is_file()), None)
-        if place is None:
+    files: dict[str, Path] = {}
+    missing = []
+    for label, path in rows:
+        if path in files:
+            raise UsageError(f"{file} names {path} more than once; a video must not serve both training and validation")
+        if names and label not in names:
+            raise UsageError(f"{file}: {path} has the label {label}, which {mapping} does not name")
+        files[path] = next((place / path for place in places if (place / path).is_file()), root)
+        if files[path] == root:
             missing.append(path)
-            continue
-        rows.append((path, label, place))
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise UsageError(
             f"{file} names {len(missing)} videos that are not below {places[0]}: {shown}; unpack them there, or take "
             "their lines out"
         )
-    if not rows:
-        raise UsageError(f"{file} names no videos")
-    twice = [path for path, times in Counter(path for path, _, _ in rows).items() if times > 1]
-    if twice:
-        raise UsageError(f"{file} names {twice[0]} more than once; a video must not serve both training and validation")
-    for path, label, _ in rows:
-        if named and label not in named:
-            raise UsageError(f"{file}: {path} has the label {label}, which {mapping} does not name")
-    names = named or _folder_names(file, rows)
-    own = tuple(names[label] for label in sorted(names))
-    known = classes or own
-    unknown = sorted({names[label] for _, label, _ in rows} - set(known))
+    names = names or _folder_names(file, rows)
+    known = classes or tuple(names[label] for label in sorted(names))
+    unknown = sorted({names[label] for label, _ in rows} - set(known))
     if unknown:
         raise UsageError(f"{file} shows {', '.join(unknown)}; the network knows {', '.join(known)}")
-    return Found(root, known, [Video(path, known.index(names[label]), place) for path, label, place in rows])
+    return known, [Video(path, known.index(names[label]), files[path]) for label, path in rows]
 
 
-def _lines(file: Path) -> list[str]:
+def _rows(file: Path, columns: int, expected: str) -> list[tuple[int, str]]:
+    """The last two columns of a list, which are a label and what it is the label of."""
     try:
-        return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {file}: {error}") from error
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        parts = [part.strip() for part in line.split("\t")]
+        if len(parts) != columns:
+            raise UsageError(f"{file}, line {number}: {line[:60]!r} is not {expected}")
+        label, name = parts[-2:]
+        if not label.isdecimal():
+            raise UsageError(f"{file}, line {number}: the label {label!r} is not a number; expected 0 or more")
+        rows.append((int(label), name))
+    return rows
 
 
-def _label(text: str, where: str) -> int:
-    if not text.strip().isdecimal():
-        raise UsageError(f"{where}: the label {text!r} is not a number; expected 0 or more")
-    return int(text)
-
-
-def _read_mapping(file: Path) -> dict[int, str]:
-    names = {}
-    for number, line in enumerate(_lines(file), start=1):
-        parts = line.split("\t")
-        if len(parts) != 2:
-            raise UsageError(f"{file}, line {number}: {line[:60]!r} is not label and name with a tab between them")
-        names[_label(parts[0], f"{file}, line {number}")] = parts[1].strip()
-    return names
-
-
-def _folder_names(file: Path, rows: list[tuple[str, int, Path]]) -> dict[int, str]:
+def _folder_names(file: Path, rows: list[tuple[int, str]]) -> dict[int, str]:
     """What labels are called: the folder that all their videos are in, or the number where they are in none."""
-    folders: dict[int, Counter[str]] = {}
-    for path, label, _ in rows:
-        folders.setdefault(label, Counter())[Path(path).parts[0] if len(Path(path).parts) > 1 else str(label)] += 1
-    for label, found in folders.items():
-        if len(found) > 1:
-            both = " and ".join(name for name, _ in found.most_common(2))
-            raise UsageError(f"{file}: the label {label} is given to videos of {both}")
-    names = {label: found.most_common(1)[0][0] for label, found in folders.items()}
-    if len(set(names.values())) < len(names):
-        twice = next(name for name, times in Counter(names.values()).items() if times > 1)
-        raise UsageError(f"{file}: videos of {twice} have more than one label")
+    names: dict[int, str] = {}
+    for label, path in rows:
+        folder = Path(path).parts[0] if len(Path(path).parts) > 1 else str(label)
+        if names.setdefault(label, folder) != folder:
+            raise UsageError(f"{file}: the label {label} is given to videos of {names[label]} and {folder}")
+    twice = [name for name, times in Counter(names.values()).items() if times > 1]
+    if twice:
+        raise UsageError(f"{file}: videos of {twice[0]} have more than one label")
     actions = dict(enumerate(RELEASED_CLASSES))
     # A list may lack one of ARID's actions; the others keep their numbers.
     return actions if names.items() <= actions.items() else names
 
 
-def _held_out(found: Found, split: Split, config: ClipConfig) -> Found:
-    """Hold out a share of each class: the videos of val, or those left for train; the same in every run."""
+def _share_of(videos: list[Video], split: Split, validation: float) -> list[Video]:
+    """Of each class a share for val, and the others for train; the same in every run."""
     kept = []
-    for label in range(len(found.classes)):
-        members = [video for video in found.videos if video.label == label]
+    for label in sorted({video.label for video in videos}):
+        members = [video for video in videos if video.label == label]
         # Ordered by a hash of the name, so that a video added later hardly moves others between train and val.
         shuffled = sorted(members, key=lambda video: derive_seed("validation", video.name))
-        count = max(1, round(config.validation * len(members))) if len(members) > 1 else 0
+        count = max(1, round(validation * len(members))) if len(members) > 1 else 0
         kept += shuffled[:count] if split == "val" else shuffled[count:]
-    return found._replace(videos=sorted(kept, key=lambda video: video.name))
+    return sorted(kept, key=lambda video: video.name)

@@ -1,68 +1,65 @@
-"""Cityscapes, or any data in its layout: ROOT/{leftImg8bit,gtFine}/{train,val}/CITY/*; and the built-in scenes."""
+"""Which street images there are: Cityscapes, three layouts of nights, nights made in advance, and built-in scenes."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
+from PIL import Image
 from street_images import (
     QUICK_IMAGES,
     SCENE_COUNTS,
     SCENES,
     SceneStreets,
     Size,
+    StreetConfig,
     StreetFile,
     StreetFiles,
     StreetImages,
     check_files,
 )
 
-from media.pictures import PICTURE_SUFFIXES, files_below
+from media.pictures import PICTURE_SUFFIXES, files_below, orientation
 from minmax.runtime.config import DEFAULT_RUNS, require
 from minmax.runtime.errors import UsageError
 from minmax.runtime.splits import Split, check_split
 
-DEFAULT_DATA = Path(__file__).resolve().parent / "data" / "Cityscapes"
-LAYOUT = "{leftImg8bit,gtFine}/{train,val}/CITY/NAME{_leftImg8bit,_gtFine_labelIds}.png"
+log = logging.getLogger(__name__)
+DEFAULT_FOLDER = Path(__file__).resolve().parent / "data"
+DEFAULT_DATA = DEFAULT_FOLDER / "Cityscapes"
+DEFAULT_NIGHTS = ("NighttimeDrivingTest", "Dark_Zurich_val_anon", "Dark_Zurich_test_anon_withoutGt")
+EXPECTED = "{leftImg8bit,gtFine}/{train,val}/CITY/NAME{_leftImg8bit,_gtFine_labelIds}.png"
 
 
-@dataclass(frozen=True)
-class StreetConfig:
-    """How images are read."""
+class Layout(NamedTuple):
+    """Where images and labels are below a root: `images/X/NAME<image_mark>.png`, `labels/X/NAME<labels_end>`."""
 
-    size: Size = (512, 1024)
-    """Height and width in pixels that whole images are resized to; scenes must be square, such as 96 96."""
-    crop: Size | None = None
-    """Height and width of the crops in training, in pixels; by default three quarters of the size, as in the paper."""
-    scale: tuple[float, float] = (0.7, 1.3)
-    """Random zoom before the crop in training; what lies outside the image is void."""
+    images: str
+    image_mark: str
+    labels: str | None = None
+    labels_end: str = ""
 
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        require(min(self.size) >= 32, "--images.size", self.size, "two numbers, 32 or more each")
-        fits = all(16 <= crop <= side for crop, side in zip(self.crop_size, self.size, strict=True))
-        largest = " ".join(map(str, self.size))
-        require(fits, "--images.crop", self.crop_size, f"two numbers, 16 or more and at most {largest}")
-        low, high = self.scale
-        require(0.1 <= low <= high <= 10, "--images.scale", self.scale, "two numbers, 0.1 <= LOW <= HIGH <= 10")
 
-    @property
-    def crop_size(self) -> Size:
-        """Height and width of the crops."""
-        return self.crop or (self.size[0] * 3 // 4, self.size[1] * 3 // 4)
+CITYSCAPES: dict[Split, Layout] = {
+    "train": Layout("leftImg8bit/train", "_leftImg8bit", "gtFine/train", "_gtFine_labelIds.png"),
+    "val": Layout("leftImg8bit/val", "_leftImg8bit", "gtFine/val", "_gtFine_labelIds.png"),
+}
+COARSE = "gtCoarse_daytime_trainvaltest/test/night"
+NIGHTS = (
+    Layout("leftImg8bit/test/night", "_leftImg8bit", COARSE, "_gtCoarse_labelIds.png"),  # Nighttime Driving
+    Layout("rgb_anon/val/night", "_rgb_anon", "gt/val/night", "_gt_labelIds.png"),  # Dark Zurich
+    Layout("rgb_anon/test/night", "_rgb_anon"),  # Dark Zurich's test split, whose labels are not public
+    CITYSCAPES["val"],
+)
 
 
 def open_streets(
     data: str, split: Split, config: StreetConfig, quick: bool = False, cache: Path = DEFAULT_RUNS
 ) -> StreetImages:
-    """Open one split of Cityscapes' layout, or of the built-in scenes when `data` is `scenes`.
+    """Open train or val in Cityscapes' layout, or any split of the built-in scenes when `data` is `scenes`.
 
-    Args:
-        data: the folder that holds leftImg8bit/ and gtFine/, or `scenes`.
-        split: Cityscapes has train and val; the scenes also test_day and test_night.
-        config: size of scenes.
-        quick: only a few images.
-        cache: folder for rendered scenes and for the record of which files were checked.
+    With `quick` there are only a few images. Rendered scenes, of the size in `config`, and the record of which files
+    were checked are kept in `cache`.
 
     Raises:
         UsageError: when a folder or split is missing or laid out otherwise, or files are missing, surplus or broken.
@@ -72,54 +69,116 @@ def open_streets(
         require(square, "--images.size", config.size, "a square for the built-in scenes, such as 96 96")
         count = min(QUICK_IMAGES, SCENE_COUNTS[split]) if quick else SCENE_COUNTS[split]
         return check_split(SceneStreets(split, count, config.size[0], cache / "scenes"), split)
-    if split not in ("train", "val"):
+    if split not in CITYSCAPES:
         raise UsageError(f"{data} has no split {split}: Cityscapes' layout has train and val, both by day")
-    images = find_cityscapes(Path(data).expanduser(), split)
+    root = Path(data).expanduser()
+    images = pair_up(f"{root.name}, {split}", root, CITYSCAPES[split], is_night=False)
     return check_split(check_files(images.subset(QUICK_IMAGES) if quick else images, cache / "checked"), split)
 
 
-def find_cityscapes(root: Path, split: Literal["train", "val"], is_night: bool = False) -> StreetFiles:
-    """The files of a split in Cityscapes' layout, each image with its label ids.
+def open_night(root: Path, quick: bool = False, cache: Path = DEFAULT_RUNS) -> StreetFiles:
+    """Open night images for reporting, in whatever layout is there; Dark Zurich's test images have no labels.
 
     Raises:
-        UsageError: when a folder is missing, or an image has no labels or labels no image.
+        UsageError: when the layout is unknown, or files are missing, surplus or broken.
     """
-    images_below, labels_below = root / "leftImg8bit" / split, root / "gtFine" / split
+    found = [layout for layout in NIGHTS if (root / layout.images).is_dir()]
+    if not found:
+        known = ", ".join(f"{layout.images}/" for layout in NIGHTS)
+        there = _first_entries(root) if root.is_dir() else "no such folder"
+        raise UsageError(
+            f"--night {root}: expected the layout of Nighttime Driving, Dark Zurich (val or test) or Cityscapes, told "
+            f"by one of {known}; found {there}"
+        )
+    layout, *others = found
+    for other in others:
+        told = "--night %s: %s is passed over for %s; give it a root of its own"
+        log.warning(told, root, other.images, layout.images)
+    title = f"{root.name}, val" if layout == CITYSCAPES["val"] else root.name
+    images = pair_up(title, root, layout, is_night=True)
+    return check_files(images.subset(QUICK_IMAGES) if quick else images, cache / "checked")
+
+
+def find_darkened(images: StreetImages, folder: Path, size: Size, cache: Path, quick: bool = False) -> StreetFiles:
+    """The darkened copy of each day image, by its name, in a folder that `python -m darkening.apply` made.
+
+    With `quick`, `images` are only some of those that were darkened.
+
+    Raises:
+        UsageError: names a file that is missing, surplus, there twice, broken, or of neither its day image's size nor
+            `size`.
+    """
+    flag = f"--darkened {folder}"
+    if not isinstance(images, StreetFiles):
+        raise UsageError(f"{flag}: the built-in scenes are not files; drop --darkened and name a --darkener")
+    if not folder.is_dir():
+        raise UsageError(f"{flag}: no such folder; make it with python -m darkening.apply")
+    day = _by_name(f"{flag}: day images", [street.image for street in images.files])
+    copies = _by_name(f"{flag}: its files", files_below(folder, tuple(PICTURE_SUFFIXES)))
+    missing, surplus = sorted(day.keys() - copies.keys()), sorted(copies.keys() - day.keys())
+    if missing:
+        raise UsageError(f"{flag}: lacks {len(missing)} of {len(day)} images: {', '.join(missing[:3])}")
+    if surplus and not quick:
+        raise UsageError(f"{flag}: holds {len(surplus)} files that are no training image: {', '.join(surplus[:3])}")
+    darkened = StreetFiles("darkened images", folder, [StreetFile(copies[name], None) for name in day], is_night=False)
+    check_files(darkened, cache / "checked")
+    for name, original in day.items():
+        with Image.open(original) as there, Image.open(copies[name]) as here:  # decodes nothing
+            if orientation(there) != 1:
+                raise UsageError(
+                    f"{flag}: {original} has an EXIF entry that turns it; its copy is turned, its labels are not; save "
+                    "it without that entry, or name a --darkener instead"
+                )
+            if here.size not in (there.size, size[::-1]):
+                has, day_has, asked = (f"{width}x{height}" for width, height in (here.size, there.size, size[::-1]))
+                raise UsageError(
+                    f"{flag}: {name} is {has}, its day image {day_has}; expected that, or the {asked} of --images.size"
+                )
+    return darkened
+
+
+def _by_name(title: str, files: Sequence[Path]) -> dict[str, Path]:
+    """Files by their names, which must differ."""
+    named: dict[str, Path] = {}
+    for file in files:
+        if file.name in named:
+            raise UsageError(
+                f"{title} are paired by name, and {named[file.name]} and {file} have the same; rename one, or name a "
+                "--darkener instead"
+            )
+        named[file.name] = file
+    return named
+
+
+def pair_up(title: str, root: Path, layout: Layout, is_night: bool) -> StreetFiles:
+    """Each image of a layout with its label ids, in the same folder of the labels and of the same name but the ending.
+
+    Raises:
+        UsageError: when a folder or all images are missing, or some without labels or labels without an image, which
+            are named.
+    """
     if not root.is_dir():
-        raise UsageError(f"no data at {root}; expected {root}/{LAYOUT}, or --data scenes for the built-in data")
-    for folder in (images_below, labels_below):
-        if not folder.is_dir():
-            there = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) or "nothing"
-            raise UsageError(f"no folder {folder}; expected {root}/{LAYOUT}, found {there}")
-    # torchvision's Cityscapes would take every file there for an image, those of a file manager too.
-    loose = [entry for entry in images_below.iterdir() if entry.is_file() and not entry.name.startswith(".")]
-    if loose:
-        raise UsageError(f"{min(loose)} is a file; {images_below} holds a folder for each city")
-    files = [
-        StreetFile(image, labels_below / image.relative_to(images_below).parent / _label_name(image))
-        for image in files_below(images_below, tuple(PICTURE_SUFFIXES))
-    ]
-    return pair_up(f"{root.name}, {split}", root, files, files_below(labels_below, "_labelids.png"), is_night)
-
-
-def _label_name(image: Path) -> str:
-    return f"{image.stem.partition('_leftImg8bit')[0]}_gtFine_labelIds.png"
-
-
-def pair_up(title: str, root: Path, files: list[StreetFile], labels: Iterable[Path], is_night: bool) -> StreetFiles:
-    """Images with the label files that were found.
-
-    Raises:
-        UsageError: when there are no images, one has no labels, or labels have no image; names the first of them.
-    """
-    if not files:
+        raise UsageError(f"no data at {root}; expected {root}/{EXPECTED}, or --data scenes for the built-in data")
+    for folder in (layout.images, layout.labels or layout.images):
+        if not (root / folder).is_dir():
+            raise UsageError(f"no folder {root / folder}; expected {root}/{EXPECTED}, found {_first_entries(root)}")
+    images = files_below(root / layout.images, tuple(PICTURE_SUFFIXES))
+    if not images:
         raise UsageError(f"no images of {title} in {root}")
-    wanted, there = {file.labels for file in files if file.labels is not None}, set(labels)
-    for problem, names in (
-        ("images without labels, missing", wanted - there),
-        ("labels without an image", there - wanted),
-    ):
+    if layout.labels is None:
+        return StreetFiles(title, root, [StreetFile(image, None) for image in images], is_night)
+    wanted = []
+    for image in images:
+        beside = root / layout.labels / image.relative_to(root / layout.images)
+        wanted.append(beside.with_name(image.stem.partition(layout.image_mark)[0] + layout.labels_end))
+    there = files_below(root / layout.labels, layout.labels_end.lower())
+    missing, surplus = set(wanted) - set(there), set(there) - set(wanted)
+    for problem, names in (("images without labels, missing", missing), ("labels without an image", surplus)):
         if names:
             first = ", ".join(str(name.relative_to(root)) for name in sorted(names)[:3])
             raise UsageError(f"{root} holds {len(names)} {problem}: {first}{', ...' if len(names) > 3 else ''}")
-    return StreetFiles(title, root, files, is_night)
+    return StreetFiles(title, root, list(map(StreetFile, images, wanted)), is_night)
+
+
+def _first_entries(folder: Path) -> str:
+    return ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"

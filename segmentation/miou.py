@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from street_images import Size, StreetImages
+from street_images import Size, Street, StreetImages, WholeStreets
 from street_labels import CLASSES, VOID
-from street_views import WholeStreet, WholeStreets
 from torch import Tensor, nn
 
 from darkening.selection_nights import SelectionNight, by_day, selection_numbers
@@ -49,45 +48,34 @@ class StreetScore:
     """
 
     confusion: Tensor
-    kept: tuple[tuple[WholeStreet, Tensor], ...] = ()
+    kept: tuple[tuple[Street, Tensor], ...] = ()
 
-    @property
-    def per_class(self) -> list[float]:
-        """Intersection over union of the 19 classes; NaN for one that neither occurs nor is predicted."""
-        confusion = self.confusion.double()[:VOID]
-        hits = confusion.diagonal()
-        union = confusion.sum(dim=1) + confusion[:, :VOID].sum(dim=0) - hits
-        return (hits / union).tolist()
-
-    @property
-    def occurring(self) -> list[bool]:
-        """Whether each class has a pixel in the truth."""
-        return (self.confusion[:VOID].sum(dim=1) > 0).tolist()
-
-    def per_occurring_class(self) -> list[float]:
-        """Intersection over union of the 19 classes; NaN for one that does not occur in the truth."""
-        return [share if there else math.nan for share, there in zip(self.per_class, self.occurring, strict=True)]
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the pixels with a class that are recognised."""
-        return float(self.confusion.diagonal()[:VOID].sum() / self.confusion[:VOID].sum())
-
-    def scored(self, classes: ScoredClasses = "all") -> list[bool]:
-        """Whether each class counts.
+    def per_class(self, classes: ScoredClasses = "all") -> list[float]:
+        """Intersection over union of the 19 classes; NaN for those that do not count.
 
         Args:
             classes: `all` that occur or are predicted, as Cityscapes does; or only those `occurring` in the truth, for
                 data with fewer classes than 19.
         """
-        if classes == "occurring":
-            return self.occurring
-        return [share == share for share in self.per_class]  # NaN is unlike itself
+        confusion = self.confusion.double()[:VOID]
+        hits, truth = confusion.diagonal(), confusion.sum(dim=1)
+        union = truth + confusion[:, :VOID].sum(dim=0) - hits
+        counts = union if classes == "all" else truth
+        return (hits / union).where(counts > 0, math.nan).tolist()
+
+    def count(self, classes: ScoredClasses = "all") -> int:
+        """How many classes count."""
+        return sum(not math.isnan(share) for share in self.per_class(classes))
 
     def mean(self, classes: ScoredClasses = "all") -> float:
         """Mean intersection over union of the classes that count; NaN when there are none."""
-        shares = [share for share, counts in zip(self.per_class, self.scored(classes), strict=True) if counts]
+        shares = [share for share in self.per_class(classes) if not math.isnan(share)]
         return sum(shares) / len(shares) if shares else math.nan
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the pixels with a class that are recognised."""
+        return float(self.confusion.diagonal()[:VOID].sum() / self.confusion[:VOID].sum())
 
     def as_plain(self, classes: ScoredClasses) -> dict[str, Any]:
         """All of it for JSON."""
@@ -96,7 +84,7 @@ class StreetScore:
             "mean_iou_all": self.mean("all"),
             "mean_iou_occurring": self.mean("occurring"),
             "accuracy": self.accuracy,
-            "per_class": dict(zip(CLASSES, self.per_class, strict=True)),
+            "per_class": dict(zip(CLASSES, self.per_class(), strict=True)),
             "confusion": self.confusion.tolist(),
         }
 
@@ -112,102 +100,64 @@ def measure(
     batch_size: int = 4,
     workers: int = 0,
 ) -> list[StreetScore]:
-    """Score a split in each of `nights`.
+    """Score a labelled split in each of `nights`, by default as it is; network and images of `size` as for `predict`.
 
-    Args:
-        network: as for `predict`.
-        images: the split, with labels; each image is decoded once for all nights.
-        size: what images are brought to.
-        runtime: the devices.
-        nights: each darkens the images, the same way in every call; by default they stay as they are.
-        full_labels: keep labels at their own size, and bring the logits to it.
-        keep: most images to keep with their predictions; they are evenly spaced.
-        batch_size: images per forward pass.
-        workers: processes that decode.
+    With `full_labels` labels keep their own size and logits are brought to it. At most `keep` images, evenly spaced,
+    are kept with their predictions.
     """
-    runtime.evaluate(network)
     confusions = torch.zeros(len(nights), _ROWS, _ROWS, dtype=torch.int64, device=runtime.device)
-    kept: list[list[tuple[WholeStreet, Tensor]]] = [[] for _ in nights]
+    kept: list[list[tuple[Street, Tensor]]] = [[] for _ in nights]
     chosen = evenly_spaced(range(len(images)), keep)
-    for number, streets, day in _batches(images, size, runtime, full_labels, batch_size, workers):
-        for night, confusion, few in zip(nights, confusions, kept, strict=True):
-            pictures = night(day, generator_for("selection", number))
-            for street, logits in _logits(network, streets, pictures, size, runtime):
-                assert street.labels is not None
-                prediction = logits.argmax(dim=0)
-                confusion += count_confusion(prediction, street.labels.to(prediction.device))
-                if street.position in chosen:
-                    few.append((street, prediction.cpu()))
+    dataset = WholeStreets(images, size, full_labels)
+    for night, street, logits in predict(network, dataset, runtime, nights, batch_size, workers):
+        assert street.labels is not None
+        prediction = logits.argmax(dim=0)
+        confusions[night] += count_confusion(prediction, street.labels.to(prediction.device))
+        if street.position in chosen:
+            kept[night].append((street, prediction.cpu()))
     counts = runtime.sum_over_ranks(confusions).cpu()
     return [StreetScore(confusion, tuple(few)) for confusion, few in zip(counts, kept, strict=True)]
 
 
+@torch.no_grad()
 def predict(
     network: nn.Module,
-    images: StreetImages,
-    size: Size,
+    dataset: WholeStreets,
     runtime: Runtime,
-    full_labels: bool = False,
+    nights: Sequence[SelectionNight] = (by_day,),
     batch_size: int = 4,
     workers: int = 0,
-) -> Iterator[tuple[WholeStreet, Tensor]]:
-    """Each image of a split with the logits of its pixels `(outputs, H, W)`, in the size of its labels.
+) -> Iterator[tuple[int, Street, Tensor]]:
+    """For each night and image the night's number, the image, and logits `(outputs, H, W)` in the size of its labels.
 
-    Args:
-        network: images `(N, 3, H, W)` in [0, 1] to logits `(N, outputs, H, W)`; left in evaluation mode.
-        images: the split.
-        size: what images are brought to.
-        runtime: the devices.
-        full_labels: keep labels at their own size, and bring the logits to it.
-        batch_size: images per forward pass.
-        workers: processes that decode.
+    The network takes images `(N, 3, H, W)` in [0, 1] to logits `(N, outputs, H, W)`, and is left in evaluation mode.
+    Images are decoded once for all nights, and darkened the same way in every call.
     """
-    network.eval()
-    for _, streets, pictures in _batches(images, size, runtime, full_labels, batch_size, workers):
-        yield from _logits(network, streets, pictures, size, runtime)
-
-
-def _batches(
-    images: StreetImages, size: Size, runtime: Runtime, full_labels: bool, batch_size: int, workers: int
-) -> Iterator[tuple[int, list[WholeStreet], Tensor]]:
-    """The number of each batch, what it holds, and its images `(N, 3, H, W)` on the device."""
-    dataset = WholeStreets(images, size, full_labels)
-    for number, streets in one_pass(dataset, batch_size, images.title, workers, runtime, list):
-        yield number, streets, runtime.intensities(torch.stack([street.image for street in streets]))
-
-
-@torch.no_grad()
-def _logits(
-    network: nn.Module, streets: list[WholeStreet], pictures: Tensor, size: Size, runtime: Runtime
-) -> Iterator[tuple[WholeStreet, Tensor]]:
-    """The images of a batch, each with the logits of its pixels in the size of its labels."""
-    with runtime.autocast():
-        logits = network(pictures)
-    for street, scores in zip(streets, logits.float(), strict=True):
-        shape = size if street.labels is None else street.labels.shape
-        if scores.shape[-2:] != shape:
-            scores = F.interpolate(scores[None], size=tuple(shape), mode="bilinear", align_corners=False)[0]
-        yield street, scores
+    runtime.evaluate(network)
+    for number, streets in one_pass(dataset, batch_size, dataset.images.title, workers, runtime, list):
+        day = runtime.intensities(torch.stack([street.image for street in streets]))
+        for position, night in enumerate(nights):
+            pictures = night(day, generator_for("selection", number))
+            with runtime.autocast():
+                logits = network(pictures)
+            for street, scores in zip(streets, logits.float(), strict=True):
+                shape = dataset.size if street.labels is None else street.labels.shape
+                if scores.shape[-2:] != shape:
+                    scores = F.interpolate(scores[None], size=tuple(shape), mode="bilinear", align_corners=False)[0]
+                yield position, street, scores
 
 
 def selection_score(
-    network: nn.Module,
-    images: StreetImages,
-    size: Size,
-    runtime: Runtime,
-    batch_size: int = 4,
-    workers: int = 0,
+    network: nn.Module, images: StreetImages, size: Size, runtime: Runtime, workers: int = 0
 ) -> dict[str, float]:
-    """The numbers that select checkpoints: mean IoU on validation images by day and in each selection night.
-
-    Arguments as for `measure`.
+    """Mean IoU on day validation images by day and in each selection night, and the `score` to choose by.
 
     Raises:
         ValueError: for night images; nothing is ever selected on them.
     """
 
     def mean_iou(nights: Sequence[SelectionNight]) -> list[float]:
-        found = measure(network, images, size, runtime, nights, batch_size=batch_size, workers=workers)
+        found = measure(network, images, size, runtime, nights, workers=workers)
         return [score.mean("occurring") for score in found]
 
     return selection_numbers(images, mean_iou)

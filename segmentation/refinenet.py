@@ -11,9 +11,6 @@ from collections.abc import Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-RELEASED_BACKBONE = "resnet."
-"""What the authors' checkpoints put before the names of the backbone's tensors."""
-
 
 def _conv3x3(inputs: int, outputs: int, bias: bool = False) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=bias)
@@ -144,28 +141,27 @@ class RefineNet(nn.Module):
 
 
 _RELEASED_NAMES = (
-    (r"p_ims1d2_outl(\d)_dimred\.", "blocks.{0}.reduce."),
-    (r"adapt_stage(\d)_b\.0\.(\d)_conv\.", "blocks.{0}.adapt.{1}.conv1."),
-    (r"adapt_stage(\d)_b\.0\.(\d)_conv_relu_varout_dimred\.", "blocks.{0}.adapt.{1}.conv2."),
-    (r"adapt_stage(\d)_b2_joint_varout_dimred\.", "blocks.{0}.merge."),
-    (r"mflow_conv_g(\d)_pool\.0\.(\d)_outvar_dimred\.", "blocks.{0}.pooling.convs.{1}."),
-    (r"mflow_conv_g(\d)_b\.0\.(\d)_conv\.", "blocks.{0}.refine.{1}.conv1."),
-    (r"mflow_conv_g(\d)_b\.0\.(\d)_conv_relu_varout_dimred\.", "blocks.{0}.refine.{1}.conv2."),
-    (r"mflow_conv_g(\d)_b3_joint_varout_dimred\.", "blocks.{0}.expand."),
-    (r"clf_conv\.", "classifier."),
+    (r"resnet\.", "backbone."),
+    (r"p_ims1d2_outl(\d)_dimred\.", "decoder.blocks.{0}.reduce."),
+    (r"adapt_stage(\d)_b\.0\.(\d)_conv\.", "decoder.blocks.{0}.adapt.{1}.conv1."),
+    (r"adapt_stage(\d)_b\.0\.(\d)_conv_relu_varout_dimred\.", "decoder.blocks.{0}.adapt.{1}.conv2."),
+    (r"adapt_stage(\d)_b2_joint_varout_dimred\.", "decoder.blocks.{0}.merge."),
+    (r"mflow_conv_g(\d)_pool\.0\.(\d)_outvar_dimred\.", "decoder.blocks.{0}.pooling.convs.{1}."),
+    (r"mflow_conv_g(\d)_b\.0\.(\d)_conv\.", "decoder.blocks.{0}.refine.{1}.conv1."),
+    (r"mflow_conv_g(\d)_b\.0\.(\d)_conv_relu_varout_dimred\.", "decoder.blocks.{0}.refine.{1}.conv2."),
+    (r"mflow_conv_g(\d)_b3_joint_varout_dimred\.", "decoder.blocks.{0}.expand."),
+    (r"clf_conv\.", "decoder.classifier."),
 )
-"""The authors' names of the decoder's tensors and ours; theirs count from 1."""
+"""How the authors' names of tensors begin, and ours; theirs count from 1."""
 
 
 def from_released_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a released RefineNet under our names; others keep theirs."""
+    """The weights of a released RefineNet under our names; those of any other network keep theirs."""
     return {_our_name(name): tensor for name, tensor in weights.items()}
 
 
 def _our_name(released: str) -> str:
-    if released.startswith(RELEASED_BACKBONE):
-        return f"backbone.{released.removeprefix(RELEASED_BACKBONE)}"
     for theirs, ours in _RELEASED_NAMES:
         if found := re.match(theirs, released):
-            return "decoder." + ours.format(*(int(number) - 1 for number in found.groups())) + released[found.end() :]
+            return ours.format(*(int(number) - 1 for number in found.groups())) + released[found.end() :]
     return released

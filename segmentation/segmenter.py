@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,17 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from refinenet import RELEASED_BACKBONE, RefineNet, RefineNetDecoder, from_released_names
+from refinenet import RefineNet, RefineNetDecoder, from_released_names
 from street_labels import CLASSES, VOID
 from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
 
 from minmax.byol import ByolConfig, Projector
-from minmax.features import FeatureModel, InputNormalization, one_line
-from minmax.pretrained import (
-    as_published,
-    find_weights,
-    load_start,
-    read_start,
-    rebuild_network,
-    save_network,
-)
+from minmax.features import IMAGENET_STATISTICS, FeatureModel, InputNormalization, one_line
+from minmax.pretrained import as_published, find_weights, load_start, read_start, rebuild_network, save_network
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly
+from minmax.runtime.config import DataclassInstance, to_plain
 from minmax.runtime.errors import UsageError
 from minmax.similarity import at_least_float32
 
@@ -36,7 +30,6 @@ log = logging.getLogger(__name__)
 CHECKPOINT_FORMAT = "similarity-minmax/segmenter"
 TIMM = "timm/"
 STAGES = ("layer1", "layer2", "layer3", "layer4")
-MAPS = tuple(f"maps.{number}" for number in range(4))
 
 _RESNETS = tuple(
     name for name in torchvision.models.list_models(module=torchvision.models) if re.search("(resnet|resnext)", name)
@@ -46,7 +39,6 @@ _BLOCKS = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101", (3, 8, 36, 3): 
 
 # Parts of a released RefineNet_BYOL that only its training needs, and DeepLab's second prediction in training.
 _TRAINING_PARTS = ("encoder_k.", "head_q.", "head_k.", "pred.", "aux_classifier.")
-_TORCHVISION_BACKBONE = "backbone."
 
 
 @dataclass(frozen=True)
@@ -74,10 +66,8 @@ class SegmenterSettings:
 def build_segmenter(settings: SegmenterSettings, pretrained: bool = False, init: Path | None = None) -> FeatureModel:
     """Build a segmentation network; its features are the maps of its backbone's four stages, shallow to deep.
 
-    Args:
-        settings: decoder, backbone and sizes.
-        pretrained: start the backbone from published ImageNet weights (downloaded once).
-        init: start it from a file with the weights of the whole classifier, as `load_start` reads them.
+    The backbone starts from published ImageNet weights (downloaded once) if `pretrained`, from a file `init` with the
+    weights of the whole classifier if there is one, else from scratch.
 
     Raises:
         UsageError: when there is no such decoder or backbone, or its weights cannot be downloaded or do not fit.
@@ -88,36 +78,29 @@ def build_segmenter(settings: SegmenterSettings, pretrained: bool = False, init:
             f"--model {settings.model}: expected DECODER_BACKBONE, such as refinenet_resnet101, "
             "refinenet_timm/convnext_tiny or deeplabv3_resnet50"
         )
+    if decoder == "deeplabv3" and backbone.startswith(TIMM):
+        raise UsageError(f"--model {settings.model}: deeplabv3 works over ResNets of torchvision only")
+    network: nn.Module
+    normalization, layers = InputNormalization.imagenet(), [f"maps.{number}" for number in range(4)]
     try:
         if backbone.startswith(TIMM):
-            if decoder != "refinenet":
-                raise UsageError(f"--model {settings.model}: deeplabv3 works over ResNets of torchvision only")
-            return _refinenet_of_timm(settings, backbone.removeprefix(TIMM), pretrained, init)
-        resnet = _resnet(backbone, pretrained, init, dilated=decoder == "deeplabv3")
+            network, normalization = _refinenet_of_timm(settings, backbone.removeprefix(TIMM), pretrained, init)
+        elif decoder == "refinenet":
+            resnet = _resnet(backbone, pretrained, init)
+            widths = [_width(getattr(resnet, stage)) for stage in STAGES]
+            body = IntermediateLayerGetter(resnet, {stage: stage for stage in STAGES})
+            network = RefineNet(body, RefineNetDecoder(widths, settings.outputs, settings.width))
+        else:
+            resnet = _resnet(backbone, pretrained, init, dilated=True)
+            body = IntermediateLayerGetter(resnet, {"layer4": "out"})
+            network = DeepLab(body, DeepLabHead(_width(resnet.layer4), settings.outputs))
+            layers = [f"backbone.{stage}" for stage in STAGES]
     except OSError as error:
         raise UsageError(
             f"cannot download the ImageNet weights of {backbone} ({error}); connect once, or drop --pretrained"
         ) from error
-    if decoder == "deeplabv3":
-        body = IntermediateLayerGetter(resnet, {"layer4": "out"})
-        head = DeepLabHead(_width(resnet.layer4), settings.outputs)
-        return _with_stages(DeepLab(body, head), [f"backbone.{stage}" for stage in STAGES])
-    widths = [_width(getattr(resnet, stage)) for stage in STAGES]
-    body = IntermediateLayerGetter(resnet, {stage: stage for stage in STAGES})
-    return _with_stages(RefineNet(body, RefineNetDecoder(widths, settings.outputs, settings.width)), MAPS)
-
-
-def _with_stages(
-    network: nn.Module, layers: Sequence[str], normalization: InputNormalization | None = None
-) -> FeatureModel:
     example = torch.zeros(2, 3, 96, 128)
-    return FeatureModel(
-        network,
-        layers,
-        normalization or InputNormalization.imagenet(),
-        example,
-        layouts=["channels-first"] * len(layers),
-    )
+    return FeatureModel(network, layers, normalization, example, layouts=["channels-first"] * 4)
 
 
 class DeepLab(DeepLabV3):  # type: ignore[misc]
@@ -129,7 +112,7 @@ class DeepLab(DeepLabV3):  # type: ignore[misc]
         return prediction
 
 
-def _resnet(name: str, pretrained: bool, init: Path | None, dilated: bool) -> Any:
+def _resnet(name: str, pretrained: bool, init: Path | None, dilated: bool = False) -> Any:
     if name not in _RESNETS:
         raise UsageError(f"--model ..._{name}: torchvision has no such ResNet; it has {', '.join(_RESNETS)}")
     # As torchvision's deeplabv3: the last two stages keep the resolution and widen their field by dilation instead.
@@ -147,7 +130,9 @@ def _width(stage: nn.Module) -> int:
     return [layer.out_channels for layer in stage.modules() if isinstance(layer, nn.Conv2d)][-1]
 
 
-def _refinenet_of_timm(settings: SegmenterSettings, name: str, pretrained: bool, init: Path | None) -> FeatureModel:
+def _refinenet_of_timm(
+    settings: SegmenterSettings, name: str, pretrained: bool, init: Path | None
+) -> tuple[RefineNet, InputNormalization]:
     if not timm.is_model(name):
         raise UsageError(f"--model refinenet_timm/{name}: timm has no such model")
     published = timm.get_pretrained_cfg(name)
@@ -158,18 +143,19 @@ def _refinenet_of_timm(settings: SegmenterSettings, name: str, pretrained: bool,
     unusable = (AssertionError, AttributeError, RuntimeError, TypeError, ValueError)
     start = as_published(timm.create_model(name), init) if init is not None else {"pretrained": pretrained}
     try:
-        backbone, widths, channels_last = _pyramid(name, **start)
+        pyramid = _pyramid(name, **start)
     except unusable as error:
         try:  # windowed transformers take images of any size only when told to
-            backbone, widths, channels_last = _pyramid(name, strict_img_size=False, **start)
+            pyramid = _pyramid(name, strict_img_size=False, **start)
         except unusable:
             raise UsageError(
                 f"--model refinenet_timm/{name}: this backbone gives no maps of images of any size "
                 f"({one_line(error)}); choose another one, such as convnext_tiny"
             ) from error
-    normalization = InputNormalization(published.mean, published.std) if published is not None else None
+    backbone, widths, channels_last = pyramid
+    statistics = (published.mean, published.std) if published is not None else IMAGENET_STATISTICS
     network = RefineNet(backbone, RefineNetDecoder(widths, settings.outputs, settings.width), channels_last)
-    return _with_stages(network, MAPS, normalization)
+    return network, InputNormalization(*statistics)
 
 
 def _pyramid(name: str, **options: Any) -> tuple[nn.Module, list[int], bool]:
@@ -223,10 +209,10 @@ def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def save_segmenter(
-    network: FeatureModel, settings: SegmenterSettings, path: Path, config: Mapping[str, Any] | None = None
+    network: FeatureModel, settings: SegmenterSettings, path: Path, config: DataclassInstance | None = None
 ) -> None:
     """Save a segmentation network's weights with what rebuilds it and the config that trained it."""
-    save_network(network, settings, CHECKPOINT_FORMAT, path, config)
+    save_network(network, settings, CHECKPOINT_FORMAT, path, to_plain(config) if config else None)
 
 
 def load_segmenter(path: Path, size: Sequence[int] | None = None) -> tuple[FeatureModel, SegmenterSettings]:
@@ -236,11 +222,8 @@ def load_segmenter(path: Path, size: Sequence[int] | None = None) -> tuple[Featu
     - The authors' RefineNet, daytime or adapted (RefineNet_BYOL), with or without `module.` before its names.
     - torchvision's DeepLabV3 (`backbone.*`, `classifier.*`) for 19 or 20 classes of Cityscapes.
 
-    Backbone and sizes of the last two are told from their tensors; parts that only training needs are left out.
-
-    Args:
-        path: the checkpoint.
-        size: height and width that images will have; a warning is logged when ours was trained at others.
+    Backbone and sizes of the last two are told from their tensors; parts that only training needs are left out. A
+    warning is logged when ours was trained at another `size`, height and width.
 
     Raises:
         UsageError: when the file is missing, unreadable, none of these, or does not fit.
@@ -255,37 +238,25 @@ def load_segmenter(path: Path, size: Sequence[int] | None = None) -> tuple[Featu
     weights = {
         name: tensor for name, tensor in find_weights(payload, path).items() if not name.startswith(_TRAINING_PARTS)
     }
-    if _holds(weights, RELEASED_BACKBONE, "clf_conv.weight"):
-        backbone, last = _backbone_of(weights, RELEASED_BACKBONE, path), weights["clf_conv.weight"]
-        model, width = f"refinenet_{backbone}", last.shape[1]
-        renamed = from_released_names(weights)
-    elif _holds(weights, _TORCHVISION_BACKBONE, "classifier.4.weight"):
-        backbone, last = _backbone_of(weights, _TORCHVISION_BACKBONE, path), weights["classifier.4.weight"]
-        model, width = f"deeplabv3_{backbone}", SegmenterSettings.width
-        renamed = weights
+    if {"resnet.layer1.0.conv1.weight", "clf_conv.weight"} <= weights.keys():
+        decoder, backbone, last = "refinenet", "resnet", "clf_conv.weight"
+    elif {"backbone.layer1.0.conv1.weight", "classifier.4.weight"} <= weights.keys():
+        decoder, backbone, last = "deeplabv3", "backbone", "classifier.4.weight"
     else:
         raise UsageError(
             f"{path} holds none of the networks known here: one of ours, the authors' RefineNet (resnet.*, clf_conv.*) "
             f"or torchvision's DeepLabV3 (backbone.*, classifier.*); found {', '.join(list(weights)[:3])}, ..."
         )
+    pattern = re.compile(backbone + r"\.layer([1-4])\.\d+\.conv1\.weight")
+    stages = Counter(found[1] for name in weights if (found := pattern.fullmatch(name)))
+    blocks = tuple(stages[stage] for stage in "1234")
+    if blocks not in _BLOCKS:
+        raise UsageError(f"{path}: its backbone has {blocks} blocks; expected those of {', '.join(_BLOCKS.values())}")
+    outputs, width = weights[last].shape[:2]
     try:
-        settings = SegmenterSettings(model, last.shape[0], width)
+        settings = SegmenterSettings(f"{decoder}_{_BLOCKS[blocks]}", outputs, width)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     network = build_segmenter(settings)
-    load_strictly(network.model, renamed, path)
+    load_strictly(network.model, from_released_names(weights), path)
     return network, settings
-
-
-def _holds(weights: Mapping[str, Tensor], backbone: str, last: str) -> bool:
-    return last in weights and any(name.startswith(backbone) for name in weights)
-
-
-def _backbone_of(weights: Mapping[str, Tensor], prefix: str, path: Path) -> str:
-    """The name of the ResNet with as many blocks per stage as the weights."""
-    pattern = re.compile(re.escape(prefix) + r"layer([1-4])\.(\d+)\.conv1\.weight")
-    stages = Counter(found[1] for name in weights if (found := pattern.fullmatch(name)))
-    blocks = tuple(stages[str(stage)] for stage in range(1, 5))
-    if blocks not in _BLOCKS:
-        raise UsageError(f"{path}: its backbone has {blocks} blocks; expected those of {', '.join(_BLOCKS.values())}")
-    return _BLOCKS[blocks]

@@ -1,21 +1,28 @@
-"""Street images with a class for every pixel: files on disk and built-in scenes under one interface."""
+"""Street images with a class for every pixel, files or scenes, and what training and evaluation see of them."""
 
 import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from street_labels import to_train_ids
+from street_labels import VOID, to_train_ids
 from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+from torchvision.tv_tensors import Image as ImageTensor
+from torchvision.tv_tensors import Mask
 
 from media.pictures import DECODING_ERRORS, decode_picture, listed_below
+from minmax.runtime.config import require
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.file_checks import find_problems
-from minmax.runtime.splits import NIGHT_SPLITS, Examples, Split, evenly_spaced
+from minmax.runtime.seeding import derive_seed
+from minmax.runtime.splits import NIGHT_SPLITS, Examples, Split, Views, evenly_spaced, refuse_night
 from scenes import HELD_OUT_NIGHT, render_segmented
 
 Size = tuple[int, int]
@@ -27,11 +34,41 @@ SCENE_COUNTS: dict[Split, int] = {"train": 640, "val": 128, "test_day": 256, "te
 QUICK_IMAGES = 16
 
 
+@dataclass(frozen=True)
+class StreetConfig:
+    """How images are read."""
+
+    size: Size = (512, 1024)
+    """Height and width in pixels that whole images are resized to; scenes must be square, such as 96 96."""
+    crop: Size | None = None
+    """Height and width of the crops in training, in pixels; by default three quarters of the size, as in the paper."""
+    scale: tuple[float, float] = (0.7, 1.3)
+    """Random zoom before the crop in training; what lies outside the image is void."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        require(min(self.size) >= 32, "--images.size", self.size, "two numbers, 32 or more each")
+        fits = all(16 <= crop <= side for crop, side in zip(self.crop_size, self.size, strict=True))
+        largest = " ".join(map(str, self.size))
+        require(fits, "--images.crop", self.crop_size, f"two numbers, 16 or more and at most {largest}")
+        low, high = self.scale
+        require(0.1 <= low <= high <= 10, "--images.scale", self.scale, "two numbers, 0.1 <= LOW <= HIGH <= 10")
+
+    @property
+    def crop_size(self) -> Size:
+        """Height and width of the crops."""
+        return self.crop or (self.size[0] * 3 // 4, self.size[1] * 3 // 4)
+
+
 class Street(NamedTuple):
-    """An image, uint8 RGB `(3, H, W)`, and the train ids of its pixels, uint8 `(H, W)`; None if unpublished."""
+    """An image, uint8 RGB `(3, H, W)`, the train ids of its pixels, uint8 `(H, W)`, and its position in the data set.
+
+    Images whose labels are not public have None.
+    """
 
     image: Tensor
     labels: Tensor | None
+    position: int
 
 
 class StreetImages(Examples):
@@ -43,21 +80,14 @@ class StreetImages(Examples):
 
 
 class StreetFile(NamedTuple):
-    """Where an image and its label ids are."""
+    """Where an image and its label ids are; None for those that are not public."""
 
     image: Path
     labels: Path | None
 
 
 class StreetFiles(StreetImages):
-    """Image files with files of label ids.
-
-    Args:
-        title: what the split is called in reports.
-        root: folder that all files are below.
-        files: the files of each image.
-        is_night: night images are for reporting only.
-    """
+    """Image files below a root with files of label ids."""
 
     def __init__(self, title: str, root: Path, files: Sequence[StreetFile], is_night: bool) -> None:
         super().__init__(title, is_night, len(files))
@@ -68,7 +98,7 @@ class StreetFiles(StreetImages):
         file = self.files[index]
         try:
             image = decode_picture(file.image, size, upright=False)
-            return Street(image, None if file.labels is None else read_labels(file.labels, label_size))
+            return Street(image, None if file.labels is None else read_labels(file.labels, label_size), index)
         except DECODING_ERRORS as error:
             raise RunError(f"cannot read {file.image} or its labels any more: {error}") from error
 
@@ -79,9 +109,10 @@ class StreetFiles(StreetImages):
     def fingerprint(self) -> str:
         """Hash of names below the root, sizes and modification times."""
         digest = hashlib.sha256()
-        for file in [file for pair in self.files for file in pair if file is not None]:
-            status = file.stat()
-            digest.update(f"{file.relative_to(self.root)} {status.st_size} {status.st_mtime_ns}\n".encode())
+        for pair in self.files:
+            for file in filter(None, pair):
+                status = file.stat()
+                digest.update(f"{file.relative_to(self.root)} {status.st_size} {status.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
 
     def subset(self, count: int) -> "StreetFiles":
@@ -105,7 +136,8 @@ class SceneStreets(StreetImages):
     def load(self, index: int, size: Size | None = None, label_size: Size | None = None) -> Street:
         """One scene and its labels, as they were rendered or resized."""
         image, labels = Image.fromarray(self.images[index]), Image.fromarray(self.labels[index])
-        return Street(_resized(image, size, Image.Resampling.LANCZOS), _nearest(labels, label_size))
+        pixels = _resized(image, size, Image.Resampling.LANCZOS).permute(2, 0, 1)
+        return Street(pixels, _resized(labels, label_size), index)
 
     def name(self, index: int) -> str:
         """Split and number."""
@@ -114,6 +146,64 @@ class SceneStreets(StreetImages):
     def fingerprint(self) -> str:
         """Hash of the pixels."""
         return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()[:16]
+
+
+class TrainingStreets(Dataset[Views]):
+    """Augmented day images for training, indexed by (epoch, image), labelled by the train ids of pixels (int64).
+
+    Zoom, crop and flip are drawn once for image, night and labels, from (seed, epoch, image) alone, so the number of
+    workers and restarts change nothing; nor does `flip`, the share that is mirrored, change zoom and crop. What the
+    zoom leaves empty is black and void. The night is the same image, or that of `darkened`.
+
+    Raises:
+        ValueError: for night images; nothing is ever trained on them.
+    """
+
+    def __init__(
+        self,
+        images: StreetImages,
+        config: StreetConfig,
+        seed: int,
+        darkened: StreetImages | None = None,
+        flip: float = 0.5,
+    ) -> None:
+        refuse_night(images)
+        self.images, self.size, self.seed, self.darkened = images, config.size, seed, darkened
+        fill = {ImageTensor: 0, Mask: VOID}
+        zoom = v2.RandomAffine(0, scale=config.scale, interpolation=v2.InterpolationMode.BILINEAR, fill=fill)
+        self.geometry = v2.Compose([zoom, v2.RandomCrop(config.crop_size), v2.RandomHorizontalFlip(flip)])
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, position: tuple[int, int]) -> Views:
+        """The views of image `position[1]` in epoch `position[0]`."""
+        epoch, index = position
+        street = self.images.load(index, self.size, self.size)
+        views = [ImageTensor(street.image)]
+        if self.darkened is not None:
+            views.append(ImageTensor(self.darkened.load(index, self.size).image))
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.manual_seed(derive_seed(self.seed, "geometry", epoch, index))
+            *views, labels = self.geometry(*views, Mask(street.labels))
+        day, night = (view.as_subclass(Tensor) for view in (views[0], views[-1]))
+        return Views(day, night, labels.as_subclass(Tensor).long())
+
+
+class WholeStreets(Dataset[Street]):
+    """Whole images of a size without augmentation; with `full_labels` their labels keep a size of their own."""
+
+    def __init__(self, images: StreetImages, size: Size, full_labels: bool = False) -> None:
+        self.images, self.size, self.full_labels = images, size, full_labels
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Street:
+        """One image and its labels."""
+        return self.images.load(index, self.size, None if self.full_labels else self.size)
 
 
 def read_labels(file: Path, size: Size | None = None) -> Tensor:
@@ -126,7 +216,7 @@ def read_labels(file: Path, size: Size | None = None) -> Tensor:
         if image.mode not in ("L", "P"):
             raise ValueError(f"holds {image.mode} pixels; expected one byte of label id per pixel")
         train_ids = to_train_ids(np.array(image))
-    return _nearest(Image.fromarray(train_ids), size)
+    return _resized(Image.fromarray(train_ids), size)
 
 
 def check_files(images: StreetFiles, records: Path) -> StreetFiles:
@@ -160,12 +250,7 @@ def check_files(images: StreetFiles, records: Path) -> StreetFiles:
     return images
 
 
-def _resized(image: Image.Image, size: Size | None, how: Image.Resampling) -> Tensor:
+def _resized(image: Image.Image, size: Size | None, how: Image.Resampling = Image.Resampling.NEAREST) -> Tensor:
     if size is not None and (image.height, image.width) != size:
         image = image.resize((size[1], size[0]), how)
-    pixels = torch.from_numpy(np.array(image))
-    return pixels.permute(2, 0, 1) if pixels.dim() == 3 else pixels
-
-
-def _nearest(labels: Image.Image, size: Size | None) -> Tensor:
-    return _resized(labels, size, Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(image))

@@ -39,16 +39,9 @@ class PhotometryConfig:
 def change_views(
     views: list[Tensor], labels: Tensor, config: PhotometryConfig, generator: torch.Generator
 ) -> tuple[list[Tensor], Tensor]:
-    """Blur, cut out and jitter one or several views of the same images.
+    """Blur, cut out and jitter one or several views `(N, 3, H, W)` of the same images, drawn from a CPU generator.
 
-    Args:
-        views: each `(N, 3, H, W)` in [0, 1].
-        labels: train ids `(N, H, W)`.
-        config: how often and how much.
-        generator: of all draws, on the CPU.
-
-    Returns:
-        The changed views, and labels that are void where views were cut out.
+    The train ids `(N, H, W)` come back void where views were cut out.
     """
     changed, labels = [view.clone() for view in views], labels.clone()
     for i in range(len(labels)):

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cityscapes import DEFAULT_DATA, StreetConfig, open_streets
+from cityscapes import DEFAULT_DATA, DEFAULT_FOLDER, DEFAULT_NIGHTS, open_night, open_streets
 from miou import ScoredClasses, StreetScore, measure
-from night_streets import find_default_nights, open_night
 from segmenter import load_segmenter
-from street_images import SCENES, StreetImages
+from street_images import SCENES, StreetConfig, StreetImages
 from street_labels import CLASSES, VOID
 from street_pictures import draw_predictions
 from street_submission import write_submission
@@ -65,43 +64,35 @@ class Config(MeasuringFlags):
 def main(config: Config) -> dict[str, dict[str, StreetScore]]:
     """Measure, report, and return the scores by checkpoint (`before`, `checkpoint`) and data set."""
     with open_runtime(config.device, config.precision, config.threads) as runtime:
-        networks = {
-            name: runtime.place(load_segmenter(path, config.images.size)[0])
-            for name, path in config.checkpoints.items()
-        }
-        for network in networks.values():
-            require_size(network, "--images.size", *config.images.size)
+        networks = {}
+        for name, path in config.checkpoints.items():
+            networks[name] = runtime.place(load_segmenter(path, config.images.size)[0])
+            require_size(networks[name], "--images.size", *config.images.size)
         sets = open_sets(config)
         output = config.open_output()
-        secret = {title for title, images in sets.items() if images.load(0).labels is None}
-        for title in sorted(secret):
+        size, loading = config.images.size, (config.batch_size, config.workers)
+        labelled: dict[str, StreetImages] = {}
+        for title, images in sets.items():
+            if images.load(0).labels is not None:
+                labelled[title] = images
+                continue
             target = output / f"{file_name(title, '_')}-submission.zip"
-            write_submission(
-                networks["checkpoint"],
-                sets[title],
-                config.images.size,
-                runtime,
-                target,
-                config.batch_size,
-                config.workers,
-            )
+            write_submission(networks["checkpoint"], images, size, runtime, target, *loading)
             log.info("%s has no labels here; its evaluation server takes %s", title, target)
-        open_labels = {title: images for title, images in sets.items() if title not in secret}
 
         def measure_one(_: str, network: nn.Module, images: StreetImages) -> StreetScore:
-            size, full = config.images.size, config.labels == "full"
-            [score] = measure(network, images, size, runtime, (by_day,), full, SHOWN, config.batch_size, config.workers)
+            [score] = measure(network, images, size, runtime, (by_day,), config.labels == "full", SHOWN, *loading)
             return score
 
-        found = compare(config, networks, open_labels, measure_one)
+        found = compare(config, networks, labelled, measure_one)
     tables = [
         found.summary(
             ["mean IoU %", "classes", "pixels right %"],
-            lambda score: [score.mean(config.classes), score.scored(config.classes).count(True), score.accuracy],
+            lambda score: [score.mean(config.classes), score.count(config.classes), score.accuracy],
             "data",
         ),
         # A class that does not occur shows `-`; it counts as 0 where it is predicted.
-        found.by_class("class, IoU %", CLASSES, StreetScore.per_occurring_class),
+        found.by_class("class, IoU %", CLASSES, lambda score: score.per_class("occurring")),
     ]
     settings = {
         "data": config.data,
@@ -113,9 +104,9 @@ def main(config: Config) -> dict[str, dict[str, StreetScore]]:
         "quick": config.quick,
     }
     print(found.write(output, tables, settings, lambda _, score: score.as_plain(config.classes)))  # noqa: T201
-    if open_labels:
+    if labelled:
         draw_confusion(found.panels(confusion_panel), (*CLASSES, "void"), output / "confusion.png", "pixels")
-    for title, images in open_labels.items():
+    for title, images in labelled.items():
         draw_predictions(images, found.of(title, "prediction"), output / f"{file_name(title, '_')}.png")
     log.info("written to %s", output)
     return found.found
@@ -130,7 +121,8 @@ def open_sets(config: Config) -> dict[str, StreetImages]:
     if config.data == SCENES:
         opened = [open_streets(SCENES, split, config.images, config.quick) for split in TEST_SPLITS]
     else:
-        nights = config.night or find_default_nights()
+        there = [DEFAULT_FOLDER / name for name in DEFAULT_NIGHTS if (DEFAULT_FOLDER / name).is_dir()]
+        nights = config.night or there
         opened = [open_night(root.expanduser().resolve(), config.quick) for root in nights]
         if nights and config.data == str(DEFAULT_DATA) and not DEFAULT_DATA.exists():
             log.info("only by night: no --data given, and no %s", DEFAULT_DATA)

@@ -12,29 +12,26 @@ test.py. The defaults are the paper's for Cityscapes (100 epochs of 4 crops of 3
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cityscapes import DEFAULT_DATA, StreetConfig, open_streets
+from cityscapes import DEFAULT_DATA, find_darkened, open_streets
 from miou import selection_score
 from segmenter import build_projectors, load_segmenter, pixel_cross_entropy, save_segmenter
-from street_images import StreetFile, StreetFiles
+from street_images import StreetConfig, TrainingStreets
 from street_photometry import PhotometryConfig, change_views
-from street_views import TrainingStreets, find_darkened
 from torch import Tensor, nn
 
 from darkening.darkener_files import load_darkener
-from darkening.night_view import NightConfig, NightView, build_night_view
+from darkening.night_view import NightConfig, build_night_view
 from minmax.adapt import adaptation_losses
 from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair
 from minmax.pretrained import require_size
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings, to_plain
+from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings
 from minmax.runtime.devices import Runtime
-from minmax.runtime.errors import UsageError
 from minmax.runtime.optimisation import OptimConfig
 from minmax.runtime.report import picture_grid, save_picture
 from minmax.runtime.run import Run, prepare_run
 from minmax.runtime.seeding import seed_globally
-from minmax.runtime.splits import Views
 
 TASK = "segmentation"
 
@@ -73,37 +70,22 @@ class Config(CommonFlags):
         super().__post_init__()
         keeps = self.night.source != "augmix"
         require(keeps, "--night.source", self.night.source, "a night that leaves every pixel in its place")
-        if self.darkened is not None and (self.darkener is not None or self.night != FOLLOWING_DAY):
-            raise UsageError("--darkened: these nights are made already; drop --darkener and the flags of --night")
-        side = min(self.images.crop_size)
-        if self.darkened is None and not self.quick:
-            require(
-                2 * self.night.cell <= side,
-                "--night.cell",
-                self.night.cell,
-                f"at most {side // 2}, half the crop of --images.crop, or noise and contrast of cells do nothing",
-            )
-
-
-def build_views(
-    views: Views, night_view: NightView | None, config: Config, run: Run, runtime: Runtime
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Day images, night images and labels of a batch on the device: darkened first, then changed in photometry."""
-    day = runtime.intensities(views.day)
-    night = night_view(day, run.generator("night")) if night_view else runtime.intensities(views.night)
-    changed, labels = change_views(
-        [day, night], views.label.to(runtime.device), config.photometry, run.generator("photometry")
-    )
-    return changed[0], changed[1], labels
+        alone = self.darkened is None or (self.darkener is None and self.night == FOLLOWING_DAY)
+        expected = "neither --darkener nor flags of --night beside it, as its nights are made already"
+        require(alone, "--darkened", self.darkened, expected)
+        largest = min(self.images.crop_size) // 2
+        fits = self.darkened is not None or self.quick or self.night.cell <= largest
+        expected = f"at most {largest}, half the crop of --images.crop, or noise and contrast of cells do nothing"
+        require(fits, "--night.cell", self.night.cell, expected)
 
 
 def step(
-    pair: nn.Module, day: Tensor, night: Tensor, labels: Tensor, config: Config, runtime: Runtime
+    pair: nn.Module, day: Tensor, night: Tensor, labels: Tensor, byol_weight: float, runtime: Runtime
 ) -> dict[str, Tensor]:
-    """The weighted losses of one batch."""
+    """The weighted losses of one batch: cross-entropy of both views, and BYOL's distance between their features."""
     with runtime.autocast():
         outputs = pair(day, night)
-    return adaptation_losses(outputs, labels, pixel_cross_entropy, config.byol.weight)
+    return adaptation_losses(outputs, labels, pixel_cross_entropy, byol_weight)
 
 
 def main(config: Config) -> Path:
@@ -136,23 +118,23 @@ def main(config: Config) -> Path:
         optimizer, schedule = config.optim.build(pair, len(loader), network=pair.online)
         parallel = runtime.parallel(pair)
 
-        copies: dict[str, StreetFiles] = {}
-        if config.darkened and darkened:  # both or none
-            files = [StreetFile(file, None) for file in darkened]
-            copies["--darkened"] = StreetFiles("darkened", config.darkened, files, is_night=False)
-
         def save(path: Path) -> None:
-            save_segmenter(pair.online, settings, path, to_plain(config))
+            save_segmenter(pair.online, settings, path, config)
 
-        with Run(TASK, config, runtime, training=training, validation=validation, **copies) as run:
+        in_advance = {} if darkened is None else {"--darkened": darkened}
+        with Run(TASK, config, runtime, training=training, validation=validation, **in_advance) as run:
             run.restore(pair=pair, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
             for epoch in run.epochs(config.optim.epochs):
                 pair.train()
                 for views in run.batches(loader, epoch):
-                    day, dark, labels = build_views(views, night_view, config, run, runtime)
+                    day, labels = runtime.intensities(views.day), views.label.to(runtime.device)
+                    night = night_view(day, run.generator("night")) if night_view else runtime.intensities(views.night)
+                    (day, night), labels = change_views(
+                        [day, night], labels, config.photometry, run.generator("photometry")
+                    )
                     if run.progress.step == 0 and runtime.is_main:
-                        save_picture(picture_grid([day[:4], dark[:4]]), run.directory / "pictures" / "first_batch.png")
-                    losses = step(parallel, day, dark, labels, config, runtime)
+                        save_picture(picture_grid([day[:4], night[:4]]), run.directory / "pictures" / "first_batch.png")
+                    losses = step(parallel, day, night, labels, config.byol.weight, runtime)
                     run.update(optimizer, losses, schedule)
                     pair.update_target()
                 score = selection_score(pair.online, validation, config.images.size, runtime, workers=config.workers)

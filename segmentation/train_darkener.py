@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from cityscapes import DEFAULT_DATA, StreetConfig, open_streets
+from cityscapes import DEFAULT_DATA, open_streets
 from segmenter import load_segmenter
-from street_views import WholeStreets
+from street_images import StreetConfig, WholeStreets
 
 from darkening.exposures import RequestConfig
 from darkening.fit import DarkenerOptim
@@ -55,11 +55,11 @@ def main(config: Config) -> Path:
         require_size(network, "--images.size", *config.images.size)
         training = open_streets(config.data, "train", config.images, config.quick, config.runs)
         validation = open_streets(config.data, "val", config.images, config.quick, config.runs)
-        held_out = DayPictures(validation, WholeStreets(validation, config.images.size))
-        chosen = evenly_spaced(range(len(held_out)), VALIDATION_IMAGES)
-        held_out_images = runtime.intensities(torch.stack([held_out[0, index] for index in chosen]))
         views = DayPictures(training, WholeStreets(training, config.images.size))
-        return run_darkener(TASK, config, runtime, network, training, views, held_out_images, columns=4)
+        chosen = evenly_spaced(range(len(validation)), VALIDATION_IMAGES)
+        shown = [validation.load(index, config.images.size).image for index in chosen]
+        held_out = runtime.intensities(torch.stack(shown))
+        return run_darkener(TASK, config, runtime, network, training, views, held_out, columns=4)
 
 
 if __name__ == "__main__":

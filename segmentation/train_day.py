@@ -9,24 +9,22 @@ authors supply daytime checkpoints without their training script, so these defau
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from cityscapes import DEFAULT_DATA, StreetConfig, open_streets
+from cityscapes import DEFAULT_DATA, open_streets
 from miou import measure
 from segmenter import SegmenterSettings, build_segmenter, pixel_cross_entropy, save_segmenter
+from street_images import StreetConfig, TrainingStreets
 from street_labels import CLASSES
 from street_photometry import PhotometryConfig, change_views
-from street_views import TrainingStreets
 from torch import Tensor, nn
 
 from minmax.augmentation import AugmentConfig
 from minmax.pretrained import refuse_two_starts, require_size
 from minmax.runtime.batches import epoch_loader
-from minmax.runtime.config import CommonFlags, run_script, shrink_settings, to_plain
+from minmax.runtime.config import CommonFlags, run_script, shrink_settings
 from minmax.runtime.devices import Runtime
 from minmax.runtime.optimisation import OptimConfig
 from minmax.runtime.run import Run, prepare_run
 from minmax.runtime.seeding import seed_globally
-from minmax.runtime.splits import Views
 
 TASK = "segmentation"
 
@@ -62,12 +60,10 @@ class Config(CommonFlags):
         refuse_two_starts(self.pretrained, self.init)
 
 
-def step(network: nn.Module, views: Views, config: Config, runtime: Runtime, generator: torch.Generator) -> Tensor:
+def step(network: nn.Module, images: Tensor, labels: Tensor, runtime: Runtime) -> Tensor:
     """Cross-entropy of one batch."""
-    day, labels = runtime.intensities(views.day), views.label.to(runtime.device)
-    [day], labels = change_views([day], labels, config.photometry, generator)
     with runtime.autocast():
-        logits = network(day)
+        logits = network(images)
     return pixel_cross_entropy(logits, labels)
 
 
@@ -93,14 +89,16 @@ def main(config: Config) -> Path:
         parallel = runtime.parallel(network)
 
         def save(path: Path) -> None:
-            save_segmenter(network, settings, path, to_plain(config))
+            save_segmenter(network, settings, path, config)
 
         with Run(TASK, config, runtime, training=training, validation=validation) as run:
             run.restore(network=network, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)
             for epoch in run.epochs(config.optim.epochs):
                 network.train()
                 for views in run.batches(loader, epoch):
-                    loss = step(parallel, views, config, runtime, run.generator("photometry"))
+                    images, labels = runtime.intensities(views.day), views.label.to(runtime.device)
+                    [images], labels = change_views([images], labels, config.photometry, run.generator("photometry"))
+                    loss = step(parallel, images, labels, runtime)
                     run.update(optimizer, {"loss": loss}, schedule)
                 [found] = measure(network, validation, config.images.size, runtime, workers=config.workers)
                 score = found.mean("occurring")

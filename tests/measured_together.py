@@ -63,8 +63,8 @@ def main(data, streets, places, checkpoint, segmenter, folder):
         network = elsewhere(load_place_network(checkpoint)[0])
         pairs = open_pairs(str(places), "train", PlaceConfig(48), cache=cache)
         found["places"] = place_score(network, pairs, 48, runtime, batch_size=2)
-        tuples = EpochTuples()
-        tuples.mine(network, pairs, TupleConfig(queries=7, pool=20, negatives=2), 0, 48, 0, runtime, 0)
+        tuples = EpochTuples(pairs, TupleConfig(queries=7, pool=20, negatives=2), 48, seed=0)
+        tuples.mine(network, 0, runtime, workers=0)
         found["tuples"] = tuples.members.tolist()
 
         training.VALIDATION_PIXELS = 2 * 16 * 16

@@ -7,14 +7,16 @@ import torch
 from class_accuracy import ClassAccuracy, measure
 from class_folders import ImageConfig, open_split
 from classification_scripts import RUNTIME
-from torchmetrics.functional.classification import multiclass_calibration_error
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+)
 
 
 def verdicts(confidences, right):
     labels = torch.zeros(len(right), dtype=torch.int64)
-    predictions = 1 - torch.tensor(right, dtype=torch.int64)
-    confusion = torch.bincount(2 * labels + predictions, minlength=4).view(2, 2)
-    return ClassAccuracy(confusion, predictions, torch.tensor(confidences), labels)
+    return ClassAccuracy(1 - torch.tensor(right), torch.tensor(confidences), labels, 2)
 
 
 @pytest.mark.parametrize(
@@ -40,14 +42,27 @@ def test_calibration_error_agrees_with_an_independent_library():
     probabilities = (3 * torch.randn(500, 6, generator=generator)).softmax(dim=1)
     labels = torch.randint(0, 6, (500,), generator=generator)
     confidences, predictions = probabilities.max(dim=1)
-    ours = ClassAccuracy(torch.zeros(6, 6), predictions, confidences, labels).calibration_error
+    ours = ClassAccuracy(predictions, confidences, labels, 6).calibration_error
     assert ours == pytest.approx(float(multiclass_calibration_error(probabilities, labels, 6, n_bins=15)), abs=1e-5)
     assert ours > 0.1
 
 
-def test_calibration_error_needs_confidences():
-    with pytest.raises(ValueError, match="confidence of every image"):
-        _ = ClassAccuracy(torch.eye(2), torch.zeros(2)).calibration_error
+def test_metrics_agree_with_an_independent_library():
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(0, 5, (200,), generator=generator)
+    random = torch.randint(0, 5, (200,), generator=generator)
+    predicted = torch.where(torch.rand(200, generator=generator) < 0.5, truth, random)
+    ours = ClassAccuracy(predicted, torch.ones(200), truth, 5)
+    assert torch.equal(ours.confusion, multiclass_confusion_matrix(predicted, truth, num_classes=5))
+    assert ours.top1 == pytest.approx(float(multiclass_accuracy(predicted, truth, 5, average="micro")))
+    assert ours.balanced == pytest.approx(float(multiclass_accuracy(predicted, truth, 5, average="macro")))
+
+
+def test_accuracies_count_only_classes_that_occur():
+    found = ClassAccuracy(torch.tensor([0] * 8 + [1, 1, 0, 1]), torch.ones(12), torch.tensor([0] * 10 + [1] * 2), 3)
+    assert found.confusion.tolist() == [[8, 2, 0], [1, 1, 0], [0, 0, 0]]
+    assert found.top1 == 9 / 12 and found.balanced == pytest.approx(0.65, abs=1e-12)
+    assert found.per_class[:2] == [0.8, 0.5] and math.isnan(found.per_class[2])
 
 
 class HalfPrecision(torch.nn.Module):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-import pickle
+import shutil
 import sys
 
 import pytest
@@ -11,7 +11,7 @@ from classification_scripts import CLASSES, SCRIPTS, common, start
 from classifier import ClassifierSettings, build_classifier, save_classifier
 
 from minmax.runtime.config import run_script
-from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.errors import UsageError
 
 
 def break_class(root):
@@ -27,18 +27,12 @@ def break_files(root):
 
 @pytest.fixture
 def own_data(data, tmp_path):
-    root = tmp_path / "own"
-    for file in data.rglob("*.*"):
-        target = root / file.relative_to(data)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(file.read_bytes())
-    return root
+    return shutil.copytree(data, tmp_path / "own")
 
 
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda root: None, None),
         (break_class, r"the class folder .*train/car holds no images"),
         (
             lambda root: (root / "train").rename(root / "training"),
@@ -54,9 +48,6 @@ def own_data(data, tmp_path):
 def test_bad_folders_are_refused_before_work(harm, message, own_data, checkpoint, tmp_path):
     harm(own_data)
     flags = [*common(own_data, tmp_path), "--checkpoint", checkpoint, "--night.source", "gamma"]
-    if message is None:
-        start("train", *flags)
-        return
     with pytest.raises(UsageError, match=message):
         start("train", *flags)
     assert not (tmp_path / "classification").exists(), "nothing was written"
@@ -68,12 +59,6 @@ def test_corrupt_files_are_left_out_only_up_to_the_share_allowed(own_data, check
     with pytest.raises(UsageError, match="3 of 14"):
         start("train", *flags, "--images.skip-corrupt", 0.2)
     start("train", *flags, "--images.skip-corrupt", 0.25)
-
-
-def truncated(path):
-    settings = ClassifierSettings("resnet18", CLASSES)
-    save_classifier(build_classifier(settings), settings, path)
-    path.write_bytes(path.read_bytes()[:100_000])
 
 
 def other_architecture(path):
@@ -89,16 +74,7 @@ class RunsCode:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (
-            lambda path: torch.save({"conv.weight": torch.zeros(1)}, path),
-            r"does not say what its tensors \(.*\) belong to; add --model",
-        ),
-        (truncated, "not a readable checkpoint"),
         (other_architecture, r"does not fit ResNet: tensors \d+ missing .*layer1\.2"),
-        (
-            lambda path: path.write_bytes(pickle.dumps(RunsCode(), 4)),
-            "not a readable checkpoint .*not written by torch.save",
-        ),
         (lambda path: torch.save({"format": RunsCode()}, path), "refused .* could run code"),
         (lambda path: None, "no checkpoint at"),
     ],
@@ -116,15 +92,9 @@ def test_bad_checkpoints_are_refused(make, message, data, tmp_path, monkeypatch)
     ("flags", "message"),
     [
         (["--night.exposure", "0.5", "0.2"], "--night.exposure 0.5 0.2: expected two numbers"),
-        (["--night.exposure", "0", "1.5"], "--night.exposure 0.0 1.5: expected"),
-        (["--nigth.exposure", "0", "0.1"], "nigth"),
         (["--night.source", "learned"], "needs --darkener"),
         (["--night.source", "gamma", "--darkener", "some.pt"], "no checkpoint at"),
         (["--data", "nowhere"], "no data at "),
-        (["--name", "a/b"], "expected a plain folder name"),
-        (["--device", "tpu"], "--device tpu: expected"),
-        (["--optim.lr", "0"], "--optim.lr 0.0: expected more than 0"),
-        (["--optim.epochs", "many"], "many"),
     ],
 )
 def test_bad_flags_end_with_exit_code_2(flags, message, data, checkpoint, tmp_path, capfd, monkeypatch):
@@ -138,9 +108,3 @@ def test_bad_flags_end_with_exit_code_2(flags, message, data, checkpoint, tmp_pa
     assert stop.value.code == 2
     assert message in " ".join(capfd.readouterr().err.replace("│", " ").split())
     assert not (tmp_path / "classification").exists()
-
-
-def test_a_loss_that_is_not_finite_ends_with_the_last_good_checkpoint(data, checkpoint, tmp_path):
-    flags = [*common(data, tmp_path), "--checkpoint", checkpoint, "--night.source", "gamma", "--optim.lr", 1e30]
-    with pytest.raises(RunError, match="non-finite loss at step"):
-        start("train", *flags, "--optim.epochs", 3)

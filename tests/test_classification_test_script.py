@@ -52,19 +52,13 @@ def test_a_comparison_is_reported_down_to_each_image(always, data, tmp_path, cap
     flags = ["--checkpoint", always["car"], "--before", always["bus"], "--data", data, *SIZE, "--output", out]
     found = start("test", *flags)
     assert names_in(out) == {"results.json", "results.md", "confusion.png", *NIGHT_PICTURES}
-    assert "6 wrong to right, 6 right to wrong" in caplog.text
+    assert "changed: 6 wrong to right" in caplog.text and "changed: 6 right to wrong" in caplog.text
     printed = capsys.readouterr().out
     assert printed == (out / "results.md").read_text()
     assert f"before: {always['bus']}\nafter: {always['car']}\n" in printed
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines()]
     assert ["test_night after", "12", "50.0", "50.0", "38.1"] in lines  # 1 / (1 + exp(-2)) - 0.5
-    assert [
-        "class, recognised %",
-        "test_day before",
-        "test_day after",
-        "test_night before",
-        "test_night after",
-    ] in lines
+    assert ["test_day before", "test_day after", "test_night before", "test_night after"] in [x[1:] for x in lines]
     assert ["bus", "100.0", "0.0", "100.0", "0.0"] in lines
 
     results = strictly(out / "results.json")
@@ -90,7 +84,7 @@ def test_pictures_of_a_former_run_do_not_stay(before, always, data, tmp_path, ca
     flags = [] if before is None else ["--before", always[before]]
     start("test", "--checkpoint", always["car"], "--data", data, *SIZE, "--output", tmp_path, *flags)
     assert names_in(tmp_path) == {"results.json", "results.md", "confusion.png"}
-    assert ("0 wrong to right, 0 right to wrong" in caplog.text) == (before is not None)
+    assert ("changed: 0 right to wrong" in caplog.text) == (before is not None)
     assert ("changes" in strictly(tmp_path / "results.json")) == (before is not None)
 
 
@@ -130,13 +124,6 @@ def test_a_split_that_is_not_there_is_refused_before_work(flags, message, always
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_split_is_refused(always, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        start("test", "--checkpoint", always["car"], "--splits", "night")
-    assert stopped.value.code == 2
-    assert "night" in capsys.readouterr().err
-
-
 # --- parts
 
 
@@ -161,9 +148,7 @@ class GreyImages(LabelledImages):
 def test_numbers_that_json_does_not_know_become_null(tmp_path):
     images = GreyImages(("a", "b"), [0, 0])
     never = float("nan")
-    found = ClassAccuracy(
-        torch.tensor([[1, 1], [0, 0]]), torch.tensor([0, 1]), torch.tensor([never, 0.75]), torch.tensor([0, 0])
-    )
+    found = ClassAccuracy(torch.tensor([0, 1]), torch.tensor([never, 0.75]), torch.tensor([0, 0]), 2)
     write_json({"split": found.as_plain(images), "x": (float("inf"),)}, tmp_path / "a.json")
     plain = strictly(tmp_path / "a.json")
     assert plain["x"] == [None]
@@ -173,19 +158,19 @@ def test_numbers_that_json_does_not_know_become_null(tmp_path):
 
 
 def test_changed_verdicts():
-    labels = torch.tensor([0, 1, 2, 0, 1, 2])
-    before = ClassAccuracy(torch.zeros(3, 3), torch.tensor([0, 1, 0, 1, 0, 0]), labels=labels)
-    after = ClassAccuracy(torch.zeros(3, 3), torch.tensor([0, 2, 2, 2, 1, 0]), labels=labels)
+    labels, sure = torch.tensor([0, 1, 2, 0, 1, 2]), torch.ones(6)
+    before = ClassAccuracy(torch.tensor([0, 1, 0, 1, 0, 0]), sure, labels, 3)
+    after = ClassAccuracy(torch.tensor([0, 2, 2, 2, 1, 0]), sure, labels, 3)
     assert changed_verdicts(before, after) == {"wrong_to_right": [2, 4], "right_to_wrong": [1]}
     assert changed_verdicts(after, before) == {"wrong_to_right": [1], "right_to_wrong": [2, 4]}
 
 
 def test_shown_images_are_spread_over_those_that_changed(tmp_path):
     images = GreyImages(("a", "$b\\frac$"), [0] * 50)
-    before = ClassAccuracy(torch.zeros(2, 2), torch.ones(50, dtype=torch.int64))
-    after = ClassAccuracy(torch.zeros(2, 2), torch.zeros(50, dtype=torch.int64))
+    labels, sure = torch.zeros(50, dtype=torch.int64), torch.ones(50)
+    both = [ClassAccuracy(said, sure, labels, 2) for said in (labels + 1, labels)]
     picture = tmp_path / "a.png"
-    draw_verdicts("Night", list(range(2, 50)), before, after, images, ImageConfig(evaluation="native"), picture)
+    draw_verdicts("Night", list(range(2, 50)), both, images, ImageConfig(evaluation="native"), picture)
     assert sorted(set(images.loaded)) == list(range(2, 50, 3))
     assert names_in(tmp_path) == {"a.png"}
     Image.open(picture).verify()

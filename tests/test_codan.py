@@ -142,13 +142,6 @@ def test_what_cannot_be_unpacked_ends_in_one_line_and_leaves_nothing(case, archi
     assert [line[:7] for line in lines if not line.startswith("no train: ")] == ["error: "]
 
 
-def test_an_output_that_is_a_file_is_refused(archives, tmp_path):
-    put(archives, "val", packed_split("val"))
-    (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="could not unpack"):
-        unpack(archives, tmp_path / "file" / "data")
-
-
 def test_a_broken_archive_keeps_what_others_gave_and_a_second_run_goes_on(archives, output, caplog):
     caplog.set_level("INFO")
     put(archives, "train", packed_split("train"))

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import urllib.error
 from collections import OrderedDict
 
 import numpy as np
@@ -10,16 +9,16 @@ import pytest
 import timm
 import torch
 import torchvision
-from classification_scripts import CLASSES, SCRIPTS, SIZE, common, start
+from classification_scripts import CLASSES, SIZE, common, start
 from classifier import (
     RELEASED_CLASSES,
     ClassifierSettings,
+    ForeignFlags,
     build_classifier,
     classifier_settings,
     load_classifier,
     save_classifier,
 )
-from foreign_weights import ForeignFlags
 from PIL import Image
 from reference_weights import darkener_shapes
 from torch import nn
@@ -27,9 +26,7 @@ from torchvision.models._api import WeightsEnum
 
 from minmax.pretrained import find_weights
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly
-from minmax.runtime.config import parse_flags
 from minmax.runtime.errors import UsageError
-from scenes import CLASSES as SCENE_CLASSES
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5,) * 3, (0.5,) * 3)
@@ -111,6 +108,9 @@ def test_a_tensor_of_two_names_is_loaded():
 # --- numbers of numpy in a checkpoint
 
 NUMBERS = [np.float64(78.125), np.float32(0.5), np.float16(-2), np.int64(-7), np.uint8(200), np.bool_(True)]
+NUMBERS.append(np.array(0.1, dtype=">f8")[()])
+TABLE = np.arange(6.0).reshape(2, 3)
+ARRAYS = [TABLE, np.asfortranarray(TABLE), np.arange(3, dtype=">i4"), np.ones((), bool), np.ones((1, 2), "f2")]
 
 
 @pytest.fixture
@@ -120,29 +120,16 @@ def unchanged_globals():
     assert set(torch.serialization.get_safe_globals()) == before
 
 
-@pytest.mark.parametrize("number", [*NUMBERS, np.array(0.1, dtype=">f8")[()]], ids=lambda number: str(number.dtype))
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.usefixtures("unchanged_globals")
-def test_numbers_of_numpy_become_plain(number, zipped, tmp_path):
-    file = tmp_path / "numbers.pth"
-    torch.save({"best_acc": number}, file, _use_new_zipfile_serialization=zipped)
-    (found,) = load_checkpoint(file).values()
-    assert type(found) in (float, int, bool) and found == number.item()
-
-
-TABLE = np.arange(6.0).reshape(2, 3)
-ARRAYS = [TABLE, np.asfortranarray(TABLE), np.arange(3, dtype=">i4"), np.ones((), bool), np.ones((1, 2), "f2")]
-
-
-@pytest.mark.parametrize("array", ARRAYS, ids=lambda array: str(array.dtype))
-@pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.usefixtures("unchanged_globals")
-def test_arrays_of_numbers_are_read(array, zipped, tmp_path):
-    file = tmp_path / "arrays.pth"
-    meta = {"Lw": {"set": {"m": array}}, "several": [array, (1, array)]}
-    torch.save({"meta": meta, "state_dict": WEIGHTS}, file, _use_new_zipfile_serialization=zipped)
+def test_numbers_and_arrays_of_numpy_are_read(zipped, tmp_path):
+    file = tmp_path / "file.pth"
+    content = {"numbers": NUMBERS, "arrays": {"nested": [1, tuple(ARRAYS)]}, "state_dict": WEIGHTS}
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
     found = load_checkpoint(file)
-    for read in (found["meta"]["Lw"]["set"]["m"], found["meta"]["several"][0], found["meta"]["several"][1][1]):
+    for read, number in zip(found["numbers"], NUMBERS, strict=True):
+        assert type(read) in (float, int, bool) and read == number.item()
+    for read, array in zip(found["arrays"]["nested"][1], ARRAYS, strict=True):
         assert read.dtype == array.dtype.newbyteorder("=") and read.shape == array.shape and np.array_equal(read, array)
     assert found["state_dict"].keys() == WEIGHTS.keys()
 
@@ -320,9 +307,6 @@ def without(state, name):
     ("change", "message"),
     [
         (lambda s: without(s, "resnet.layer3.1.bn2.running_var"), r"1 missing \(layer3.1.bn2.running_var\)"),
-        (lambda s: without(s, "resnet.fc.bias"), r"1 missing \(fc.bias\)"),
-        (lambda s: s | {"resnet.fc.weight": torch.zeros(11, 512)}, r"fc.weight is \(11, 512\), expected \(10, 5"),
-        (lambda s: s | {"resnet.fc2.weight": torch.zeros(1)}, r"1 unexpected \(fc2.weight\)"),
         (lambda s: s | {"classifier.weight": torch.zeros(1)}, r"1 unexpected \(classifier.weight\)"),
     ],
 )
@@ -380,49 +364,7 @@ def test_the_scripts_take_released_files(released, codan, tmp_path):
         file.unlink()
 
 
-# --- files that do not fit, through every script
-
 SMALL = "timm/test_efficientnet"
-
-
-def small_state(classes=2):
-    return timm.create_model("test_efficientnet", num_classes=classes).state_dict()
-
-
-SOME_TENSOR = "blocks.1.0.conv_pwl.weight"
-UNFIT_CLASSIFIERS = {
-    "lacks a tensor": (lambda: without(small_state(), SOME_TENSOR), rf"tensors 1 missing \({SOME_TENSOR}\)"),
-    "another shape": (
-        lambda: small_state() | {SOME_TENSOR: torch.zeros(1, 2)},
-        rf"tensors 1 of another shape \({SOME_TENSOR} is \(1, 2\), expected",
-    ),
-    "more classes": (lambda: small_state(3), r"classifier.weight is \(3, 256\), expected \(2, 256\)"),
-    "another network": (lambda: {"conv.weight": torch.zeros(1)}, r"missing \(.*; 1 unexpected \(conv.weight\)"),
-    "no weights": (lambda: {"format": "other", "epoch": 3}, "holds no weights .*; found format, epoch"),
-}
-
-
-@pytest.mark.parametrize("case", UNFIT_CLASSIFIERS)
-@pytest.mark.parametrize("script", ["test", "train", "train_darkener"])
-def test_scripts_refuse_a_classifier_that_does_not_fit(script, case, data, tmp_path):
-    make, message = UNFIT_CLASSIFIERS[case]
-    file = tmp_path / "foreign.pth"
-    torch.save(make(), file)
-    flags = ["--data", data, *SIZE] if script == "test" else common(data, tmp_path / "runs")
-    flags += ["--night.source", "gamma"] if script == "train" else []
-    with pytest.raises(UsageError, match=message) as caught:
-        start(script, *flags, "--checkpoint", file, "--model", SMALL, "--classes", *CLASSES)
-    assert str(file) in str(caught.value)
-    assert list(tmp_path.iterdir()) == [file], "nothing was written"
-
-
-@pytest.mark.parametrize(("script", "flag"), [("train", "--darkener"), ("train_darkener", "--init")])
-def test_scripts_refuse_a_darkener_that_does_not_fit(script, flag, data, small, tmp_path):
-    file = tmp_path / "foreign.pth"
-    torch.save(without(released_darkener(), "encode_dim"), file)
-    with pytest.raises(UsageError, match=rf"{file} .* lacks 'encode_dim'"):
-        start(script, *common(data, tmp_path / "runs"), "--checkpoint", small, flag, file)
-    assert not (tmp_path / "runs" / "classification").exists(), "no run was begun"
 
 
 # --- a user's own models
@@ -463,41 +405,27 @@ def test_own_weights_give_their_own_logits(model, tmp_path):
     assert [tuple(feature.shape[1:]) for feature in network.features(rand(2, 3, 32, 32))] == shapes
 
 
-@pytest.mark.parametrize(
-    ("model", "source"), [("timm/test_convnext", "class folders"), ("timm/test_vit", "built-in scenes")]
-)
-def test_own_weights_are_adapted_into_a_checkpoint_that_needs_no_flags(model, source, data, tmp_path):
-    classes = SCENE_CLASSES if source == "built-in scenes" else CLASSES
-    torch.save(own_network(model, len(classes)).state_dict(), tmp_path / "own.pt")
-    if source == "built-in scenes":
-        training, testing = ["--data", "scenes", "--quick", "--runs", tmp_path], ["--data", "scenes", "--quick", *SIZE]
-    else:
-        training, testing = common(data, tmp_path), ["--data", data, *SIZE]
+def test_own_weights_are_adapted_into_a_checkpoint_that_needs_no_flags(data, tmp_path):
+    model = "timm/test_vit"
+    torch.save(own_network(model, 2).state_dict(), tmp_path / "own.pt")
     described = ["--checkpoint", tmp_path / "own.pt", "--model", model, "--classes", "alphabetical"]
-    darkener = start("train_darkener", *training, *described)
-    adapted = start("train", *training, *described, "--darkener", darkener)
-
+    darkener = start("train_darkener", *common(data, tmp_path), *described)
+    adapted = start("train", *common(data, tmp_path), *described, "--darkener", darkener)
     network, settings = load_classifier(adapted)
-    assert settings == ClassifierSettings(model, classes, *OWN_MODELS[model][:2])
-    before, after = own_network(model, len(classes)).state_dict(), network.model.state_dict()
+    assert settings == ClassifierSettings(model, CLASSES, *OWN_MODELS[model][:2])
+    before, after = own_network(model, 2).state_dict(), network.model.state_dict()
     assert before.keys() == after.keys()
     assert all(not torch.equal(before[n], after[n]) for n in after if n.endswith("weight"))
-
-    alone = start("test", "--checkpoint", adapted, *testing)
-    described = ["--before", tmp_path / "own.pt", "--model", model, "--classes", *classes]
-    found = start("test", "--checkpoint", adapted, *described, *testing)
+    testing = ["--checkpoint", adapted, "--data", data, *SIZE]
+    alone = start("test", *testing)
+    found = start("test", *testing, "--before", tmp_path / "own.pt", "--model", model, "--classes", *CLASSES)
     assert torch.equal(alone["checkpoint"]["test_night"].confusion, found["checkpoint"]["test_night"].confusion)
     assert found["before"]["test_day"].confusion.sum() == found["checkpoint"]["test_day"].confusion.sum() > 0
 
-    module = SCRIPTS["train"]
-    config = parse_flags(module.Config, None, ["--config", str(adapted.parent / "config.yaml")])
-    assert (config.model, config.classes, config.normalization) == (model, ("alphabetical",), "auto")
 
-
-@pytest.mark.parametrize("model", ["timm/test_vit", "shufflenet_v2_x0_5"])
-def test_a_model_is_trained_by_day_and_adapted(model, data, tmp_path):
-    day = start("train_day", *common(data, tmp_path), "--model", model, "--normalization", "clip")
-    expected = ClassifierSettings(model, CLASSES, "clip", 32 if "vit" in model else None)
+def test_a_model_of_one_size_is_trained_by_day_and_adapted(data, tmp_path):
+    day = start("train_day", *common(data, tmp_path), "--model", "timm/test_vit", "--normalization", "clip")
+    expected = ClassifierSettings("timm/test_vit", CLASSES, "clip", 32)
     assert load_classifier(day)[1] == expected
     adapted = start("train", *common(data, tmp_path), "--checkpoint", day, "--night.source", "gamma")
     assert load_classifier(adapted)[1] == expected
@@ -521,7 +449,8 @@ def test_flags_that_no_file_needs_are_refused(script, flags, small, data, tmp_pa
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory):
     path = tmp_path_factory.mktemp("foreign") / "own.pt"
-    torch.save({"epoch": 3, "model": small_state()}, path)
+    state = timm.create_model("test_efficientnet", num_classes=2).state_dict()
+    torch.save({"epoch": 3, "model": state}, path)
     return path
 
 
@@ -532,17 +461,13 @@ def foreign(tmp_path_factory):
             [],
             r"own.pt does not say what its tensors \(conv_stem.weight, .*\.\.\.\) belong to; add --model .* --classes",
         ),
-        (["--classes", *CLASSES], "does not say what its tensors .* belong to; add --model"),
         (["--model", SMALL], r"--classes \(not given\): expected the order of the outputs .* scramble silently: alpha"),
         (["--model", SMALL, "--classes", "bus"], r"classifier.weight is \(2, 256\), expected \(1, 256\)"),
-        (["--model", SMALL, "--classes", "bus", "car", "cat"], r"is \(2, 256\), expected \(3, 256\)"),
         (["--model", SMALL, "--classes", "codan"], r"is \(2, 256\), expected \(10, 256\)"),
         (["--model", SMALL, "--classes", "bus", "bus"], "--classes bus bus: expected every name once"),
         (["--model", SMALL, "--classes", "bus", "tram"], "test_day holds the classes bus, car; expected bus, tram"),
-        (["--model", "resnet19", "--classes", *CLASSES], r"torchvision has no such classifier; .*resnet50.* or timm/N"),
         (["--model", "test_efficientnet", "--classes", *CLASSES], "torchvision has no such .* or timm/NAME"),
         (["--model", "timm/efficientnet_c0", "--classes", *CLASSES], "timm has no model .*; it has .*efficientnet_"),
-        (["--model", "timm/nonsuch", "--classes", *CLASSES], "timm has no model 'nonsuch'$"),
         (["--model", "timm/", "--classes", *CLASSES], "timm has no model ''$"),
         (["--model", "timm/resnet18.nonsuch", "--classes", *CLASSES], "Invalid pretrained tag .nonsuch. for resnet18"),
         (["--model", "resnet18", "--classes", *CLASSES], "does not fit ResNet: .* missing .* unexpected"),
@@ -553,28 +478,21 @@ def test_flags_that_do_not_describe_the_file_are_refused(flags, message, foreign
         start("test", "--checkpoint", foreign, "--data", data, *SIZE, *flags)
 
 
-def test_classes_are_named_alphabetically_or_one_by_one(foreign, data):
+def test_classes_are_named_alphabetically_or_one_by_one(data):
     for order, expected in ((("alphabetical",), ("bus", "car")), (("car", "bus"), ("car", "bus"))):
-        settings = ForeignFlags(model=SMALL, classes=order).settings(str(data), "val", 32)
-        assert load_classifier(foreign, 32, lambda settings=settings: settings)[1].classes == expected
+        assert ForeignFlags(model=SMALL, classes=order).settings(str(data), "val", 32).classes == expected
 
 
 def test_images_of_another_size_are_refused_for_a_model_of_one_size(data, tmp_path):
     model = "timm/test_vit"
     torch.save(own_network(model, 2).state_dict(), tmp_path / "own.pt")
-    flags = ["--data", data, "--images.size", 64]
-    described = ["--model", model, "--classes", "alphabetical"]
+    flags, described = ["--data", data, "--images.size", 64], ["--model", model, "--classes", "alphabetical"]
     with pytest.raises(UsageError, match=r"pos_embed is \(1, 5, 64\), expected \(1, 17, 64\)"):
         start("test", "--checkpoint", tmp_path / "own.pt", *flags, *described)
     settings = classifier_settings(model, CLASSES, 32)
     save_classifier(build_classifier(settings), settings, tmp_path / "ours.pt")
-    message = "--images.size 64: the timm/test_vit in .*ours.pt takes images of 32 only"
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match="--images.size 64: the timm/test_vit in .*ours.pt takes images of 32 only"):
         start("test", "--checkpoint", tmp_path / "ours.pt", *flags)
-    for script in ("train", "train_darkener"):
-        night = ["--night.source", "gamma"] if script == "train" else []
-        with pytest.raises(UsageError, match=message):
-            start(script, *common(data, tmp_path), *flags, "--checkpoint", tmp_path / "ours.pt", *night)
 
 
 def test_a_size_that_a_model_cannot_have_is_refused(tmp_path, data):
@@ -617,9 +535,9 @@ def test_a_published_inception_network_converts_its_input_to_these_statistics():
 # --- published weights
 
 
-def published_state(model, **changes):
+def published_state(model):
     torch.manual_seed(7)
-    return torchvision.models.get_model(model).state_dict() | changes
+    return torchvision.models.get_model(model).state_dict()
 
 
 def assert_published_but_for_the_last_layer(network, published, last):
@@ -632,15 +550,6 @@ def assert_published_but_for_the_last_layer(network, published, last):
             assert torch.equal(tensor, published[name]), name
 
 
-def test_published_weights_of_torchvision(monkeypatch):
-    # Files from before BatchNorm counted its batches lack the counters.
-    published = {n: t for n, t in published_state("resnet18").items() if not n.endswith("num_batches_tracked")}
-    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda self, *args, **kwargs: dict(published))
-    network = build_classifier(ClassifierSettings("resnet18", ("a", "b", "c")), pretrained=True)
-    assert_published_but_for_the_last_layer(network, published, "fc.")
-    assert network(rand(2, 3, 64, 64)).shape == (2, 3)
-
-
 def test_published_weights_under_former_names(monkeypatch):
     published = published_state("densenet121")
     former = {
@@ -651,6 +560,7 @@ def test_published_weights_under_former_names(monkeypatch):
         if not name.endswith("num_batches_tracked")
     }
     monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda self, *args, **kwargs: dict(former))
+    # Files from before BatchNorm counted its batches lack the counters, too.
     network = build_classifier(ClassifierSettings("densenet121", ("a", "b", "c")), pretrained=True)
     assert_published_but_for_the_last_layer(network, published, "classifier.")
 
@@ -663,53 +573,19 @@ def test_published_weights_of_timm(monkeypatch):
     assert_published_but_for_the_last_layer(network, published, "classifier.")
 
 
-def fails(error):
-    def get(*args, **kwargs):
-        raise error
-
-    return get
-
-
-@pytest.mark.parametrize("error", [urllib.error.URLError("no route to host"), ConnectionResetError("no route to host")])
-@pytest.mark.parametrize("model", ["resnet18", SMALL])
-def test_a_failed_download_is_one_clear_message(model, error, monkeypatch, data, tmp_path):
-    monkeypatch.setattr(WeightsEnum, "get_state_dict", fails(error))
-    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", fails(error))
-    with pytest.raises(UsageError) as caught:
-        start("train_day", *common(data, tmp_path / "runs"), "--model", model, "--pretrained")
-    assert str(caught.value) == (
-        f"cannot download the ImageNet weights of {model} ({error}); connect once, or drop --pretrained"
-    )
-    assert not (tmp_path / "runs" / "classification").exists()
-
-
-@pytest.mark.parametrize(
-    ("published", "message"),
-    [
-        (
-            lambda: without(published_state("resnet18"), "layer4.1.conv2.weight"),
-            '--model resnet18 cannot be built: .*Missing key.*: "layer4.1.conv2.weight"',
-        ),
-        (
-            lambda: published_state("resnet18", **{"conv1.weight": torch.zeros(64, 3, 3, 3)}),
-            "--model resnet18 cannot be built: .*size mismatch for conv1.weight",
-        ),
-    ],
-)
-def test_published_weights_that_lack_more_than_the_last_layer_are_refused(published, message, monkeypatch):
-    state = published()
+def test_published_weights_that_lack_more_than_the_last_layer_are_refused(monkeypatch):
+    state = without(published_state("resnet18"), "layer4.1.conv2.weight")
     monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda self, *args, **kwargs: state)
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match='--model resnet18 cannot be built: .*Missing key.*: "layer4.1.conv2.weight"'):
         build_classifier(ClassifierSettings("resnet18", CLASSES), pretrained=True)
 
 
-@pytest.mark.parametrize("classes", [3, 1000])
-def test_published_weights_for_another_size_are_refused(classes, monkeypatch):
+def test_published_weights_for_another_size_are_refused(monkeypatch):
     def tiny(name, weights=None, num_classes=1000, image_size=224):
         return torchvision.models.VisionTransformer(image_size, 16, 1, 2, 16, 16, num_classes=num_classes)
 
     monkeypatch.setattr(torchvision.models, "get_model", tiny)
-    settings = classifier_settings("vit_b_16", tuple(map(str, range(classes))), 32)
+    settings = classifier_settings("vit_b_16", CLASSES, 32)
     build_classifier(settings)
     with pytest.raises(UsageError, match=r"encoder.pos_embedding is \(1, 197, 16\), expected \(1, 5, 16\)"):
         build_classifier(settings, pretrained=True)

@@ -13,8 +13,8 @@ from recogniser import (
     RELEASED_CLASSES,
     RecogniserSettings,
     build_recogniser,
+    expected_normalization,
     load_recogniser,
-    recogniser_settings,
     save_recogniser,
 )
 from reference_weights import assert_names, assert_numbers, batch_norm, filled, kind_of, linear, rand, tensors_of
@@ -245,9 +245,9 @@ def test_clips_are_normalised_channel_by_channel():
 
 
 def test_a_network_from_image_weights_is_normalised_as_these_expect():
-    assert recogniser_settings("i3d_resnet18", ("a",), pretrained=True).normalization == "imagenet"
-    assert recogniser_settings("i3d_resnet18", ("a",)).normalization == "kinetics"
-    assert recogniser_settings("r3d_18", ("a",), pretrained=True).normalization == "kinetics"
+    assert expected_normalization("i3d_resnet18", pretrained=True) == "imagenet"
+    assert expected_normalization("i3d_resnet18") == "kinetics"
+    assert expected_normalization("r3d_18", pretrained=True) == "kinetics"
 
 
 @pytest.mark.parametrize(

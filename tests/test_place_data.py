@@ -1,6 +1,7 @@
 """Places: lists, layouts, missing and broken files, pairs, shapes."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -10,12 +11,13 @@ from descriptors import describe, selection_score
 from PIL import Image
 from place_checkpoints import load_place_network
 from place_files import place_picture, write_folders, write_pickle, write_sfm, write_tokyo
-from place_images import PlaceConfig, PlaceFiles, ScenePlaces, by_shape, decode_shrunk
+from place_images import PlaceConfig, PlaceFiles, ScenePlaces, decode_shrunk
 from place_network import PlaceSettings, build_place_network
-from place_pairs import PlacePairs, all_pairs, image_file, open_pairs, read_sfm, read_whitening_pairs
+from place_pairs import all_pairs, image_file, open_pairs, open_whitening_pairs, read_sfm
 from retrieval_sets import open_retrieval_sets, read_toolbox
 from torchvision.transforms.v2 import functional
-from tuple_mining import EpochTuples, TrainingTuples, TupleConfig
+from tuple_mining import EpochTuples, TupleConfig
+from tuple_pair import ImagesOfManyShapes
 
 from media.pictures import decode_picture
 from minmax.runtime.devices import Runtime
@@ -43,7 +45,10 @@ def test_pairs_of_sfm(tmp_path):
     queries, relevances = pairs.relevances()
     # The third view looks for the second; the first, which is no pair of it, is junk as the query itself is.
     assert queries[1] == 2 and relevances[1].ok == (1,) and relevances[1].junk == (0, 2)
-    assert len(read_whitening_pairs(folder / "retrieval-SfM-120k-whiten.pkl", tmp_path / "runs").queries) == 16
+    listed = read_plain_pickle(folder / "retrieval-SfM-120k-whiten.pkl")
+    del listed["cluster"], listed["qidxs"][3:], listed["pidxs"][3:]
+    write_pickle(listed, folder / "retrieval-SfM-120k-whiten.pkl")
+    assert len(open_whitening_pairs(str(tmp_path), CONFIG, cache=tmp_path / "runs").queries) == 3
 
 
 LISTS = {  # a list of the split, what becomes of it, and the message
@@ -171,7 +176,7 @@ def test_a_query_that_is_in_the_data_base_does_not_find_itself(tmp_path):
         ({"gnd": [{"ok": None}]}, "must list whole numbers"),
         ({"gnd": [{"ok": [1], "junk": [1]}]}, "is both ok and junk"),
         ({"qimlist": [], "gnd": []}, "list of queries .qimlist. is empty"),
-        ({"qimlist": None}, "qimlist is missing or no list"),
+        ({"qimlist": None}, "qimlist is missing, expected a list"),
         ({"qimlist": np.array("q", dtype=object), "gnd": []}, "1 queries but 0 answers"),
         ({"imlist": ["../../secret", "b"]}, "leads out of"),
     ],
@@ -201,10 +206,21 @@ def test_the_same_places_are_seen_by_day_and_by_night():
     assert not np.array_equal(day[0], day[1])
 
 
-def test_images_of_one_shape_come_together():
-    images = [torch.zeros(3, 4, 6), torch.ones(3, 6, 4), torch.full((3, 4, 6), 2.0)]
-    groups = [(positions, tuple(batch.shape)) for positions, batch in by_shape(images)]
-    assert groups == [([0, 2], (2, 3, 4, 6)), ([1], (1, 3, 6, 4))]
+def test_images_of_one_shape_come_together_and_keep_their_order():
+    class Told(NamedTuple):
+        first: torch.Tensor
+        both: torch.Tensor
+
+    class Module(torch.nn.Module):
+        def forward(self, day, night):
+            sizes.append(len(day))
+            return Told(day.mean(dim=(1, 2, 3)), (day + night).mean(dim=(1, 2, 3)))
+
+    sizes = []
+    days = [torch.zeros(3, 4, 6), torch.ones(3, 6, 4), torch.full((3, 4, 6), 2.0)]
+    found = ImagesOfManyShapes(Module(), RUNTIME)(days, [day + 10 for day in days])
+    assert sizes == [2, 1]
+    assert found.first.tolist() == [0.0, 1.0, 2.0] and found.both.tolist() == [10.0, 12.0, 14.0]
 
 
 @pytest.fixture(scope="module")
@@ -238,27 +254,20 @@ def test_the_number_for_choosing_repeats_and_depends_on_no_batch(network, tmp_pa
 def test_tuples_hold_one_place_and_others(network, tmp_path):
     write_sfm(tmp_path)
     pairs = open_pairs(str(tmp_path), "train", CONFIG, cache=tmp_path / "runs")
-    tuples, config = EpochTuples(), TupleConfig(queries=10, pool=20, negatives=3)
-    tuples.mine(network, pairs, config, 0, 48, 0, RUNTIME, 0)
+    tuples = EpochTuples(pairs, TupleConfig(queries=10, pool=20, negatives=3), 48, seed=0)
+    tuples.mine(network, 0, RUNTIME, workers=0)
     places = pairs.clusters[tuples.members]
-    assert tuples.members.shape == (10, 5)
+    assert len(tuples) == 10 and tuples.members.shape == (10, 5)
     assert torch.equal(places[:, 0], places[:, 1])
     assert all(len({int(c) for c in row[1:]}) == 4 for row in places)  # its own and three others
-    before = tuples.members.clone()
-    tuples.mine(network, pairs, config, 0, 48, 0, RUNTIME, 0)
-    assert tuples.members is not before and torch.equal(tuples.members, before)
-    dataset = TrainingTuples(pairs.images, tuples, 10, 48)
-    assert len(dataset[0, 3].others) == 4 and dataset[0, 3].query.dtype == torch.uint8
+    assert len(tuples[0, 3].others) == 4 and tuples[0, 3].query.dtype == torch.uint8
     with pytest.raises(ValueError, match="of epoch 0, not 1"):
-        dataset[1, 3]
-    tuples.mine(network, pairs, config, 1, 48, 0, RUNTIME, 0)
+        tuples[1, 3]
+    before = tuples.members
+    tuples.mine(network, 0, RUNTIME, workers=0)
+    assert tuples.members is before
+    tuples.mine(network, 1, RUNTIME, workers=0)
     assert not torch.equal(tuples.members, before)
-
-
-def test_pairs_without_two_images_of_a_place_are_refused():
-    images = ScenePlaces("x", np.zeros((2, 8, 8, 3), np.uint8), is_night=False)
-    with pytest.raises(UsageError, match="no place has two images"):
-        PlacePairs(images, torch.tensor([0, 1]), torch.tensor([]), torch.tensor([]))
 
 
 def test_crops_are_of_one_size_and_repeat(tmp_path):

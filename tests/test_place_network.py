@@ -70,13 +70,10 @@ def test_vgg_and_alexnet_end_before_their_last_pooling_as_in_the_toolbox(tmp_pat
         "pool.p": torch.tensor([2.9])
     }
     torch.save({"meta": {**META, "architecture": model}, "state_dict": state}, tmp_path / "theirs.pth")
-    network, settings = load_place_network(tmp_path / "theirs.pth")
+    network, _ = load_place_network(tmp_path / "theirs.pth")
     images = torch.rand(2, 3, 96, 128)
-    gem = GeM(2.9)
-    expected = unit_length(gem(trunk(network.normalization(images))))
+    expected = unit_length(GeM(2.9)(trunk(network.normalization(images))))
     torch.testing.assert_close(network.eval()(images), expected)
-    save_place_network(network, settings, tmp_path / "ours.pt")
-    torch.testing.assert_close(load_place_network(tmp_path / "ours.pt")[0].eval()(images), expected)
 
 
 def test_a_checkpoint_that_carries_its_whitening_is_read(tmp_path):
@@ -89,13 +86,6 @@ def test_a_checkpoint_that_carries_its_whitening_is_read(tmp_path):
 )
 def test_a_trunk_gets_images_as_its_published_weights_expect(model, mean):
     assert settings_for(model, whitened=True).mean[0] == mean and settings_for(model, whitened=True).whitened
-
-
-def test_a_trunk_that_nobody_knows_is_named():
-    with pytest.raises(UsageError, match="--model resnet19"):
-        settings_for("resnet19")
-    with pytest.raises(UsageError, match="--model timm/nothing"):
-        build_place_network(settings_for("timm/nothing"))
 
 
 @pytest.fixture(scope="module")
@@ -196,8 +186,8 @@ def test_trunks_of_torchvision_and_timm_describe_images_of_any_format(model):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("resnet19", "torchvision has no such network"),
-        ("timm/nothing", "timm has no such model"),
+        ("resnet19", "--model resnet19: torchvision has no such network"),
+        ("timm/nothing", "--model timm/nothing: timm has no such model"),
         ("vit_b_16", "no part that gives a map"),
         ("timm/vit_tiny_patch16_224", "any size|no map of features"),
     ],
@@ -236,14 +226,6 @@ def test_byol_compares_descriptors_and_shares_the_power_of_the_pooling():
     assert network.model.pool.p.grad is not None
     assert pair.target_projectors[0].pool.gem.p.grad is None
     torch.testing.assert_close(outputs.day_prediction, network(day))
-
-
-def test_the_statistics_of_the_trunk_stay(reference):
-    network = small()
-    pair = build_pair(network, ByolConfig(batch_norm="frozen", head_norm="layer"), build_projectors).train()
-    before = network.model.features[1].running_mean.clone()
-    pair(torch.rand(2, 3, 40, 48), torch.rand(2, 3, 40, 48))
-    assert torch.equal(network.model.features[1].running_mean, before)
 
 
 def test_the_power_learns_ten_times_as_fast_without_decay():

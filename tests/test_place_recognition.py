@@ -50,6 +50,9 @@ def test_whitening_is_learned_once_and_changes_the_descriptors(places, checkpoin
         assert caplog.text.count("whitening learned") == 1
         start("test", *flags, "--whitening", "--scales", 1, 0.5, "--output", tmp_path / "d")
         assert caplog.text.count("whitening learned") == 2
+    (tmp_path / "copy.whitening.safetensors").write_bytes(b"broken")
+    with pytest.raises(UsageError, match="is broken"):
+        start("test", *flags, "--whitening", "--output", tmp_path / "e")
     arrays = [np.load(tmp_path / x / "descriptors/checkpoint/247tokyo1k-queries.npy") for x in "abc"]
     assert not np.allclose(arrays[0], arrays[1]) and np.array_equal(arrays[1], arrays[2])
     assert torch.equal(first["checkpoint"]["247tokyo1k"].rankings, second["checkpoint"]["247tokyo1k"].rankings)
@@ -116,13 +119,8 @@ def test_settings_that_do_not_go_with_tuples_are_refused(flags, message, places,
     assert not (tmp_path / "visual-place-recognition").exists()
 
 
-def test_a_checkpoint_and_pretrained_weights_contradict(places, checkpoint, tmp_path):
-    with pytest.raises(UsageError, match="drop --pretrained"):
-        start("train_day", *common(places, tmp_path), "--checkpoint", checkpoint, "--pretrained")
-
-
-def test_a_network_fits_its_own_scores_only(places, checkpoint, tmp_path):
+def test_flags_that_cannot_be_are_refused(places, checkpoint, tmp_path):
     with pytest.raises(UsageError, match="--scales 0"):
         start("test", "--checkpoint", checkpoint, "--data", places, "--scales", 0)
-    with pytest.raises(UsageError, match="no checkpoint at"):
-        start("test", "--checkpoint", tmp_path / "none.pt", "--data", places)
+    with pytest.raises(UsageError, match="drop --pretrained"):
+        start("train_day", *common(places, tmp_path), "--checkpoint", checkpoint, "--pretrained")

@@ -5,17 +5,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from cityscapes import StreetConfig, open_streets
-from miou import measure, selection_score
-from night_streets import open_night
+from cityscapes import StreetConfig, open_night, open_streets
+from miou import StreetScore, measure, selection_score
 from PIL import Image
 from segmentation_scripts import RUNTIME
 from segmenter import load_segmenter
-from street_images import SceneStreets, StreetFile, StreetFiles, read_labels
+from street_images import SceneStreets, StreetFile, StreetFiles, TrainingStreets, WholeStreets, read_labels
 from street_labels import VOID
 from street_photometry import PhotometryConfig, change_views
-from street_pictures import draw_side_by_side
-from street_views import TrainingStreets, WholeStreets
+from street_pictures import draw_predictions
 
 from minmax.runtime.errors import UsageError
 from minmax.runtime.splits import DayPictures
@@ -106,10 +104,6 @@ SPOILT = {
         "1 of 6 images of .* cannot be used:\n .*ulm_000002_000019_leftImg8bit.png: ",
     ),
     "no folder": (lambda r: shutil.rmtree(r / "gtFine"), "no folder .*gtFine/train; expected .* found leftImg8bit"),
-    "a file among cities": (
-        lambda r: (r / "leftImg8bit/train/readme.txt").touch(),
-        "readme.txt is a file; .* holds a folder for each city",
-    ),
     "empty": (empty, "no images of"),
 }
 
@@ -144,7 +138,7 @@ def test_files_of_a_file_manager_are_no_images(cityscapes, tmp_path):
         (cityscapes / folder / ".DS_Store").touch()
     (cityscapes / "leftImg8bit/train/ulm/._ulm_000002_000019_leftImg8bit.png").touch()
     (cityscapes / "gtFine/train/ulm/._ulm_000002_000019_gtFine_labelIds.png").touch()
-    (cityscapes / "leftImg8bit/train/ulm/Thumbs.db").touch()
+    (cityscapes / "leftImg8bit/train/readme.txt").touch()
     assert len(open_streets(str(cityscapes), "train", CONFIG, cache=tmp_path)) == 6
 
 
@@ -167,11 +161,8 @@ def test_views_share_one_geometry(tmp_path):
     """Colour the image by its labels: after any geometry the colours must still tell the labels."""
     scenes = SceneStreets("train", 4, 64, tmp_path)
     scenes.images = np.repeat((scenes.labels * 13)[..., None], 3, axis=-1).astype(np.uint8)
-    files = [tmp_path / f"{i}.png" for i in range(4)]
-    for file, image in zip(files, scenes.images, strict=True):
-        Image.fromarray(image).save(file)
     config = StreetConfig(size=(64, 64), crop=(48, 40), scale=(0.6, 1.4))
-    views = TrainingStreets(scenes, config, seed=3, darkened=files)
+    views = TrainingStreets(scenes, config, seed=3, darkened=scenes)
     for position in [(epoch, i) for epoch in range(3) for i in range(4)]:
         day, night, labels = views[position]
         assert day.shape == (3, 48, 40) and labels.shape == (48, 40) and labels.dtype == torch.int64
@@ -267,9 +258,10 @@ def test_scenes_have_a_class_for_every_pixel_of_the_same_pictures(tmp_path):
 
 
 def test_pictures_show_every_column(tmp_path):
-    labels = [torch.zeros(20, 30, dtype=torch.uint8), torch.full((20, 30), VOID)]
-    images = [torch.rand(3, 20, 30) for _ in range(2)]
-    draw_side_by_side("$a_b$", ["a.png", "b.png"], images, {"truth": labels, "after": labels[::-1]}, tmp_path / "a.png")
+    scenes = SceneStreets("val", 2, 32, tmp_path)
+    streets = [scenes.load(index) for index in range(2)]
+    kept = tuple((street, torch.full((16, 16), VOID)) for street in streets)
+    draw_predictions(scenes, {"$a_b$": StreetScore(torch.eye(20), kept)}, tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
         assert picture.width > picture.height
 

@@ -7,7 +7,7 @@ from place_images import PlaceImages
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from minmax.runtime.config import require
+from minmax.runtime.errors import check
 from minmax.runtime.seeding import generator_for
 from minmax.runtime.splits import refuse_night
 
@@ -25,11 +25,9 @@ class CropConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        require(self.short_side >= 32, "--images.short-side", self.short_side, "32 or more")
-        require(
-            16 <= self.crop <= self.short_side, "--images.crop", self.crop, f"16 to {self.short_side}, the short side"
-        )
-        require(self.per_epoch >= 1, "--images.per-epoch", self.per_epoch, "1 or more")
+        check(self, "short_side", self.short_side >= 32, "32 or more")
+        check(self, "crop", 16 <= self.crop <= self.short_side, f"16 to {self.short_side}, the short side")
+        check(self, "per_epoch", self.per_epoch >= 1, "1 or more")
 
 
 class DayCrops(Dataset[Tensor]):
@@ -56,22 +54,20 @@ class DayCrops(Dataset[Tensor]):
             index = int(order[number])
         image = self._resized(index)
         generator = generator_for(self.seed, "crop", epoch, index)
-        top, left = (
-            int(torch.randint(side - self.config.crop + 1, (1,), generator=generator)) for side in image.shape[-2:]
-        )
+        free = [side - self.config.crop for side in image.shape[-2:]]
+        top, left = (int(torch.randint(most + 1, (1,), generator=generator)) for most in free)
         return image[:, top : top + self.config.crop, left : left + self.config.crop]
 
     def central(self, index: int) -> Tensor:
         """The middle of an image."""
-        from torchvision.transforms.v2 import functional
-
-        middle: Tensor = functional.center_crop(self._resized(index), [self.config.crop])
-        return middle
+        image, crop = self._resized(index), self.config.crop
+        top, left = (round((side - crop) / 2) for side in image.shape[-2:])
+        return image[:, top : top + crop, left : left + crop]
 
     def _resized(self, index: int) -> Tensor:
-        # A panorama of more than four to one is enlarged again; others are only ever shrunk.
-        from torchvision.transforms.v2 import functional
+        from torchvision.transforms.v2 import functional  # here, as it takes a second to import
 
+        # A panorama of more than four to one is enlarged again; others are only ever shrunk.
         image = self.images.load(index, 4 * self.config.short_side)
         resized: Tensor = functional.resize(image, [self.config.short_side], antialias=True)
         return resized

@@ -1,7 +1,10 @@
 """Descriptors of many images of many shapes: those of equal shape go through the network together."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from place_images import PlaceImages
@@ -14,10 +17,13 @@ from torch.utils.data import Dataset
 from darkening.selection_nights import SelectionNight, by_day, selection_numbers
 from minmax.features import FeatureModel
 from minmax.runtime.batches import one_pass
+from minmax.runtime.checkpoints import write_atomically
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError
+from minmax.runtime.run import Run
 from minmax.runtime.seeding import generator_for
 
+log = logging.getLogger(__name__)
 _SHAPES_HELD = 16  # batches that may fill at the same time
 # Parts of torch's messages when an image, or a map inside a network, shrinks to nothing.
 _TOO_SMALL = ("too small", "should be greater than 0", "can't be greater than actual input size")
@@ -40,26 +46,20 @@ class WholePlaces(Dataset[Tensor]):
 
 def batches_by_shape(
     images: PlaceImages, positions: Sequence[int], size: int, batch_size: int, workers: int, runtime: Runtime
-) -> Iterator[tuple[list[int], Tensor]]:
-    """This process's batches of images of one shape each, uint8 `(n, 3, H, W)`, with their numbers among the chosen.
+) -> Iterator[list[tuple[int, Tensor]]]:
+    """This process's batches of images of one shape each, uint8 `(3, H, W)`, with their numbers among the chosen.
 
     Each shape fills a batch of its own; when too many batches are open, the fullest goes first.
     """
-    waiting: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
+    waiting: dict[torch.Size, list[tuple[int, Tensor]]] = {}
     for number, image in one_pass(WholePlaces(images, positions, size), None, images.title, workers, runtime):
-        held = waiting.setdefault(tuple(image.shape), [])
-        held.append((number, image))
-        full = tuple(image.shape) if len(held) == batch_size else None
-        if full is None and len(waiting) > _SHAPES_HELD:
-            full = max(waiting, key=lambda shape: len(waiting[shape]))
-        if full is not None:
-            yield _stacked(waiting.pop(full))
-    for rest in waiting.values():
-        yield _stacked(rest)
-
-
-def _stacked(held: list[tuple[int, Tensor]]) -> tuple[list[int], Tensor]:
-    return [number for number, _ in held], torch.stack([image for _, image in held])
+        batch = waiting.setdefault(image.shape, [])
+        batch.append((number, image))
+        if len(batch) == batch_size:
+            yield waiting.pop(image.shape)
+        elif len(waiting) > _SHAPES_HELD:
+            yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
+    yield from waiting.values()
 
 
 def describe_images(network: FeatureModel, images: Tensor, scales: Sequence[float] = (1.0,)) -> Tensor:
@@ -74,9 +74,9 @@ def describe_images(network: FeatureModel, images: Tensor, scales: Sequence[floa
     power = 1.0 if whole.whiten is not None else float(whole.pool.p.detach())
     total = torch.zeros((), device=images.device)
     for scale in scales:
-        shown = (
-            images if scale == 1 else F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
-        )
+        shown = images
+        if scale != 1:
+            shown = F.interpolate(images, scale_factor=scale, mode="bilinear", align_corners=False)
         total = total + network(shown) ** power
     combined = (total / len(scales)) ** (1.0 / power)
     length: Tensor = combined.norm(dim=1, keepdim=True)
@@ -110,9 +110,10 @@ def describe(
     """
     runtime.evaluate(network)
     chosen = range(len(images)) if positions is None else positions
-    found: list[tuple[list[int], Tensor]] = []
-    for numbers, pixels in batches_by_shape(images, chosen, size, batch_size, workers, runtime):
-        batch = runtime.intensities(pixels)
+    found: list[tuple[Sequence[int], Tensor]] = []
+    for numbered in batches_by_shape(images, chosen, size, batch_size, workers, runtime):
+        numbers = [number for number, _ in numbered]
+        batch = runtime.intensities(torch.stack([image for _, image in numbered]))
         if darken is not None:
             batch = darken(batch, [chosen[number] for number in numbers])
         try:
@@ -137,30 +138,23 @@ def selection_score(
     Arguments as for `describe`; `pairs` refuse night images.
     """
     return selection_numbers(
-        pairs.images, lambda nights: _precisions(nights, network, pairs, size, runtime, batch_size, workers)
+        pairs.images, lambda nights: precisions(network, pairs, size, runtime, nights, batch_size, workers)
     )
 
 
-def day_precision(
-    network: FeatureModel, pairs: PlacePairs, size: int, runtime: Runtime, batch_size: int = 16, workers: int = 0
-) -> float:
-    """Mean average precision of day queries; arguments as for `selection_score`."""
-    [precision] = _precisions([by_day], network, pairs, size, runtime, batch_size, workers)
-    return precision
-
-
-def _precisions(
-    nights: Sequence[SelectionNight],
+def precisions(
     network: FeatureModel,
     pairs: PlacePairs,
     size: int,
     runtime: Runtime,
-    batch_size: int,
-    workers: int,
-) -> Iterator[float]:
-    """Mean average precision of the queries in each of `nights`, searched in the data base by day."""
+    nights: Sequence[SelectionNight] = (by_day,),
+    batch_size: int = 16,
+    workers: int = 0,
+) -> list[float]:
+    """Mean average precision of the queries in each of some nights, searched in the data base by day."""
     positions, relevances = pairs.relevances()
     database = describe(network, pairs.images, size, runtime, None, (1.0,), batch_size, workers)
+    found = []
     for night in nights:
 
         def darken(batch: Tensor, at: Sequence[int], night: SelectionNight = night) -> Tensor:
@@ -171,10 +165,30 @@ def _precisions(
         queries = database[positions]
         if night is not by_day:
             queries = describe(network, pairs.images, size, runtime, positions, (1.0,), batch_size, workers, darken)
-        rankings = nearest(queries, database)
-        yield score_rankings(rankings, relevances, [""] * len(relevances)).mean_average_precision
+        score = score_rankings(nearest(queries, database), relevances, [""] * len(relevances))
+        found.append(score.mean_average_precision)
+    return found
 
 
-def draw_positions(count: int, of: int, *keys: int | str) -> list[int]:
-    """Draw `count` different positions below `of`, or all in a new order if there are fewer, seeded by `keys`."""
-    return torch.randperm(of, generator=generator_for(*keys))[:count].tolist()
+def warn_of_fall(score: float, start: float, run: Run) -> None:
+    """Say when the number for choosing is below what it was before training, or below that of an earlier epoch."""
+    better = max(start, run.progress.best)
+    if score < better and run.runtime.is_main:
+        kept = "the network before training" if better == start else f"best.pt of epoch {run.progress.best_epoch}"
+        log.warning(
+            "the number for choosing, %.1f %%, has fallen below the %.1f %% of %s; lower --optim.lr if it does not "
+            "recover",
+            *(100 * score, 100 * better, kept),
+        )
+
+
+def save_descriptors(values: Tensor, images: PlaceImages, stem: Path) -> None:
+    """Write `(N, D)` as STEM.npy, and the names of the images, a line each, as STEM.txt; atomically."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as stream:
+            np.save(stream, values.numpy(), allow_pickle=False)
+
+    names = "".join(f"{images.name(i)}\n" for i in range(len(images)))
+    write_atomically(Path(f"{stem}.npy"), write)
+    write_atomically(Path(f"{stem}.txt"), lambda temporary: temporary.write_text(names, encoding="utf-8"))

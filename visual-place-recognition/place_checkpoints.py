@@ -37,36 +37,31 @@ def load_place_network(path: Path, model: str | None = None) -> tuple[FeatureMod
     kind = payload.get("format")
     if kind == CHECKPOINT_FORMAT:
         return rebuild_network(payload, PlaceSettings, build_place_network, path)
-    if kind == CLASSIFIER_FORMAT:
-        settings = _trunk_of_classifier(payload, path)
-    elif isinstance(payload.get("meta"), Mapping):
+    if isinstance(payload.get("meta"), Mapping):
         return rebuild_released(payload, path)
-    elif model is None:
-        raise UsageError(
-            f"{path} does not say what network it holds: expected a checkpoint of this project or one with `meta` as "
-            "the authors'; for bare weights name it with --model"
-        )
-    elif model.startswith(TIMM):
-        raise UsageError(f"--model {model}: bare weights are taken for networks of torchvision only")
+    if kind == CLASSIFIER_FORMAT:
+        described = payload.get("settings")
+        if not isinstance(described, Mapping):
+            raise UsageError(f"{path} is not a classifier of this version")
+        settings, named_by = PlaceSettings(str(described.get("model", ""))), "it"
+        if settings.model.startswith(TIMM) or described.get("normalization", "imagenet") != "imagenet":
+            raise UsageError(
+                f"{path} is a classifier {settings.model}; only trunks of torchvision with ImageNet's statistics are "
+                "taken over from a classifier"
+            )
     else:
-        settings = settings_for(model)
+        if model is None:
+            raise UsageError(
+                f"{path} does not say what network it holds: expected a checkpoint of this project or one with `meta` "
+                "as the authors'; for bare weights name it with --model"
+            )
+        if model.startswith(TIMM):
+            raise UsageError(f"--model {model}: bare weights are taken for networks of torchvision only")
+        settings, named_by = settings_for(model), "--model"
     try:
         return build_place_network(settings, init=path), settings
     except UsageError as error:
-        raise UsageError(f"{error}; is it a {settings.model}, as {'--model' if model else 'it'} says?") from error
-
-
-def _trunk_of_classifier(payload: Mapping[str, Any], path: Path) -> PlaceSettings:
-    described = payload.get("settings")
-    if not isinstance(described, Mapping) or not isinstance(payload.get("network"), Mapping):
-        raise UsageError(f"{path} is not a classifier of this version")
-    settings = PlaceSettings(str(described.get("model", "")))
-    if settings.model.startswith(TIMM) or described.get("normalization", "imagenet") != "imagenet":
-        raise UsageError(
-            f"{path} is a classifier {settings.model}; only trunks of torchvision with ImageNet's statistics are taken "
-            "over from a classifier"
-        )
-    return settings
+        raise UsageError(f"{error}; is it a {settings.model}, as {named_by} says?") from error
 
 
 def rebuild_released(payload: Mapping[str, Any], path: Path | str) -> tuple[FeatureModel, PlaceSettings]:
@@ -89,12 +84,8 @@ def rebuild_released(payload: Mapping[str, Any], path: Path | str) -> tuple[Feat
     mean, std = meta.get("mean", IMAGENET_STATISTICS[0]), meta.get("std", IMAGENET_STATISTICS[1])
     if not all(isinstance(value, list | tuple) and len(value) == 3 for value in (mean, std)):
         raise UsageError(f"{path}: its meta has mean {mean} and std {std}; expected three numbers each")
-    settings = PlaceSettings(
-        meta["architecture"],
-        bool(meta.get("whitening")),
-        (float(mean[0]), float(mean[1]), float(mean[2])),
-        (float(std[0]), float(std[1]), float(std[2])),
-    )
+    mean, std = ((float(red), float(green), float(blue)) for red, green, blue in (mean, std))
+    settings = PlaceSettings(meta["architecture"], bool(meta.get("whitening")), mean, std)
     network = build_place_network(settings)
     load_strictly(network.model, find_weights(payload, path), path)
     return network, settings

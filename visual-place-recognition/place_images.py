@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from media.pictures import DECODING_ERRORS, as_rgb, listed_below, upright_picture
-from minmax.runtime.config import require
-from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.errors import RunError, UsageError, check
 from minmax.runtime.file_checks import find_problems
 from minmax.runtime.splits import Examples
 
@@ -36,7 +35,7 @@ class PlaceConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        require(self.size >= 32, "--images.size", self.size, "32 or more")
+        check(self, "size", self.size >= 32, "32 or more")
 
 
 class PlaceImages(Examples):
@@ -45,6 +44,14 @@ class PlaceImages(Examples):
     @abstractmethod
     def load(self, index: int, size: int) -> Tensor:
         """One image as uint8 RGB `(3, H, W)`, its longest side at most `size`."""
+
+    @abstractmethod
+    def check(self, records: Path) -> None:
+        """Decode every file once, unless a record in this folder says that it was done before.
+
+        Raises:
+            UsageError: when files are missing or broken; names the first ones.
+        """
 
 
 class PlaceFiles(PlaceImages):
@@ -72,6 +79,29 @@ class PlaceFiles(PlaceImages):
         except DECODING_ERRORS as error:
             raise RunError(f"cannot read {self.files[index]} any more: {error}") from error
 
+    def check(self, records: Path) -> None:
+        """Decode every file once; raises UsageError when some are missing or broken."""
+        missing = [str(file) for file in self.files if not file.is_file()]
+        if missing:
+            raise UsageError(
+                f"{len(missing)} of {len(self)} images of {self.title} are missing; unpack all of them below "
+                f"{self.root}, where they are listed as{listed_below(missing[:5])}"
+            )
+
+        def problem(index: int) -> str | None:
+            try:
+                decode_shrunk(self.files[index], 64, self.boxes[index])
+            except DECODING_ERRORS as error:
+                return f"{self.name(index)}: {error}"
+            return None
+
+        record = records / f"places-{self.fingerprint()}"
+        bad = find_problems(range(len(self)), problem, record, f"checking {self.title}")
+        if bad:
+            raise UsageError(
+                f"{len(bad)} of {len(self)} images of {self.root} cannot be used:{listed_below([*bad.values()])}"
+            )
+
     def name(self, index: int) -> str:
         """Path below the root."""
         return self.files[index].relative_to(self.root).as_posix()
@@ -96,7 +126,10 @@ class ScenePlaces(PlaceImages):
         """One image."""
         image = Image.fromarray(self.pixels[index])
         image.thumbnail((size, size), Image.Resampling.LANCZOS)
-        return _to_tensor(image)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+    def check(self, records: Path) -> None:
+        """Nothing to check."""
 
     def name(self, index: int) -> str:
         """Title and number."""
@@ -121,48 +154,4 @@ def decode_shrunk(file: Path, size: int, box: Box | None = None) -> Tensor:
             raise ValueError(f"its box {box} leads out of its {opened.width}x{opened.height} pixels")
         image = as_rgb(upright_picture(opened) if box is None else opened.crop(box))
     image.thumbnail((size, size), Image.Resampling.LANCZOS)
-    return _to_tensor(image)
-
-
-def _to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-def check_files(images: PlaceFiles, records: Path) -> PlaceFiles:
-    """Decode every file once, unless a record says that it was done before.
-
-    Raises:
-        UsageError: when files are missing or broken; names the first ones.
-    """
-    missing = [file for file in images.files if not file.is_file()]
-    if missing:
-        first = listed_below([str(file) for file in missing[:5]])
-        raise UsageError(
-            f"{len(missing)} of {len(images)} images of {images.title} are missing; unpack all of them below "
-            f"{images.root}, where they are listed as{first}"
-        )
-
-    def problem(position: int) -> str | None:
-        try:
-            decode_shrunk(images.files[position], 64, images.boxes[position])
-        except DECODING_ERRORS as error:
-            return f"{images.name(position)}: {error}"
-        return None
-
-    bad = find_problems(
-        range(len(images)), problem, records / f"places-{images.fingerprint()}", f"checking {images.title}"
-    )
-    if bad:
-        raise UsageError(
-            f"{len(bad)} of {len(images)} images of {images.root} cannot be used:{listed_below([*bad.values()])}"
-        )
-    return images
-
-
-def by_shape(images: Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor]]:
-    """Positions and batch `(n, 3, H, W)` of the images of each shape, in the order in which the shapes appear."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for position, image in enumerate(images):
-        groups.setdefault(tuple(image.shape), []).append(position)
-    for positions in groups.values():
-        yield positions, torch.stack([images[position] for position in positions])

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from minmax.byol import ByolConfig, Projector
-from minmax.features import IMAGENET_STATISTICS, FeatureModel, InputNormalization, one_line
+from minmax.features import IMAGENET_STATISTICS, FeatureModel, InputNormalization, evaluation_mode, one_line
 from minmax.pretrained import as_published, load_start, read_start
 from minmax.runtime.errors import UsageError
 
 TIMM = "timm/"
-RESNET_LAYERS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
 _LENGTH_FLOOR = 1e-6
 
 
@@ -126,15 +125,14 @@ def build_place_network(settings: PlaceSettings, pretrained: bool = False, init:
         UsageError: when there is no such network, it has no map of features, or its weights cannot be downloaded or do
             not fit.
     """
-    name = settings.model.removeprefix(TIMM)
+    build_trunk = _timm_trunk if settings.model.startswith(TIMM) else _torchvision_trunk
     try:
-        trunk = (_timm_trunk if settings.model.startswith(TIMM) else _torchvision_trunk)(name, pretrained, init)
+        trunk = build_trunk(settings.model.removeprefix(TIMM), pretrained, init)
     except OSError as error:
         raise UsageError(
             f"cannot download the ImageNet weights of {settings.model} ({error}); connect once, or drop --pretrained"
         ) from error
-    width = _map_width(trunk, settings.model)
-    network = PlaceNetwork(trunk, width, settings.whitened)
+    network = PlaceNetwork(trunk, _map_width(trunk, settings.model), settings.whitened)
     normalization = InputNormalization(settings.mean, settings.std)
     return FeatureModel(network, ["features"], normalization, torch.zeros(1, 3, 96, 128), ["channels-first"])
 
@@ -144,15 +142,13 @@ def _torchvision_trunk(name: str, pretrained: bool, init: Path | None) -> nn.Mod
     from torchvision.models import ResNet, SwinTransformer
     from torchvision.ops import Permute
 
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
+    if name not in torchvision.models.list_models(module=torchvision.models):
         raise UsageError(f"--model {name}: torchvision has no such network; write timm/{name} for one of timm's")
-    extra = {"aux_logits": False, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    network: Any = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None, **extra)
+    network: Any = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
     if init is not None:
         load_start(network, read_start(init), init)
     if isinstance(network, ResNet):
-        return nn.Sequential(*(getattr(network, layer) for layer in RESNET_LAYERS))
+        return nn.Sequential(*list(network.children())[:-2])  # without the average and the classifier
     if isinstance(network, SwinTransformer):
         return nn.Sequential(network.features, Permute([0, 3, 1, 2]))
     features = getattr(network, "features", None)
@@ -189,17 +185,17 @@ def _timm_trunk(name: str, pretrained: bool, init: Path | None) -> nn.Module:
 
 @torch.no_grad()
 def _map_width(trunk: nn.Module, name: str) -> int:
-    try:
-        # Photographs of places come in all shapes.
-        maps = [trunk.eval()(torch.zeros(1, 3, *size)) for size in ((96, 128), (160, 96))]
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise UsageError(
-            f"--model {name}: it does not take images of any size ({one_line(error)}); choose another"
-        ) from error
-    trunk.train()
-    shapes = [tuple(value.shape) for value in maps]
-    if any(len(shape) != 4 for shape in shapes) or len({shape[1] for shape in shapes}) > 1:
-        raise UsageError(f"--model {name}: expected maps of features (N, C, H, W), it gives {shapes}")
+    """Channels of the map; photographs of places come in all shapes, so it must come of any."""
+    with evaluation_mode(trunk):
+        try:
+            shapes = [trunk(torch.zeros(1, 3, *size)).shape for size in ((96, 128), (160, 96))]
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise UsageError(
+                f"--model {name}: it does not take images of any size ({one_line(error)}); choose another"
+            ) from error
+    if any(len(shape) != 4 for shape in shapes) or shapes[0][1] != shapes[1][1]:
+        found = [tuple(shape) for shape in shapes]
+        raise UsageError(f"--model {name}: expected maps of features (N, C, H, W), it gives {found}")
     return int(shapes[0][1])
 
 

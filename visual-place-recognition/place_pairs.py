@@ -4,24 +4,17 @@ Read from retrieval-SfM-120k, from folders of places, or built in.
 """
 
 import hashlib
+import itertools
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from place_images import (
-    QUICK_PLACES,
-    SCENES,
-    PlaceConfig,
-    PlaceFiles,
-    PlaceImages,
-    ScenePlaces,
-    check_files,
-)
+from place_images import QUICK_PLACES, SCENES, PlaceConfig, PlaceFiles, PlaceImages, ScenePlaces
 from ranking import Relevance
 from torch import Tensor
 
@@ -33,6 +26,7 @@ from minmax.runtime.splits import check_split, refuse_night
 from scenes import render_places
 
 log = logging.getLogger(__name__)
+ItemT = TypeVar("ItemT")
 PairSplit = Literal["train", "val"]
 SFM = Path("train/retrieval-SfM-120k")
 SCENE_SEEDS: dict[str, int] = {"train": 31, "val": 32, "test": 33}
@@ -84,13 +78,13 @@ class PlacePairs:
 
         Other images of the same cluster may show another side of the place: they are junk, as is the query itself.
         """
+        clusters = self.clusters.tolist()
         wanted: dict[int, set[int]] = {}
         for query, positive in zip(self.queries.tolist(), self.positives.tolist(), strict=True):
             wanted.setdefault(query, set()).add(positive)
         members: dict[int, set[int]] = {}
-        for position, cluster in enumerate(self.clusters.tolist()):
+        for position, cluster in enumerate(clusters):
             members.setdefault(cluster, set()).add(position)
-        clusters = self.clusters.tolist()
         return list(wanted), [
             Relevance(tuple(sorted(ok)), tuple(sorted(members[clusters[query]] - ok))) for query, ok in wanted.items()
         ]
@@ -130,107 +124,90 @@ def open_pairs(
             f"{WHERE_TO_GET}, or use --data scenes"
         )
     check_split(pairs.images, split)
-    return _check_images(pairs, cache)
-
-
-def _check_images(pairs: PlacePairs, cache: Path) -> PlacePairs:
-    assert isinstance(pairs.images, PlaceFiles)
-    check_files(pairs.images, cache / "checked")
+    pairs.images.check(cache / "checked")
     return pairs
 
 
-def read_sfm(pickle: Path, split: PairSplit, quick: bool = False) -> PlacePairs:
-    """Pairs of a split as the retrieval toolbox lists them: ids of images, their clusters, and pairs by position.
+def open_whitening_pairs(data: str, config: PlaceConfig, quick: bool = False, cache: Path = DEFAULT_RUNS) -> PlacePairs:
+    """The pairs that a whitening is learned from: those of the toolbox's own list, or else the training's.
+
+    Arguments and errors as for `open_pairs`.
+    """
+    file = Path(data).expanduser() / SFM / f"{SFM.name}-whiten.pkl"
+    if data == SCENES or not file.is_file():
+        return open_pairs(data, "train", config, quick, cache)
+    pairs = read_sfm(file, None, quick)
+    pairs.images.check(cache / "checked")
+    return pairs
+
+
+def read_sfm(file: Path, split: PairSplit | None, quick: bool = False) -> PlacePairs:
+    """Pairs as the retrieval toolbox lists them: ids of images, their clusters, and pairs by position.
+
+    Args:
+        file: one of its pickles, beside the folder ims.
+        split: train or val; None for the list of the whitening, which has no splits and may lack clusters.
+        quick: only a few pairs and places.
 
     Raises:
         UsageError: when the file is missing, is refused, or does not fit together.
     """
-    lists = read_plain_pickle(pickle)
-    if split not in lists:
-        raise UsageError(f"{pickle} has no split {split}; it has {', '.join(map(str, lists))}")
-    return _listed_pairs(lists[split], f"{SFM.name}, {split}", pickle, quick)
-
-
-def read_whitening_pairs(pickle: Path, cache: Path, quick: bool = False) -> PlacePairs:
-    """The pairs that the toolbox learns its whitening from: listed as a split is, though clusters may be missing.
-
-    Args:
-        pickle: retrieval-SfM-120k-whiten.pkl.
-        cache: folder for the record of which files were checked.
-        quick: only a few images.
-
-    Raises:
-        UsageError: as `read_sfm`.
-    """
-    listed = read_plain_pickle(pickle)
-    clusters = listed.get("cluster")
-    if clusters is None:  # then the pairs alone tell what belongs together
-        clusters = _joined(len(_listed(listed, "cids", pickle)), listed, pickle)
-    return _check_images(_listed_pairs({**listed, "cluster": list(clusters)}, pickle.stem, pickle, quick), cache)
-
-
-def _listed_pairs(listed: Any, title: str, pickle: Path, quick: bool) -> PlacePairs:
-    names, clusters = _listed(listed, "cids", pickle), _integers(listed, "cluster", pickle)
-    queries, positives = (_integers(listed, name, pickle) for name in ("qidxs", "pidxs"))
+    lists: Any = read_plain_pickle(file)
+    title = file.stem
+    if split is not None:
+        if split not in lists:
+            raise UsageError(f"{file} has no split {split}; it has {', '.join(map(str, lists))}")
+        lists, title = lists[split], f"{title}, {split}"
+    names = read_column(lists, "cids", str, file)
+    queries, positives = (read_column(lists, name, int, file) for name in ("qidxs", "pidxs"))
+    # Without clusters every image passes for a place of its own: a whitening looks at the pairs alone.
+    has_clusters = split is not None or "cluster" in lists
+    clusters = read_column(lists, "cluster", int, file) if has_clusters else list(range(len(names)))
     if len(clusters) != len(names) or len(queries) != len(positives):
         raise UsageError(
-            f"{pickle}, {title}: {len(names)} images with {len(clusters)} clusters and {len(queries)} queries with "
+            f"{file}, {title}: {len(names)} images with {len(clusters)} clusters and {len(queries)} queries with "
             f"{len(positives)} positives; expected as many of each"
         )
-    outside = [i for i in (*queries, *positives) if not 0 <= i < len(names)]
-    if outside:
-        raise UsageError(f"{pickle}, {title}: a pair names image {outside[0]}, there are {len(names)}")
-    both = list(zip(queries, positives, strict=True))
-    itself = next((query for query, positive in both if query == positive), None)
-    if itself is not None:
-        raise UsageError(f"{pickle}, {title}: image {itself} is listed as its own positive")
-    apart = sum(clusters[query] != clusters[positive] for query, positive in both)
-    if apart:
+    apart = 0
+    for query, positive in zip(queries, positives, strict=True):
+        outside = next((i for i in (query, positive) if not 0 <= i < len(names)), None)
+        if outside is not None:
+            raise UsageError(f"{file}, {title}: a pair names image {outside}, there are {len(names)}")
+        if query == positive:
+            raise UsageError(f"{file}, {title}: image {query} is listed as its own positive")
+        apart += clusters[query] != clusters[positive]
+    if apart and has_clusters:
         log.warning(
-            "%s, %s: %d pairs are of two clusters; their positives may be mined as negatives", pickle, title, apart
+            "%s, %s: %d pairs are of two clusters; their positives may be mined as negatives", file, title, apart
         )
     if quick:
-        kept = {i for pair in zip(queries[:_QUICK_PAIRS], positives[:_QUICK_PAIRS], strict=True) for i in pair}
-        kept_clusters = {clusters[i] for i in kept} | set(sorted(set(clusters))[:QUICK_PLACES])
-        chosen = [i for i, cluster in enumerate(clusters) if cluster in kept_clusters]
-        position = {old: new for new, old in enumerate(chosen)}
-        names, clusters = [names[i] for i in chosen], [clusters[i] for i in chosen]
-        both = [(position[q], position[p]) for q, p in both if {q, p} <= position.keys()]
-        queries, positives = [q for q, _ in both], [p for _, p in both]
-    files = [image_file(pickle.parent / "ims", str(name)) for name in names]
-    images = PlaceFiles(title, pickle.parent, files, is_night=False)
+        queries, positives = queries[:_QUICK_PAIRS], positives[:_QUICK_PAIRS]
+        places = {clusters[i] for i in (*queries, *positives)} | set(sorted(set(clusters))[:QUICK_PLACES])
+        kept = [i for i, cluster in enumerate(clusters) if cluster in places]
+        position = {old: new for new, old in enumerate(kept)}
+        names, clusters = [names[i] for i in kept], [clusters[i] for i in kept]
+        queries, positives = [position[i] for i in queries], [position[i] for i in positives]
+    files = [image_file(file.parent / "ims", name) for name in names]
+    images = PlaceFiles(title, file.parent, files, is_night=False)
     return PlacePairs(images, torch.tensor(clusters), torch.tensor(queries), torch.tensor(positives))
 
 
-def _listed(listed: Any, name: str, pickle: Path) -> list[Any]:
-    if not isinstance(listed, Mapping) or name not in listed:
-        there = ", ".join(map(str, listed)) if isinstance(listed, Mapping) else type(listed).__name__
-        raise UsageError(f"{pickle}: expected lists cids, cluster, qidxs and pidxs, {name} is missing; found {there}")
-    if not isinstance(listed[name], list | tuple | np.ndarray):
-        raise UsageError(f"{pickle}: {name} is a {type(listed[name]).__name__}, expected a list")
-    return np.ravel(listed[name]).tolist() if isinstance(listed[name], np.ndarray) else list(listed[name])
+def read_column(lists: Any, name: str, kind: Callable[[Any], ItemT], file: Path) -> list[ItemT]:
+    """One of the lists in a pickle of the retrieval toolbox, its members made a `kind`.
 
-
-def _integers(listed: Any, name: str, pickle: Path) -> list[int]:
+    Raises:
+        UsageError: when it is missing, no list, or holds something that cannot be that.
+    """
+    values = lists.get(name) if isinstance(lists, Mapping) else None
+    if isinstance(values, np.ndarray):
+        values = values.ravel().tolist()
+    if not isinstance(values, list | tuple):
+        found = "missing" if values is None else f"a {type(values).__name__}"
+        raise UsageError(f"{file}: {name} is {found}, expected a list as the retrieval toolbox writes it")
     try:
-        return [int(value) for value in _listed(listed, name, pickle)]
+        return [kind(value) for value in values]
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{pickle}: {name} holds something other than whole numbers ({error})") from error
-
-
-def _joined(count: int, listed: Mapping[str, Any], pickle: Path) -> list[int]:
-    """A number for each image, the same for images that pairs connect."""
-    first = list(range(count))
-
-    def root(image: int) -> int:
-        while first[image] != image:
-            first[image] = image = first[first[image]]
-        return image
-
-    for query, positive in zip(_integers(listed, "qidxs", pickle), _integers(listed, "pidxs", pickle), strict=False):
-        if min(query, positive) >= 0 and max(query, positive) < count:  # others are refused later
-            first[root(query)] = root(positive)
-    return [root(image) for image in range(count)]
+        raise UsageError(f"{file}: {name} holds something other than whole numbers ({error})") from error
 
 
 def image_file(folder: Path, name: str) -> Path:
@@ -258,9 +235,8 @@ def read_place_folders(root: Path, quick: bool = False) -> PlacePairs:
         of_place = files_below(folder / "day", tuple(PICTURE_SUFFIXES))
         files += of_place
         clusters += [number] * len(of_place)
-    return all_pairs(
-        PlaceFiles(f"{root.resolve().parent.name}, {root.name}", root, files, is_night=False), torch.tensor(clusters)
-    )
+    images = PlaceFiles(f"{root.resolve().parent.name}, {root.name}", root, files, is_night=False)
+    return all_pairs(images, torch.tensor(clusters))
 
 
 def all_pairs(images: PlaceImages, clusters: Tensor) -> PlacePairs:
@@ -268,12 +244,6 @@ def all_pairs(images: PlaceImages, clusters: Tensor) -> PlacePairs:
     by_place: dict[int, list[int]] = {}
     for position, cluster in enumerate(clusters.tolist()):
         by_place.setdefault(cluster, []).append(position)
-    both: Sequence[tuple[int, int]] = [
-        (query, positive)
-        for members in by_place.values()
-        for query in members
-        for positive in members
-        if query != positive
-    ]
-    queries = torch.tensor([q for q, _ in both], dtype=torch.int64)
-    return PlacePairs(images, clusters, queries, torch.tensor([p for _, p in both], dtype=torch.int64))
+    pairs = [pair for members in by_place.values() for pair in itertools.permutations(members, 2)]
+    queries, positives = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).unbind(dim=1)
+    return PlacePairs(images, clusters, queries, positives)

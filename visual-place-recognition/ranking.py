@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from minmax.runtime.errors import UsageError
-
 RECALLS = (1, 5, 10, 20)
 _CHUNK = 512  # queries at a time
 
@@ -24,26 +22,14 @@ class Relevance:
     junk: tuple[int, ...] = ()
 
 
-def nearest(queries: Tensor, database: Tensor, count: int | None = None) -> Tensor:
-    """Positions in the data base by decreasing similarity, `(Q, count)`.
+def nearest(queries: Tensor, database: Tensor) -> Tensor:
+    """Positions in the data base by decreasing similarity, `(Q, N)`.
 
     Args:
         queries: descriptors `(Q, D)` of unit length.
         database: descriptors `(N, D)` of unit length.
-        count: how many of the best; None for all.
-
-    Raises:
-        UsageError: when the data base is empty or its descriptors are of another dimension.
     """
-    if not len(database):
-        raise UsageError("the data base is empty: there is nothing to find")
-    if queries.shape[1] != database.shape[1]:
-        raise UsageError(
-            f"queries have descriptors of {queries.shape[1]} dimensions, the data base of {database.shape[1]}; both "
-            "must come from one network with one whitening"
-        )
-    count = len(database) if count is None else min(count, len(database))
-    return torch.cat([(chunk @ database.T).topk(count, dim=1).indices for chunk in queries.split(_CHUNK)])
+    return torch.cat([(chunk @ database.T).topk(len(database), dim=1).indices for chunk in queries.split(_CHUNK)])
 
 
 def without_junk(ranking: Sequence[int], relevance: Relevance) -> list[int]:
@@ -101,15 +87,12 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def score_rankings(rankings: Tensor, relevances: Sequence[Relevance], places: Sequence[str]) -> RetrievalScore:
-    """Score complete rankings.
+    """Score complete rankings, of which at least one has something to find.
 
     Args:
         rankings: positions in the data base `(Q, N)`, best first.
         relevances: what each query should find.
         places: what each query's place is called.
-
-    Raises:
-        UsageError: when no query has anything to find.
     """
     precisions: list[float] = []
     heads: list[list[int]] = []  # all that recall looks at
@@ -118,8 +101,6 @@ def score_rankings(rankings: Tensor, relevances: Sequence[Relevance], places: Se
         precisions.append(average_precision(counted, wanted.ok))
         heads.append(counted[: max(RECALLS)])
     answerable = [i for i, wanted in enumerate(relevances) if wanted.ok]
-    if not answerable:
-        raise UsageError("no query has an image of its place in the data base: there is nothing to score")
     hits = {n: [not set(relevances[i].ok).isdisjoint(heads[i][:n]) for i in answerable] for n in RECALLS}
     first = dict(zip(answerable, hits[1], strict=True))
     by_place = {}

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from place_images import QUICK_PLACES, SCENES, Box, PlaceConfig, PlaceFiles, PlaceImages, ScenePlaces, check_files
-from place_pairs import SCENE_PLACES, SCENE_SEEDS
+from place_images import QUICK_PLACES, SCENES, Box, PlaceConfig, PlaceFiles, PlaceImages, ScenePlaces
+from place_pairs import SCENE_PLACES, SCENE_SEEDS, read_column
 from ranking import Relevance, RetrievalScore
 
 from media.pictures import PICTURE_SUFFIXES, files_below
@@ -16,6 +16,7 @@ from minmax.runtime.config import DEFAULT_RUNS
 from minmax.runtime.errors import UsageError
 from minmax.runtime.plain_pickle import read_plain_pickle
 from scenes import HELD_OUT_NIGHT, render_places
+from scenes.cache import Domain
 
 log = logging.getLogger(__name__)
 DATABASE_VIEWS, QUERY_VIEWS = 3, 2
@@ -93,9 +94,8 @@ def open_retrieval_sets(
         if answerable < len(test.queries):
             left_out = len(test.queries) - answerable
             log.warning("%s: %d queries have no image of their place and are left out", test.title, left_out)
-        for images in (test.database, test.queries):
-            assert isinstance(images, PlaceFiles)
-            check_files(images, cache / "checked")
+        test.database.check(cache / "checked")
+        test.queries.check(cache / "checked")
     return tests
 
 
@@ -105,18 +105,14 @@ def _scene_sets(config: PlaceConfig, quick: bool, cache: Path) -> list[Retrieval
     stored, numbers = render_places("day", count, DATABASE_VIEWS, size, seed, None, cache)
     database = ScenePlaces("scenes/day", stored, is_night=False)
     tests = []
-    for domain in ("day", "night"):
+    domains: tuple[Domain, ...] = ("day", "night")
+    for domain in domains:
         # The held-out lamps and cameras: nothing about the scenes' nights was tuned on them.
-        settings = HELD_OUT_NIGHT if domain == "night" else None
-        asked, places = render_places(
-            domain, count, QUERY_VIEWS, size, seed, settings, cache, first_view=DATABASE_VIEWS
-        )
+        lamps = HELD_OUT_NIGHT if domain == "night" else None
+        asked, places = render_places(domain, count, QUERY_VIEWS, size, seed, lamps, cache, first_view=DATABASE_VIEWS)
         queries = ScenePlaces(f"scenes/{domain} queries", asked, is_night=domain == "night")
-        wanted = [
-            Relevance(tuple(i for i, number in enumerate(numbers.tolist()) if number == place))
-            for place in places.tolist()
-        ]
-        names = [f"place {place:03d}" for place in places.tolist()]
+        wanted = [Relevance(tuple(np.flatnonzero(numbers == place).tolist())) for place in places]
+        names = [f"place {place:03d}" for place in places]
         tests.append(RetrievalSet(f"scenes, {domain} queries", database, queries, wanted, names))
     return tests
 
@@ -130,12 +126,8 @@ def read_toolbox(file: Path, quick: bool = False) -> RetrievalSet:
         UsageError: when the file is missing, is refused, or does not fit together.
     """
     lists = read_plain_pickle(file)
-    for name in ("imlist", "qimlist", "gnd"):
-        if isinstance(lists.get(name), np.ndarray):
-            lists[name] = lists[name].ravel().tolist()
-        if not isinstance(lists.get(name), list):
-            raise UsageError(f"{file}: expected lists imlist, qimlist and gnd, {name} is missing or no list")
-    names, asked, wanted = [str(n) for n in lists["imlist"]], [str(n) for n in lists["qimlist"]], lists["gnd"]
+    names, asked = (read_column(lists, name, str, file) for name in ("imlist", "qimlist"))
+    wanted = read_column(lists, "gnd", lambda answer: answer, file)
     if len(asked) != len(wanted):
         raise UsageError(f"{file}: {len(asked)} queries but {len(wanted)} answers")
     for what, listed in (("data base (imlist)", names), ("list of queries (qimlist)", asked)):
@@ -146,16 +138,26 @@ def read_toolbox(file: Path, quick: bool = False) -> RetrievalSet:
     position = {name: i for i, name in enumerate(names)}
     relevances, boxes = [], []
     for i, (query, answer) in enumerate(zip(asked, wanted, strict=True)):
-        relevances.append(_relevance(answer, len(names), f"{file}, query {i}", position.get(query)))
-        box = answer.get("bbx")
-        boxes.append(None if box is None else _box(box, f"{file}, query {i}"))
+        relevance, box = _read_answer(answer, len(names), position.get(query), f"{file}, query {i}")
+        relevances.append(relevance)
+        boxes.append(box)
+    # A place is named after the first image that its query should find.
+    places = [Path(names[wanted.ok[0]]).stem if wanted.ok else "nothing to find" for wanted in relevances]
     folder, title = file.parent / "jpg", file.parent.name
     database = PlaceFiles(f"{title}, data base", file.parent, [_picture(folder, n) for n in names], is_night=False)
     queries = PlaceFiles(f"{title}, queries", file.parent, [_picture(folder, n) for n in asked], True, boxes)
-    return RetrievalSet(title, database, queries, relevances, _groups(relevances, names))
+    return RetrievalSet(title, database, queries, relevances, places)
 
 
-def _relevance(answer: Any, count: int, where: str, itself: int | None) -> Relevance:
+def _read_answer(answer: Any, count: int, itself: int | None, where: str) -> tuple[Relevance, Box | None]:
+    """What a query should find among `count` images, and the part of it that counts.
+
+    Args:
+        answer: its entry of `gnd`.
+        count: images in the data base.
+        itself: its position there, if it has one.
+        where: what to call the entry in messages.
+    """
     if not isinstance(answer, Mapping) or "ok" not in answer:
         raise UsageError(f"{where}: expected a mapping with ok, junk")
     try:
@@ -169,17 +171,16 @@ def _relevance(answer: Any, count: int, where: str, itself: int | None) -> Relev
         raise UsageError(f"{where} names image {outside[0]} of the data base, which has {count}")
     if itself is not None and itself not in ok:
         junk.append(itself)
-    return Relevance(tuple(ok), tuple(sorted(set(junk))))
-
-
-def _box(value: Any, where: str) -> Box:
+    relevance = Relevance(tuple(ok), tuple(sorted(set(junk))))
+    if (box := answer.get("bbx")) is None:
+        return relevance, None
     try:
-        numbers = [float(n) for n in value]
+        left, top, right, bottom = (float(number) for number in box)
+        if not (left < right and top < bottom):
+            raise ValueError("it is empty")
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{where}: bbx {value!r}; expected left, top, right, bottom") from error
-    if len(numbers) != 4 or not (numbers[0] < numbers[2] and numbers[1] < numbers[3]):
-        raise UsageError(f"{where}: bbx {numbers}; expected left, top, right, bottom")
-    return numbers[0], numbers[1], numbers[2], numbers[3]
+        raise UsageError(f"{where}: bbx {box!r} ({error}); expected left, top, right, bottom") from error
+    return relevance, (left, top, right, bottom)
 
 
 def _picture(folder: Path, name: str) -> Path:
@@ -188,11 +189,6 @@ def _picture(folder: Path, name: str) -> Path:
         raise UsageError(f"{folder.parent}: {name!r} leads out of {folder}; expected a name below it")
     file = folder / relative
     return file if file.suffix.lower() in PICTURE_SUFFIXES else file.with_name(f"{file.name}.jpg")
-
-
-def _groups(relevances: Sequence[Relevance], names: Sequence[str]) -> list[str]:
-    """The place of each query, named after the first image that it should find."""
-    return [Path(names[wanted.ok[0]]).stem if wanted.ok else "nothing to find" for wanted in relevances]
 
 
 def read_day_night_folders(root: Path, quick: bool = False) -> list[RetrievalSet]:
@@ -206,15 +202,12 @@ def read_day_night_folders(root: Path, quick: bool = False) -> list[RetrievalSet
     asked: list[Path] = []
     relevances: list[Relevance] = []
     places: list[str] = []
-    endings = tuple(PICTURE_SUFFIXES)
     for folder in folders[: QUICK_PLACES if quick else None]:
-        day = files_below(folder / "day", endings)
-        wanted = Relevance(tuple(range(len(stored), len(stored) + len(day))))
-        stored += day
-        night = files_below(folder / "night", endings)
-        asked += night
-        relevances += [wanted] * len(night)
+        day, night = (files_below(folder / domain, tuple(PICTURE_SUFFIXES)) for domain in ("day", "night"))
+        relevances += [Relevance(tuple(range(len(stored), len(stored) + len(day))))] * len(night)
         places += [folder.name] * len(night)
+        stored += day
+        asked += night
     if not stored and not asked:
         return []
     if not asked:

@@ -44,8 +44,6 @@ class Config:
     """Folder that gets train/retrieval-SfM-120k/."""
     host: str = HOST
     """Address that holds dbs/ and ims/; may be a mirror."""
-    images: bool = True
-    """Download and unpack the images too, not only the lists."""
     sha256: tuple[str, ...] = ()
     """Expected digests of the two lists and the archive, in this order; the last ones may be left out."""
 
@@ -62,7 +60,7 @@ def main(config: Config) -> None:
     places = {name: f"{config.host}/dbs/{name}" for name in LISTS}
     if (folder / "ims").is_dir():
         log.info("%s is there already", folder / "ims")
-    elif config.images:
+    else:
         places[ARCHIVE] = f"{config.host}/ims/{ARCHIVE}"
     for number, (name, address) in enumerate(places.items()):
         download(address, folder / name, config.sha256[number].lower() if number < len(config.sha256) else None)

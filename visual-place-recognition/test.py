@@ -8,21 +8,25 @@ query, a picture of first results for each test set, and the descriptors as .npy
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from place_answers import Describer, add_whitening, answer
+from descriptors import describe, save_descriptors
 from place_checkpoints import load_place_network
-from place_images import DEFAULT_DATA, SCENES, PlaceConfig
-from place_pairs import SFM, PlacePairs, open_pairs, read_whitening_pairs
-from ranking import RECALLS, RetrievalScore
+from place_images import DEFAULT_DATA, PlaceConfig, PlaceImages
+from place_pairs import open_whitening_pairs
+from ranking import RECALLS, RetrievalScore, nearest, score_rankings
 from retrieval_pictures import draw_results
 from retrieval_sets import RetrievalSet, open_retrieval_sets
+from torch import Tensor
+from whitening import Whitening, find_whitening
 
-from minmax.runtime.comparison import Comparison, compare, file_name, format_number
-from minmax.runtime.config import DEFAULT_RUNS, MeasuringFlags, require, run_script
+from minmax.features import FeatureModel
+from minmax.runtime.comparison import compare, file_name
+from minmax.runtime.config import MeasuringFlags, require, run_script
 from minmax.runtime.devices import open_runtime
-from minmax.runtime.report import markdown_table
 
 log = logging.getLogger(__name__)
 
@@ -56,23 +60,39 @@ class Config(MeasuringFlags):
 def main(config: Config) -> dict[str, dict[str, RetrievalScore]]:
     """Measure, report, and return the scores by checkpoint (`before`, `checkpoint`) and test set."""
     with open_runtime(config.device, config.precision, config.threads) as runtime:
-        how = (runtime, config.images.size, config.scales, config.batch_size, config.workers)
-        networks = {
-            name: Describer(runtime.place(load_place_network(path, config.model)[0]), *how)
-            for name, path in config.checkpoints.items()
-        }
+        files = config.checkpoints
+        networks = {name: runtime.place(load_place_network(file, config.model)[0]) for name, file in files.items()}
         tests = {test.title: test for test in open_retrieval_sets(config.data, config.images, config.quick)}
-        pairs = open_whitening_pairs(config) if config.whitening else None
+        pairs = open_whitening_pairs(config.data, config.images, config.quick) if config.whitening else None
         output = config.open_output()
-        if pairs:
-            networks = {name: add_whitening(d, config.checkpoints[name], pairs) for name, d in networks.items()}
 
-        def measure_one(name: str, describer: Describer, test: RetrievalSet) -> RetrievalScore:
-            return answer(test, describer, output / "descriptors" / name)
+        def descriptors_of(
+            network: FeatureModel, images: PlaceImages, positions: Sequence[int] | None = None
+        ) -> Tensor:
+            size, scales = config.images.size, config.scales
+            return describe(network, images, size, runtime, positions, scales, config.batch_size, config.workers)
+
+        whitenings: dict[str, Whitening] = {}
+        if pairs is not None:
+            how = (config.images.size, list(config.scales), config.precision)
+            for name, network in networks.items():
+                whitenings[name] = find_whitening(files[name], pairs, partial(descriptors_of, network), how)
+
+        def measure_one(name: str, network: FeatureModel, test: RetrievalSet) -> RetrievalScore:
+            stem = output / "descriptors" / name / file_name(test.title)
+            database, queries = descriptors_of(network, test.database), descriptors_of(network, test.queries)
+            if name in whitenings:
+                database, queries = whitenings[name](database), whitenings[name](queries)
+            save_descriptors(database, test.database, Path(f"{stem}-database"))
+            save_descriptors(queries, test.queries, Path(f"{stem}-queries"))
+            return score_rankings(nearest(queries, database), test.relevances, test.places)
 
         found = compare(config, networks, tests, measure_one)
-    columns = ["queries", "mAP %", *(f"R@{n} %" for n in RECALLS), "mAP % by place", "R@1 % by place"]
-    tables = [found.summary(columns, table_row, "data"), *place_tables(found)]
+    table = found.summary(
+        ["queries", "mAP %", *(f"R@{n} %" for n in RECALLS), "mAP % by place", "R@1 % by place"],
+        lambda s: [s.answerable, s.mean_average_precision, *s.recalls.values(), *s.by_place_mean],
+        "data",
+    )
     settings = {
         "data": config.data,
         "size": config.images.size,
@@ -81,39 +101,12 @@ def main(config: Config) -> dict[str, dict[str, RetrievalScore]]:
         "precision": config.precision,
         "quick": config.quick,
     }
-    print(found.write(output, tables, settings, lambda title, score: tests[title].as_plain(score)))  # noqa: T201
+    print(found.write(output, [table], settings, lambda title, score: tests[title].as_plain(score)))  # noqa: T201
     for title, test in tests.items():
         picture = output / f"{file_name(title)}.png"
         draw_results(test, found.of(title, "results"), min(256, config.images.size), picture)
     log.info("written to %s", output)
     return found.found
-
-
-def open_whitening_pairs(config: Config) -> PlacePairs:
-    """Open the day images that a whitening is learned from."""
-    listed = Path(config.data).expanduser() / SFM / f"{SFM.name}-whiten.pkl"
-    if config.data != SCENES and listed.is_file():
-        return read_whitening_pairs(listed, DEFAULT_RUNS, config.quick)
-    return open_pairs(config.data, "train", config.images, config.quick)
-
-
-def table_row(score: RetrievalScore) -> list[int | float]:
-    """Mean average precision, recalls and per-place averages of one test set and checkpoint."""
-    return [score.answerable, score.mean_average_precision, *score.recalls.values(), *score.by_place_mean]
-
-
-def place_tables(comparison: Comparison[RetrievalScore]) -> list[str]:
-    """Mean average precision of each place's queries, for test sets of few places."""
-    tables = []
-    for title, score in comparison.found["checkpoint"].items():
-        if 1 < len(score.by_place) <= 30:
-            scores = comparison.of(title, "mAP")
-            rows = [
-                [place, str(score.by_place[place][2]), *(format_number(s.by_place[place][0]) for s in scores.values())]
-                for place in score.by_place
-            ]
-            tables.append(markdown_table([f"{title}: mAP % of a place", "queries", *scores], rows))
-    return tables
 
 
 if __name__ == "__main__":

@@ -12,17 +12,16 @@ authors' for SfM-120k (5 epochs of 22,000 tuples at 5e-7), with BYOL beside: the
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from descriptors import selection_score
+from descriptors import selection_score, warn_of_fall
 from place_checkpoints import load_place_network, save_place_network
 from place_images import DEFAULT_DATA, PlaceConfig
 from place_network import build_projectors, parameter_groups
 from place_pairs import open_pairs
+from retrieval_pictures import draw_tuple
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from tuple_mining import EpochTuples, TrainingTuples, TupleConfig, contrastive_loss
+from tuple_mining import QUICK, EpochTuples, TupleConfig, contrastive_loss
 from tuple_pair import TuplePair, few_at_a_time
 
 from darkening.darkener_files import load_darkener
@@ -33,7 +32,6 @@ from minmax.runtime.config import CommonFlags, run_script, shrink_settings, to_p
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.optimisation import OptimConfig
-from minmax.runtime.report import picture_grid, save_picture
 from minmax.runtime.run import Run, prepare_run
 from minmax.runtime.seeding import seed_globally
 
@@ -79,44 +77,32 @@ class Config(CommonFlags):
 def step(
     pair: nn.Module, days: list[Tensor], nights: list[Tensor], others: list[Tensor], config: Config, runtime: Runtime
 ) -> dict[str, Tensor]:
-    """The weighted losses of a few tuples; each is a sum over them."""
+    """The weighted losses of a few tuples, each a sum over them; `others` are the positive and negatives of each."""
     with runtime.autocast():
-        outputs = pair(days, nights, others)
-    query, night = outputs.pair.day_prediction.float(), outputs.pair.night_prediction.float()
-    described = outputs.others.float().unflatten(0, (len(days), -1))
-    positives = torch.stack([night, described[:, 0]], dim=1)
+        compared, described = pair(days, nights, others)
+    query, night = compared.day_prediction.float(), compared.night_prediction.float()
+    positive, negatives = described.float().unflatten(0, (len(days), -1)).split([1, config.tuples.negatives], dim=1)
+    positives = torch.cat([night.unsqueeze(1), positive], dim=1)
     return {
-        "contrastive": contrastive_loss(query, positives, described[:, 1:], config.tuples.margin),
-        "byol": config.byol.weight * len(days) * byol_loss(outputs.pair),
+        "contrastive": contrastive_loss(query, positives, negatives, config.tuples.margin),
+        "byol": config.byol.weight * len(days) * byol_loss(compared),
     }
 
 
 def main(config: Config) -> Path:
     """Adapt, and return the checkpoint of the last epoch."""
     if config.quick:
-        config = shrink_settings(
-            config,
-            images={"size": 64},
-            tuples={"queries": 8, "pool": 24, "negatives": 2},
-            night={"cell": 16},
-            optim={"epochs": 2, "batch_size": 2},
-            workers=0,
-        )
+        config = shrink_settings(config, **QUICK, night={"cell": 16})
     with prepare_run(TASK, config) as runtime:
         network, settings = load_place_network(config.checkpoint, config.model)
         darkener = load_darkener(config.darkener) if config.darkener else None
         night_view = build_night_view(config.night, darkener, runtime)
-        pairs = open_pairs(config.data, "train", config.images, config.quick, config.runs)
-        EpochTuples.check(pairs, config.tuples)
+        training = open_pairs(config.data, "train", config.images, config.quick, config.runs)
         validation = open_pairs(config.data, "val", config.images, config.quick, config.runs)
+        tuples = EpochTuples(training, config.tuples, config.images.size, config.seed)
+        loader = epoch_loader(tuples, config.optim.batch_size, config.seed, config.workers, runtime, list)
         seed_globally(config.seed, "heads")
         pair = runtime.place(build_pair(network, config.byol, build_projectors))
-        tuples, count = EpochTuples(), min(config.tuples.queries, len(pairs.queries))
-        dataset = TrainingTuples(pairs.images, tuples, count, config.images.size)
-        loader: DataLoader[Any] = epoch_loader(
-            dataset, config.optim.batch_size, config.seed, config.workers, runtime, list
-        )
-
         groups = parameter_groups(pair.online, config.optim.lr, config.optim.weight_decay)
         optimizer, schedule = config.optim.build(pair, len(loader), groups=groups)
         parallel = runtime.joined(TuplePair(pair, runtime))
@@ -127,20 +113,18 @@ def main(config: Config) -> Path:
         def save(path: Path) -> None:
             save_place_network(pair.online, settings, path, to_plain(config))
 
-        with Run(TASK, config, runtime, training=pairs, validation=validation) as run:
+        with Run(TASK, config, runtime, training=training, validation=validation) as run:
             run.restore(pair=pair, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler, tuples=tuples)
             if run.progress.step == 0:
                 tuples.start_score = validate()["score"]
                 log.info("before: mean average precision of day and darkened queries %.1f %%", 100 * tuples.start_score)
             for epoch in run.epochs(config.optim.epochs):
-                tuples.mine(
-                    pair.online, pairs, config.tuples, epoch, config.images.size, config.seed, runtime, config.workers
-                )
+                tuples.mine(pair.online, epoch, runtime, config.workers)
                 pair.eval()  # gradients flow all the same; BatchNorm keeps its statistics, nothing is dropped at random
-                for places in run.batches(loader, epoch):
+                for batch in run.batches(loader, epoch):
                     optimizer.zero_grad(set_to_none=True)
-                    totals = {name: torch.zeros((), device=runtime.device) for name in ("contrastive", "byol")}
-                    for first, few in few_at_a_time(places, config.optim.at_once, parallel):
+                    totals: dict[str, Tensor] = {}
+                    for first, few in few_at_a_time(batch, config.optim.at_once, parallel):
                         days = [runtime.intensities(place.query) for place in few]
                         # One by one, so that a night depends neither on its neighbours nor on how many are at once.
                         nights = [
@@ -148,42 +132,18 @@ def main(config: Config) -> Path:
                             for number, day in enumerate(days, first)
                         ]
                         others = [runtime.intensities(image) for place in few for image in place.others]
-                        if run.progress.step == 0 and runtime.is_main:
-                            first_tuple = [days[0], nights[0], *others[: len(few[0].others)]]
-                            show_tuple(first_tuple, run.directory / "pictures" / "first_tuple.png")
+                        if run.progress.step == first == 0 and runtime.is_main:
+                            draw_tuple(days[0], nights[0], others[: 1 + config.tuples.negatives], run.directory)
                         losses = step(parallel, days, nights, others, config, runtime)
-                        for name, loss in losses.items():
-                            totals[name] += loss.detach()
                         run.backward(losses)
+                        for name, loss in losses.items():
+                            totals[name] = totals.get(name, 0) + loss.detach()
                     run.step(optimizer, totals, schedule)
                     pair.update_target()
                 score = validate()
                 run.finish_epoch(score, score["score"], save)
-                if runtime.is_main:
-                    warn_of_fall(score["score"], tuples.start_score, run)
+                warn_of_fall(score["score"], tuples.start_score, run)
             return run.finish(save)
-
-
-def warn_of_fall(score: float, start: float, run: Run) -> None:
-    """Say when the number for choosing is below what it was before training, or below that of an earlier epoch."""
-    better = run.progress.best if run.progress.best > start else start
-    if score < better:
-        kept = f"best.pt of epoch {run.progress.best_epoch}" if better > start else "the network before training"
-        log.warning(
-            "their mean, %.1f %%, has fallen below the %.1f %% of %s; lower --optim.lr if it does not recover",
-            100 * score,
-            100 * better,
-            kept,
-        )
-
-
-def show_tuple(images: list[Tensor], picture: Path) -> None:
-    """Draw a query by day and by night, its positive, and its negatives."""
-    side = max(max(image.shape[-2:]) for image in images)
-    framed = torch.ones(len(images), 3, side, side)
-    for frame, image in zip(framed, images, strict=True):
-        frame[:, : image.shape[1], : image.shape[2]] = image
-    save_picture(picture_grid([framed]), picture)
 
 
 if __name__ == "__main__":

@@ -12,17 +12,15 @@ epoch.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from descriptors import day_precision
+from descriptors import precisions
 from place_checkpoints import load_place_network, save_place_network
 from place_images import DEFAULT_DATA, PlaceConfig
 from place_network import build_place_network, parameter_groups, settings_for
 from place_pairs import open_pairs
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from tuple_mining import EpochTuples, PlaceTuple, TrainingTuples, TupleConfig, contrastive_loss
+from tuple_mining import QUICK, EpochTuples, PlaceTuple, TupleConfig, contrastive_loss
 from tuple_pair import ImagesOfManyShapes, few_at_a_time
 
 from minmax.pretrained import refuse_two_starts
@@ -80,17 +78,12 @@ def step(network: nn.Module, places: Sequence[PlaceTuple], config: Config, runti
 def main(config: Config) -> Path:
     """Train, and return the checkpoint of the best epoch on day validation images."""
     if config.quick:
-        config = shrink_settings(
-            config,
-            images={"size": 64},
-            tuples={"queries": 8, "pool": 24, "negatives": 2},
-            optim={"epochs": 2, "batch_size": 2},
-            workers=0,
-        )
+        config = shrink_settings(config, **QUICK)
     with prepare_run(TASK, config) as runtime:
-        pairs = open_pairs(config.data, "train", config.images, config.quick, config.runs)
-        EpochTuples.check(pairs, config.tuples)
+        training = open_pairs(config.data, "train", config.images, config.quick, config.runs)
         validation = open_pairs(config.data, "val", config.images, config.quick, config.runs)
+        tuples = EpochTuples(training, config.tuples, config.images.size, config.seed)
+        loader = epoch_loader(tuples, config.optim.batch_size, config.seed, config.workers, runtime, list)
         seed_globally(config.seed, "network")
         if config.checkpoint:
             network, settings = load_place_network(config.checkpoint, config.model)
@@ -98,12 +91,6 @@ def main(config: Config) -> Path:
             settings = settings_for(config.model, config.whitened)
             network = build_place_network(settings, config.pretrained, config.init)
         network = runtime.place(network)
-        tuples, count = EpochTuples(), min(config.tuples.queries, len(pairs.queries))
-        dataset = TrainingTuples(pairs.images, tuples, count, config.images.size)
-        loader: DataLoader[Any] = epoch_loader(
-            dataset, config.optim.batch_size, config.seed, config.workers, runtime, list
-        )
-
         groups = parameter_groups(network, config.optim.lr, config.optim.weight_decay)
         optimizer, schedule = config.optim.build(network, len(loader), groups=groups)
         parallel = runtime.joined(ImagesOfManyShapes(network, runtime))
@@ -111,22 +98,20 @@ def main(config: Config) -> Path:
         def save(path: Path) -> None:
             save_place_network(network, settings, path, to_plain(config))
 
-        with Run(TASK, config, runtime, training=pairs, validation=validation) as run:
+        with Run(TASK, config, runtime, training=training, validation=validation) as run:
             run.restore(network=network, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler, tuples=tuples)
             for epoch in run.epochs(config.optim.epochs):
-                tuples.mine(
-                    network, pairs, config.tuples, epoch, config.images.size, config.seed, runtime, config.workers
-                )
+                tuples.mine(network, epoch, runtime, config.workers)
                 network.eval()  # gradients flow all the same; BatchNorm keeps its statistics, nothing is dropped
-                for places in run.batches(loader, epoch):
+                for batch in run.batches(loader, epoch):
                     optimizer.zero_grad(set_to_none=True)
                     total = torch.zeros((), device=runtime.device)
-                    for _, few in few_at_a_time(places, config.optim.at_once, parallel):
+                    for _, few in few_at_a_time(batch, config.optim.at_once, parallel):
                         loss = step(parallel, few, config, runtime)
                         total += loss.detach()
                         run.backward({"loss": loss})
                     run.step(optimizer, {"loss": total}, schedule)
-                score = day_precision(network, validation, config.images.size, runtime, workers=config.workers)
+                [score] = precisions(network, validation, config.images.size, runtime, workers=config.workers)
                 run.finish_epoch({"day": score}, score, save)
             return run.finish()
 

@@ -1,11 +1,10 @@
-"""What tuples need of the networks, as modules with a single forward pass, as DDP requires."""
+"""What tuples need of the networks: images of many shapes, and DDP's single forward pass over all images of a step."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from place_images import by_shape
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -16,35 +15,31 @@ ItemT = TypeVar("ItemT")
 
 
 class ImagesOfManyShapes(nn.Module):
-    """A network for lists of images `(3, H, W)` of any shapes; equal ones go through it together.
+    """A module for lists of images `(3, H, W)` of any shapes; those of one shape go through it together.
 
     Args:
-        network: images `(N, 3, H, W)` of one shape to descriptors `(N, D)`.
+        module: one batch `(N, 3, H, W)` for each list, to a tensor or a NamedTuple of tensors.
         runtime: its devices share out the images of one shape.
     """
 
-    def __init__(self, network: nn.Module, runtime: Runtime) -> None:
+    def __init__(self, module: nn.Module, runtime: Runtime) -> None:
         super().__init__()
-        self.network = runtime.spread(network)
+        self.module = runtime.spread(module)
 
-    def forward(self, images: Sequence[Tensor]) -> Tensor:
-        """Descriptors `(M, D)` in the order of the images."""
-        return _described(self.network, images)
-
-
-def _described(network: nn.Module, images: Sequence[Tensor]) -> Tensor:
-    order, found = [], []
-    for positions, batch in by_shape(images):
-        found.append(network(batch))
-        order += positions
-    return torch.cat(found)[_back(order, images[0].device)]
-
-
-class TupleOutputs(NamedTuple):
-    """What BYOL needs of the queries by day and by night, and descriptors `(M, D)` of the tuples' other images."""
-
-    pair: Pair
-    others: Tensor
+    def forward(self, *lists: Sequence[Tensor]) -> Any:
+        """What the module makes of the images, in their order; those at one position of all lists have one shape."""
+        by_shape: dict[torch.Size, list[int]] = {}
+        for position, image in enumerate(lists[0]):
+            by_shape.setdefault(image.shape, []).append(position)
+        found = [
+            self.module(*(torch.stack([images[position] for position in positions]) for images in lists))
+            for positions in by_shape.values()
+        ]
+        order = torch.tensor([position for positions in by_shape.values() for position in positions])
+        back = order.argsort().to(lists[0][0].device)
+        if isinstance(found[0], Tensor):
+            return torch.cat(found)[back]
+        return type(found[0])(*(torch.cat(parts)[back] for parts in zip(*found, strict=True)))
 
 
 class TuplePair(nn.Module):
@@ -52,27 +47,18 @@ class TuplePair(nn.Module):
 
     Args:
         pair: of a retrieval network.
-        runtime: its devices share out the images of one shape.
+        runtime: the devices.
     """
 
     def __init__(self, pair: ViewPair, runtime: Runtime) -> None:
         super().__init__()
-        self.pair, self.network = runtime.spread(pair), runtime.spread(pair.online)
+        self.pair, self.network = ImagesOfManyShapes(pair, runtime), ImagesOfManyShapes(pair.online, runtime)
 
-    def forward(self, days: Sequence[Tensor], nights: Sequence[Tensor], others: Sequence[Tensor]) -> TupleOutputs:
-        """Describe queries by day and by night, and their others, each `(3, H, W)` in [0, 1], of any shapes."""
-        order: list[int] = []
-        found: list[Pair] = []
-        for positions, batch in by_shape(days):
-            found.append(self.pair(batch, torch.stack([nights[i] for i in positions])))
-            order += positions
-        back = _back(order, days[0].device)
-        pair = Pair(*(torch.cat(parts)[back] for parts in zip(*found, strict=True)))
-        return TupleOutputs(pair, _described(self.network, others))
-
-
-def _back(order: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor(order, device=device).argsort()
+    def forward(
+        self, days: Sequence[Tensor], nights: Sequence[Tensor], others: Sequence[Tensor]
+    ) -> tuple[Pair, Tensor]:
+        """What BYOL needs of the queries by day and by night, and descriptors `(M, D)` of the tuples' other images."""
+        return self.pair(days, nights), self.network(others)
 
 
 def few_at_a_time(items: Sequence[ItemT], count: int, parallel: nn.Module) -> Iterator[tuple[int, Sequence[ItemT]]]:
@@ -81,9 +67,8 @@ def few_at_a_time(items: Sequence[ItemT], count: int, parallel: nn.Module) -> It
     Under DDP only the last part's backward pass exchanges them (and takes their mean over the processes).
     """
     for start in range(0, len(items), count):
-        last = start + count >= len(items)
         alone: AbstractContextManager[object] = nullcontext()
-        if isinstance(parallel, DistributedDataParallel) and not last:
+        if isinstance(parallel, DistributedDataParallel) and start + count < len(items):
             alone = parallel.no_sync()
         with alone:
             yield start, items[start : start + count]

@@ -4,19 +4,26 @@ Source: Mikolajczyk and Matas, "Improving descriptors for fast tree matching by 
 as used by Radenović et al., "Fine-tuning CNN image retrieval with no human annotation", TPAMI 2019.
 """
 
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from place_images import PlaceImages
+from place_pairs import PlacePairs
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minmax.runtime.checkpoints import write_atomically
+from minmax.runtime.checkpoints import file_digest, write_atomically
 from minmax.runtime.errors import UsageError
 
+log = logging.getLogger(__name__)
+Describe = Callable[[PlaceImages, Sequence[int]], Tensor]
 _FIRST_RIDGE = 1e-10
 _LENGTH_FLOOR = 1e-6
 _CHUNK = 2**14  # descriptors in float64 at a time
@@ -29,16 +36,7 @@ class Whitening(NamedTuple):
     projection: Tensor
 
     def __call__(self, descriptors: Tensor) -> Tensor:
-        """Whiten `(N, D)` and bring it back to unit length.
-
-        Raises:
-            UsageError: when it was learned for descriptors of another dimension.
-        """
-        if descriptors.shape[1] != len(self.mean):
-            raise UsageError(
-                f"this whitening is for descriptors of {len(self.mean)} dimensions, these have {descriptors.shape[1]}; "
-                "learn it with the same network"
-            )
+        """Whiten `(N, D)` and bring it back to unit length."""
         whitened = (descriptors.double() - self.mean) @ self.projection.T
         unit: Tensor = whitened / (whitened.norm(dim=1, keepdim=True) + _LENGTH_FLOOR)
         return unit.to(descriptors.dtype)
@@ -61,7 +59,12 @@ def learn_whitening(descriptors: Tensor, queries: Tensor, positives: Tensor) -> 
     for query, positive in zip(queries.split(_CHUNK), positives.split(_CHUNK), strict=True):
         difference = descriptors[query].double() - descriptors[positive].double()
         within += difference.T @ difference
-    root = _cholesky(within.numpy() / len(queries))
+    ridge, root = 0.0, None
+    while root is None:  # where the matrix is singular, the smallest ridge that helps is added
+        try:
+            root = scipy.linalg.cholesky(within.numpy() / len(queries) + ridge * np.eye(width), lower=True)
+        except scipy.linalg.LinAlgError:
+            ridge = ridge * 10 if ridge else _FIRST_RIDGE
     inverse = scipy.linalg.solve_triangular(root, np.eye(width), lower=True)
     for part in descriptors.split(_CHUNK):
         turned = (part.double() - mean) @ torch.from_numpy(inverse).T
@@ -72,37 +75,38 @@ def learn_whitening(descriptors: Tensor, queries: Tensor, positives: Tensor) -> 
     return Whitening(mean, torch.from_numpy(np.ascontiguousarray(projection)))
 
 
-def _cholesky(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The lower triangular root; where the matrix is singular, of the matrix with the smallest ridge that helps."""
-    import scipy.linalg
+def find_whitening(checkpoint: Path, pairs: PlacePairs, describe: Describe, how: Sequence[Any]) -> Whitening:
+    """The whitening in the file beside a checkpoint, or else one that is learned from pairs and saved there.
 
-    ridge = 0.0
-    while True:
-        try:
-            return np.asarray(scipy.linalg.cholesky(matrix + ridge * np.eye(len(matrix)), lower=True))
-        except scipy.linalg.LinAlgError:
-            ridge = ridge * 10 if ridge else _FIRST_RIDGE
-
-
-def save_whitening(whitening: Whitening, key: str, file: Path) -> None:
-    """Save a whitening with the key of what it was learned from."""
-    tensors = {"mean": whitening.mean, "projection": whitening.projection}
-    write_atomically(file, lambda temporary: save_file(tensors, temporary, metadata={"key": key}))
-
-
-def load_whitening(key: str, file: Path) -> Whitening | None:
-    """Load what was saved under this key; None when there is nothing, or it was learned from something else.
+    Args:
+        checkpoint: of the network.
+        pairs: to learn from.
+        describe: the network's descriptors `(N, D)` of images at some positions.
+        how: all that these depend on beside the network, as plain values; another `how` is another whitening.
 
     Raises:
         UsageError: when the file is broken.
     """
-    if not file.is_file():
-        return None
+    learned_from = [file_digest(checkpoint), *how, pairs.fingerprint()]
+    key = hashlib.sha256(json.dumps(learned_from).encode()).hexdigest()
+    file = checkpoint.with_name(f"{checkpoint.stem}.whitening.safetensors")
     try:
-        with safe_open(file, "pt") as opened:
-            if (opened.metadata() or {}).get("key") != key:
-                return None
-        tensors = load_file(file)
-        return Whitening(tensors["mean"], tensors["projection"])
-    except (SafetensorError, OSError, KeyError) as error:
+        if file.is_file():
+            with safe_open(file, "pt") as opened:
+                learned_as = (opened.metadata() or {}).get("key")
+            if learned_as == key:
+                return Whitening(**load_file(file))
+    except (SafetensorError, OSError, TypeError) as error:
         raise UsageError(f"{file} is broken ({error}); delete it, and it is learned again") from error
+    used, positions = torch.cat([pairs.queries, pairs.positives]).unique(return_inverse=True)
+    described = describe(pairs.images, used.tolist())
+    queries, positives = positions.chunk(2)
+    if len(queries) < described.shape[1]:
+        log.warning(
+            "the whitening is learned from %d pairs for %d dimensions, which is too few: it may do harm",
+            *(len(queries), described.shape[1]),
+        )
+    whitening = learn_whitening(described, queries, positives)
+    write_atomically(file, lambda temporary: save_file(whitening._asdict(), temporary, metadata={"key": key}))
+    log.info("whitening learned from %d pairs: %s", len(queries), file)
+    return whitening
