@@ -27,7 +27,7 @@ from media.pictures import (
 from minmax.runtime.archives import unpacking_folder
 from minmax.runtime.config import DEFAULT_RUNS, require
 from minmax.runtime.errors import RunError, UsageError
-from minmax.runtime.file_checks import find_problems
+from minmax.runtime.file_checks import find_problems, fingerprint_files
 from minmax.runtime.seeding import derive_seed
 from minmax.runtime.splits import NIGHT_SPLITS, Labelled, Split, Views, check_split, evenly_spaced, refuse_night
 from scenes import CLASSES, HELD_OUT_NIGHT, render_labelled
@@ -88,12 +88,8 @@ class FolderImages(LabelledImages):
         return self.files[index].relative_to(self.root).as_posix()
 
     def fingerprint(self) -> str:
-        """Hash of names, sizes and modification times."""
-        digest = hashlib.sha256(str(self.root).encode())
-        for file in self.files:
-            status = file.stat()
-            digest.update(f"{file.relative_to(self.root)} {status.st_size} {status.st_mtime_ns}\n".encode())
-        return digest.hexdigest()[:16]
+        """Hash of the files and their labels."""
+        return fingerprint_files(self.files, self.root, self.labels)
 
     def subset(self, chosen: Sequence[int]) -> "FolderImages":
         """Some of the images, by position."""

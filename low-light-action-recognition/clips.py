@@ -14,7 +14,7 @@ from torch import Tensor
 from minmax.runtime.errors import check
 from minmax.runtime.splits import NIGHT_SPLITS, Labelled, Split
 from scenes import HELD_OUT_NIGHT, MOTIONS, render_clips
-from scenes.cache import Domain
+from scenes.night import Domain
 
 SCENES = "scenes"
 SCENE_SEEDS: dict[Split, int] = {"train": 31, "val": 32, "test_day": 33, "test_night": 34}

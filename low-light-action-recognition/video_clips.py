@@ -1,6 +1,5 @@
 """Clips in video files: checked once, then read frame by frame; and the same videos darkened in advance."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from video_trees import Video
 from media.pictures import files_below, listed_below
 from media.video_frames import VIDEO_SUFFIXES, BrokenVideo, count_frames, read_frames
 from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.file_checks import fingerprint_files
 from minmax.runtime.report import write_json
 from minmax.runtime.splits import Split
 
@@ -51,12 +51,9 @@ class VideoClips(LabelledClips):
         return self.videos[index].name
 
     def fingerprint(self) -> str:
-        """Hash of names, labels, sizes and modification times."""
-        digest = hashlib.sha256(str(self.root).encode())
-        for video in self.videos:
-            status = video.file.stat()
-            digest.update(f"{video.name} {video.label} {status.st_size} {status.st_mtime_ns}\n".encode())
-        return digest.hexdigest()[:16]
+        """Hash of the files and their labels."""
+        labels = [video.label for video in self.videos]
+        return fingerprint_files([video.file for video in self.videos], self.root, labels)
 
 
 def count_all(clips: VideoClips, skip_corrupt: float, cache: Path) -> VideoClips:

@@ -4,6 +4,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from torchvision.tv_tensors import Mask
 from media.pictures import DECODING_ERRORS, decode_picture, listed_below
 from minmax.runtime.config import require
 from minmax.runtime.errors import RunError, UsageError
-from minmax.runtime.file_checks import find_problems
+from minmax.runtime.file_checks import find_problems, fingerprint_files
 from minmax.runtime.seeding import derive_seed
 from minmax.runtime.splits import NIGHT_SPLITS, Examples, Split, Views, evenly_spaced, refuse_night
 from scenes import HELD_OUT_NIGHT, render_segmented
@@ -107,13 +108,8 @@ class StreetFiles(StreetImages):
         return self.files[index].image.relative_to(self.root).as_posix()
 
     def fingerprint(self) -> str:
-        """Hash of names below the root, sizes and modification times."""
-        digest = hashlib.sha256()
-        for pair in self.files:
-            for file in filter(None, pair):
-                status = file.stat()
-                digest.update(f"{file.relative_to(self.root)} {status.st_size} {status.st_mtime_ns}\n".encode())
-        return digest.hexdigest()[:16]
+        """Hash of the files and those of their labels."""
+        return fingerprint_files(filter(None, chain.from_iterable(self.files)), self.root)
 
     def subset(self, count: int) -> "StreetFiles":
         """At most `count` images, evenly spread."""

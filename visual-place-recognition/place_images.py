@@ -14,7 +14,7 @@ from torch import Tensor
 
 from media.pictures import DECODING_ERRORS, as_rgb, listed_below, upright_picture
 from minmax.runtime.errors import RunError, UsageError, check
-from minmax.runtime.file_checks import find_problems
+from minmax.runtime.file_checks import find_problems, fingerprint_files
 from minmax.runtime.splits import Examples
 
 Box = tuple[float, float, float, float]
@@ -107,12 +107,8 @@ class PlaceFiles(PlaceImages):
         return self.files[index].relative_to(self.root).as_posix()
 
     def fingerprint(self) -> str:
-        """Hash of names below the root, sizes, modification times and rectangles."""
-        digest = hashlib.sha256()
-        for file, box in zip(self.files, self.boxes, strict=True):
-            status = file.stat()
-            digest.update(f"{file.relative_to(self.root)} {status.st_size} {status.st_mtime_ns} {box}\n".encode())
-        return digest.hexdigest()[:16]
+        """Hash of the files and of rectangles in them."""
+        return fingerprint_files(self.files, self.root, self.boxes)
 
 
 class ScenePlaces(PlaceImages):

@@ -16,7 +16,7 @@ from minmax.runtime.config import DEFAULT_RUNS
 from minmax.runtime.errors import UsageError
 from minmax.runtime.plain_pickle import read_plain_pickle
 from scenes import HELD_OUT_NIGHT, render_places
-from scenes.cache import Domain
+from scenes.night import Domain
 
 log = logging.getLogger(__name__)
 DATABASE_VIEWS, QUERY_VIEWS = 3, 2
