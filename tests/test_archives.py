@@ -96,7 +96,9 @@ def test_broken_archives_leave_nothing(case, mode, tmp_path):
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("content", [b"no tar archive" * 999, tar_of(files={}), tar_of()[:9000]])
+@pytest.mark.parametrize(
+    "content", [b"no tar archive" * 999, tar_of(files={}), tar_of()[:9000]], ids=["text", "empty", "half"]
+)
 def test_what_is_no_whole_tar_archive_inside_is_refused(content, tmp_path):
     with pytest.raises(RunError):
         unpack(gzip.compress(content), tmp_path / "data")
