@@ -76,9 +76,7 @@ def step(
 def main(config: Config) -> Path:
     """Adapt, and return the checkpoint of the last epoch."""
     if config.quick:
-        config = shrink_settings(
-            config, images={"size": 32}, optim={"epochs": 2, "batch_size": 16, "milestones": (1,)}, workers=0
-        )
+        config = shrink_settings(config, images={"size": 32}, optim={"epochs": 2, "batch_size": 16}, workers=0)
     with prepare_run(TASK, config) as runtime:
         runtime.require_pairs(config.optim.batch_size)
         [(network, settings)] = load_classifiers([config.checkpoint], config, config.data, "train", config.images.size)

@@ -49,7 +49,7 @@ def main(config: Config) -> Path:
         config = shrink_settings(
             config,
             clips={"length": 4, "size": 32},
-            optim={"epochs": 2, "batch_size": 4, "milestones": (1,)},
+            optim={"epochs": 2, "batch_size": 4},
             workers=0,
         )
     with prepare_run(TASK, config) as runtime:

@@ -94,7 +94,7 @@ def main(config: Config) -> Path:
         config = shrink_settings(
             config,
             images={"size": (64, 64), "crop": None},
-            optim={"epochs": 2, "batch_size": 4, "milestones": (1,)},
+            optim={"epochs": 2, "batch_size": 4},
             night={} if config.darkened else {"cell": 16},
             workers=0,
         )

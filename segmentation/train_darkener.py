@@ -47,7 +47,7 @@ def main(config: Config) -> Path:
         config = shrink_settings(
             config,
             images={"size": (64, 64), "crop": None},
-            optim={"epochs": 2, "batch_size": 4, "milestones": (1,)},
+            optim={"epochs": 2, "batch_size": 4},
             workers=0,
         )
     with prepare_run(TASK, config) as runtime:

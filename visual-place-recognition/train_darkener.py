@@ -50,7 +50,7 @@ def main(config: Config) -> Path:
         config = shrink_settings(
             config,
             images={"short_side": 64, "crop": 64},
-            optim={"epochs": 2, "batch_size": 4, "milestones": (1,)},
+            optim={"epochs": 2, "batch_size": 4},
             workers=0,
         )
     with prepare_run(TASK, config) as runtime:
