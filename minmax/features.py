@@ -9,7 +9,7 @@ other call of the model. So it works for what no tracer understands, and under D
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
+from threading import local
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -24,7 +24,7 @@ Layout = Literal["channels-first", "channels-last"]
 """Of a feature: `(N, C)` and `(N, C, ...)`, or `(N, ..., C)` as tokens and the maps of some transformers."""
 
 # Of the forward pass that runs: threads, as those of DataParallel, whose replicas share their hooks, have each its own.
-_RECORDER: ContextVar["_Recorder | None"] = ContextVar("recorder", default=None)
+_RUNNING = local()
 
 
 class InputNormalization(nn.Module):
@@ -80,7 +80,7 @@ class _Recorder:
 
 
 def _record(layer: nn.Module, _: object, output: object) -> None:
-    recorder = _RECORDER.get()
+    recorder = getattr(_RUNNING, "recorder", None)
     if recorder is not None:
         recorder.record(layer, output)
 
@@ -163,11 +163,11 @@ class FeatureModel(nn.Module):
     def _run_recorded(self, images: Tensor, inputs: Sequence[Any], stop: bool) -> tuple[Any, list[Tensor]]:
         layers = [self.model.get_submodule(name) for name in self.layers]
         recorder = _Recorder(layers, stop)
-        running = _RECORDER.set(recorder)
+        before, _RUNNING.recorder = getattr(_RUNNING, "recorder", None), recorder
         try:
             prediction = self(images, *inputs)
         finally:
-            _RECORDER.reset(running)
+            _RUNNING.recorder = before
         found = recorder.found
         features = []
         for name, layer, layout in zip(self.layers, layers, self.layouts, strict=True):

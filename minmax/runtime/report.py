@@ -157,7 +157,7 @@ def draw_sheet(
             if cell is None:
                 continue
             panel.set_axis_on()
-            panel.imshow(cell.image.permute(1, 2, 0).numpy(), interpolation="nearest" if legend else "auto")
+            panel.imshow(cell.image.permute(1, 2, 0).numpy(), interpolation="nearest" if legend else None)
             panel.set(xticks=[], yticks=[])
             panel.spines[:].set(color=cell.frame, linewidth=0.8 if cell.frame == "black" else 3)
             # Names come from files and folders: a dollar sign is no formula.
