@@ -188,10 +188,10 @@ def _read_answer(answer: Any, count: int, itself: int | None, where: str) -> tup
 
 
 def _picture(folder: Path, name: str) -> Path:
-    file = listed_file(folder, name, folder.parent, folder.parent)
-    if not file.name or file == folder:
+    if not Path(name).name:
         raise UsageError(f"{folder.parent}: {name!r} is no name of an image")
-    return file if file.suffix.lower() in PICTURE_SUFFIXES else file.with_name(f"{file.name}.jpg")
+    ending = "" if Path(name).suffix.lower() in PICTURE_SUFFIXES else ".jpg"
+    return listed_file(folder, name + ending, folder.parent, folder.parent)
 
 
 def read_day_night_folders(root: Path, quick: bool = False) -> list[RetrievalSet]:
