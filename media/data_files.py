@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from media.pictures import files_below
-from minmax.runtime.errors import UsageError
+from minmax.runtime.errors import RunError, UsageError
 
 _END = 4096  # bytes by which copies of a file are told before all of them are compared
 
@@ -79,6 +79,30 @@ def listed_file(folder: Path, name: str, where: object, root: Path | None = None
     return folder / steps
 
 
+def refuse_day(day: Sequence[Path], darkened: Sequence[Path], flag: str) -> None:
+    """Refuse day images or videos given as their own darkened copies.
+
+    Raises:
+        UsageError: names the first of them; `flag` is to blame.
+    """
+    inodes = {_inode(file) for file in day}
+    for copy in darkened:
+        if _inode(copy) in inodes:
+            raise UsageError(f"{flag}: {shown(copy)} is the day's own, not a darkened copy of it")
+
+
+def _inode(file: Path) -> tuple[int, int]:
+    status = _status(file)
+    return status.st_dev, status.st_ino
+
+
+def _status(file: Path) -> os.stat_result:
+    try:
+        return file.stat()
+    except OSError as error:
+        raise RunError(f"cannot read {shown(file)} any more: {error.strerror}") from error
+
+
 def refuse_two_labels(files: Sequence[Path], labels: Sequence[int], classes: Sequence[str]) -> None:
     """Refuse a file that is of two classes, as where the folder of one holds a link to that of another.
 
@@ -87,8 +111,7 @@ def refuse_two_labels(files: Sequence[Path], labels: Sequence[int], classes: Seq
     """
     known: dict[tuple[int, int], int] = {}
     for file, label in zip(files, labels, strict=True):
-        status = file.stat()
-        first = known.setdefault((status.st_dev, status.st_ino), label)
+        first = known.setdefault(_inode(file), label)
         if first != label:
             raise UsageError(
                 f"{shown(file)} is of the classes {classes[first]} and {classes[label]} at once; take one link out"
@@ -111,13 +134,11 @@ def refuse_shared(day: Sequence[Path], night: Sequence[Path], split: str) -> Non
     by_size: dict[int, list[Path]] = {}
     by_inode: dict[tuple[int, int], Path] = {}
     for file in night:
-        status = file.stat()
-        by_size.setdefault(status.st_size, []).append(file)
-        by_inode[status.st_dev, status.st_ino] = file
+        by_size.setdefault(_status(file).st_size, []).append(file)
+        by_inode[_inode(file)] = file
     for file in day:
-        status = file.stat()
-        twin = by_inode.get((status.st_dev, status.st_ino))
-        twin = twin or next((other for other in by_size.get(status.st_size, ()) if _is_copy(file, other)), None)
+        same_size = by_size.get(_status(file).st_size, ())
+        twin = by_inode.get(_inode(file)) or next((other for other in same_size if _is_copy(file, other)), None)
         if twin is not None:
             raise UsageError(
                 f"{shown(file)} of {split} is {shown(twin)} of the night; zero-shot adaptation must not see nights in "
@@ -126,7 +147,10 @@ def refuse_shared(day: Sequence[Path], night: Sequence[Path], split: str) -> Non
 
 
 def _is_copy(one: Path, other: Path) -> bool:
-    return _end(one) == _end(other) and one.read_bytes() == other.read_bytes()
+    try:
+        return _end(one) == _end(other) and one.read_bytes() == other.read_bytes()
+    except OSError as error:
+        raise RunError(f"cannot read {shown(one)} or {shown(other)} any more: {error.strerror}") from error
 
 
 def _end(file: Path) -> bytes:

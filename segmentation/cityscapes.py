@@ -19,7 +19,7 @@ from street_images import (
     check_files,
 )
 
-from media.data_files import data_files, shown
+from media.data_files import data_files, refuse_day, shown
 from media.pictures import DECODING_ERRORS, PICTURE_SUFFIXES, orientation
 from minmax.runtime.config import DEFAULT_RUNS, require
 from minmax.runtime.errors import RunError, UsageError
@@ -141,6 +141,8 @@ def find_darkened(images: StreetImages, folder: Path, size: Size, cache: Path, q
         raise UsageError(
             f"{flag}: holds {len(surplus)} files that are no training image: {shown(', '.join(surplus[:3]))}"
         )
+    refuse_day([*day.values()], [copies[name] for name in day], flag)
+    log.info("%s: %d images; how dark they are, and what made them, is not known here", flag, len(day))
     darkened = StreetFiles("darkened images", folder, [StreetFile(copies[name], None) for name in day], is_night=False)
     check_files(darkened, cache / "checked")
     for name, original in day.items():
