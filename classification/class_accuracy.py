@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from darkening.selection_nights import SelectionNight, by_day, selection_numbers
 from minmax.runtime.batches import one_pass
 from minmax.runtime.comparison import verdicts
-from minmax.runtime.devices import Runtime
+from minmax.runtime.devices import Runtime, require_finite
 from minmax.runtime.seeding import generator_for
 
 CALIBRATION_BINS = 15
@@ -91,11 +91,15 @@ def measure(
     nights: Sequence[SelectionNight] = (by_day,),
     batch_size: int = 64,
     workers: int = 0,
+    called: str = "the network",
 ) -> list[ClassAccuracy]:
     """Classify every image of a split in each of `nights`; by default as they are.
 
     Images are decoded once for all nights, and darkened the same way in every call. The network takes `(N, 3, H, W)` in
     [0, 1] to logits `(N, C)`, and is left in evaluation mode.
+
+    Raises:
+        RunError: when logits are not finite; the network is `called` so.
     """
     runtime.evaluate(network)
     found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in nights]  # predictions and confidences of each batch
@@ -105,6 +109,7 @@ def measure(
             pictures = night(day, generator_for(images.split, number))
             with runtime.autocast():
                 logits = network(pictures)
+            require_finite(logits, called, images.split)
             confidences = logits.float().softmax(dim=1).amax(dim=1)
             parts.append((logits.argmax(dim=1).cpu(), confidences.cpu()))
     accuracies, labels = [], torch.tensor(images.labels)

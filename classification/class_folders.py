@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from media.data_files import data_files, refuse_shared, refuse_two_labels, shown, subfolders
 from media.pictures import (
     DECODING_ERRORS,
     PICTURE_SUFFIXES,
@@ -40,6 +41,7 @@ SCENES = "scenes"
 SCENE_SEEDS: dict[Split, int] = {"train": 1, "val": 2, "test_day": 3, "test_night": 4}
 SCENE_COUNTS: dict[Split, int] = {"train": 1536, "val": 400, "test_day": 800, "test_night": 800}
 QUICK_IMAGES = 64
+_ENDINGS = tuple(PICTURE_SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,11 @@ class FolderImages(LabelledImages):
         try:
             return decode_picture(self.files[index])
         except DECODING_ERRORS as error:
-            raise RunError(f"cannot read {self.files[index]} any more: {error}") from error
+            raise RunError(f"cannot read {shown(self.files[index])} any more: {error}") from error
 
     def name(self, index: int) -> str:
         """Path below the root."""
-        return self.files[index].relative_to(self.root).as_posix()
+        return shown(self.files[index].relative_to(self.root).as_posix())
 
     def fingerprint(self) -> str:
         """Hash of the files and their labels."""
@@ -150,11 +152,14 @@ def open_split(
     labels: list[int] = []
     for label, name in enumerate(classes):
         folder = root / split / name
-        members = files_below(folder, tuple(PICTURE_SUFFIXES))
+        members = data_files(folder, _ENDINGS)
         if not members:
             raise UsageError(f"the class folder {folder} holds no images ({_listed(sorted(PICTURE_SUFFIXES))})")
         files += members
         labels += [label] * len(members)
+    refuse_two_labels(files, labels, classes)
+    if split in ("train", "val"):
+        refuse_shared(files, _night_files(root), split)
     images = FolderImages(root, split, classes, files, labels)
     if quick:
         images = images.subset(evenly_spaced(range(len(images)), QUICK_IMAGES))
@@ -207,10 +212,14 @@ def class_names(data: str, split: Split) -> tuple[str, ...]:
     if not has_split(data, split):
         there = sorted(entry.name for entry in root.iterdir())[:6]
         raise UsageError(f"no folder {folder}; expected {layout}, found {_listed(there)}")
-    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
+    names = tuple(subfolders(folder))
     if not names:
         raise UsageError(f"no class folders in {folder}; expected {layout}")
     return names
+
+
+def _night_files(root: Path) -> list[Path]:
+    return [file for split in NIGHT_SPLITS if (root / split).is_dir() for file in files_below(root / split, _ENDINGS)]
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -229,11 +238,16 @@ def _problem(file: Path) -> str | None:
 def _require_one_size(images: FolderImages) -> None:
     sizes: dict[tuple[int, int], Path] = {}
     for file in images.files:
-        with Image.open(file) as image:  # reads the header only
-            # It is decoded upright.
-            sizes.setdefault(image.size[::-1] if orientation(image) >= 5 else image.size, file)
+        try:
+            with Image.open(file) as image:  # reads the header only
+                # It is decoded upright.
+                sizes.setdefault(image.size[::-1] if orientation(image) >= 5 else image.size, file)
+        except DECODING_ERRORS as error:
+            raise RunError(f"cannot read {shown(file)} any more: {error}") from error
     if len(sizes) > 1:
-        examples = ", ".join(f"{file.name} is {width}x{height}" for (width, height), file in list(sizes.items())[:2])
+        examples = ", ".join(
+            f"{shown(file.name)} is {width}x{height}" for (width, height), file in list(sizes.items())[:2]
+        )
         raise UsageError(
             f"--images.evaluation native: {images.root / images.split} holds images of {len(sizes)} sizes "
             f"({examples}); use --images.evaluation resize"

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from minmax.runtime.checkpoints import load_checkpoint, load_strictly
 from minmax.runtime.config import DataclassInstance, require, to_plain
 from minmax.runtime.errors import UsageError
 from minmax.runtime.splits import Split
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = "similarity-minmax/classifier"
 TIMM = "timm/"
@@ -132,7 +135,8 @@ def load_classifier(
       out; a ResNet-18 with CODaN's classes in the authors' order.
     - Any other holds the tensors of the network under its own names (the authors' daytime ResNet-18 among them).
 
-    The network is tried at `image_size`, the side of the images to come. `foreign` says what the tensors of another
+    The network is tried at `image_size`, the side of the images to come; a warning is logged when ours was trained at
+    another. `foreign` says what the tensors of another
     program belong to; it is asked only when the file does not tell.
 
     Raises:
@@ -140,6 +144,9 @@ def load_classifier(
     """
     payload = load_checkpoint(path)
     if payload.get("format") == CHECKPOINT_FORMAT:
+        trained = ((payload.get("config") or {}).get("images") or {}).get("size")
+        if None not in (image_size, trained) and trained != image_size:
+            log.warning("%s was trained at --images.size %s, not %s", path, trained, image_size)
         network, settings = rebuild_network(payload, ClassifierSettings, build_classifier, path)
     else:
         weights = find_weights(payload, path)

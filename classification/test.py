@@ -19,6 +19,7 @@ from classifier import ForeignFlags, load_classifiers
 from torch import Tensor, nn
 from verdict_pictures import CHANGES, changed_verdicts, draw_verdicts
 
+from darkening.selection_nights import by_day
 from minmax.runtime.comparison import compare, shared_classes
 from minmax.runtime.config import MeasuringFlags, run_script
 from minmax.runtime.devices import open_runtime
@@ -54,10 +55,9 @@ def main(config: Config) -> dict[str, dict[str, ClassAccuracy]]:
             splits[split] = open_split(config.data, split, config.images, classes, config.quick)
         output = config.open_output()
 
-        def measure_one(_: str, network: nn.Module, images: LabelledImages) -> ClassAccuracy:
-            [accuracy] = measure(
-                network, images, config.images, runtime, batch_size=config.batch_size, workers=config.workers
-            )
+        def measure_one(name: str, network: nn.Module, images: LabelledImages) -> ClassAccuracy:
+            how = (config.batch_size, config.workers, str(files[name]))
+            [accuracy] = measure(network, images, config.images, runtime, (by_day,), *how)
             return accuracy
 
         found = compare(config, networks, splits, measure_one)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from darkening.selection_nights import SelectionNight, by_day, selection_numbers
 from minmax.runtime.batches import one_pass
 from minmax.runtime.comparison import verdicts
-from minmax.runtime.devices import Runtime
+from minmax.runtime.devices import Runtime, require_finite
 from minmax.runtime.seeding import generator_for
 
 
@@ -71,6 +71,7 @@ def measure(
     rounds: int | None = None,
     batch_size: int = 16,
     workers: int = 0,
+    called: str = "the network",
 ) -> list[ClipAccuracy]:
     """Recognise every video of a split in each of `nights`, by the mean softmax of its rounds.
 
@@ -83,6 +84,10 @@ def measure(
         rounds: clips per video; by default those of the config.
         batch_size: clips per forward pass.
         workers: processes that decode.
+        called: what messages call the network.
+
+    Raises:
+        RunError: when logits are not finite.
     """
     runtime.evaluate(network)
     dataset = WholeClips(clips, config, rounds)
@@ -96,6 +101,7 @@ def measure(
                 pictures = night(day, generator_for(clips.split, number, part))
                 with runtime.autocast():
                     logits = network(pictures)
+                require_finite(logits, called, clips.split)
                 scores.append(logits.float().softmax(dim=1).cpu())
             parts.append(torch.stack(scores))
         found.append(torch.cat(parts, dim=1).unflatten(1, videos.shape[:2]).mean(dim=2))

@@ -20,6 +20,7 @@ from recogniser import load_recogniser
 from torch import nn
 from video_trees import DEFAULT_DATA, has_split
 
+from darkening.selection_nights import by_day
 from minmax.runtime.comparison import compare, shared_classes
 from minmax.runtime.config import MeasuringFlags, run_script, shrink_settings
 from minmax.runtime.devices import open_runtime
@@ -65,10 +66,9 @@ def main(config: Config) -> dict[str, dict[str, ClipAccuracy]]:
         splits = open_splits(config, classes)
         output = config.open_output()
 
-        def measure_one(_: str, network: nn.Module, clips: LabelledClips) -> ClipAccuracy:
-            [accuracy] = measure(
-                network, clips, config.clips, runtime, batch_size=config.batch_size, workers=config.workers
-            )
+        def measure_one(name: str, network: nn.Module, clips: LabelledClips) -> ClipAccuracy:
+            how = (config.batch_size, config.workers, str(config.checkpoints[name]))
+            [accuracy] = measure(network, clips, config.clips, runtime, (by_day,), None, *how)
             return accuracy
 
         found = compare(config, networks, splits, measure_one)

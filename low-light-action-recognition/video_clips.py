@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 from video_trees import Video
 
+from media.data_files import refuse_day, shown
 from media.pictures import files_below, listed_below
 from media.video_frames import VIDEO_SUFFIXES, BrokenVideo, count_frames, read_frames
 from minmax.runtime.errors import RunError, UsageError
@@ -44,7 +45,7 @@ class VideoClips(LabelledClips):
         try:
             return read_frames(self.videos[index].file, frames)
         except (BrokenVideo, OSError) as error:
-            raise RunError(f"cannot read {self.videos[index].file} any more: {error}") from error
+            raise RunError(f"cannot read {shown(self.videos[index].file)} any more: {error}") from error
 
     def name(self, index: int) -> str:
         """Path below the root, or what its list calls it."""
@@ -133,6 +134,7 @@ def find_darkened(clips: LabelledClips, folder: Path, cache: Path) -> VideoClips
     if missing:
         raise UsageError(f"--darkened {folder}: lacks {len(missing)} of {len(clips)} videos: {', '.join(missing[:3])}")
     videos = [video._replace(file=copies[video.file.parts[-2:]]) for video in clips.videos]
+    refuse_day([video.file for video in clips.videos], [video.file for video in videos], f"--darkened {folder}")
     dark = count_all(VideoClips(folder, clips.split, clips.classes, videos, clips.interval), 0.0, cache)
     for video, day, night in zip(dark.videos, clips.counts, dark.counts, strict=True):
         if day != night:

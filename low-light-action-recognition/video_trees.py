@@ -8,6 +8,7 @@ from typing import NamedTuple
 from clips import ClipConfig
 from recogniser import RELEASED_CLASSES
 
+from media.data_files import data_files, is_file, listed_file, refuse_shared, refuse_two_labels, shown, subfolders
 from media.pictures import files_below
 from media.video_frames import VIDEO_SUFFIXES
 from minmax.runtime.errors import UsageError
@@ -71,16 +72,37 @@ def find_videos(root: Path, split: Split, config: ClipConfig, classes: tuple[str
         known, videos = _class_folders(root / source, root, classes)
     elif file is not None:
         if source == "train":
+            _refuse_arid(root, file)
             log.info("training on the videos of %s: these must be by day", file)
         known, videos = read_list(file, root, classes)
     elif is_plain and (shared or split == "test_night"):
+        if shared:
+            _refuse_arid(root, root)
         known, videos = _class_folders(_video_folder(root), root, classes)
+    if split in ("train", "val"):
+        refuse_shared([video.file for video in videos], _night_files(root), split)
     if shared:
         videos = _share_of(videos, split, config.validation)
     if not videos:
-        there = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) or "nothing"
+        there = shown(", ".join(sorted(entry.name for entry in root.iterdir())[:6])) or "nothing"
         raise UsageError(f"no videos of {split} in {root}; expected {root}/{TREE}, or {root}/{LISTED}; found {there}")
     return known, videos
+
+
+def _refuse_arid(root: Path, source: Path) -> None:
+    """Refuse to train on ARID: all of its videos were taken in the dark, those of its train lists too."""
+    names = {folder.name.lower() for folder in (root, root.resolve())}
+    if any(name.startswith("arid") for name in names):
+        raise UsageError(
+            f"{source} is ARID's, whose videos were all taken in the dark; zero-shot adaptation trains on day videos: "
+            f"give NormalLight, or a folder of day videos, as --data, and ARID as test.py's --night (if these are by "
+            "day, give the folder another name)"
+        )
+
+
+def _night_files(root: Path) -> list[Path]:
+    folder = root / "test_night"
+    return files_below(folder, tuple(VIDEO_SUFFIXES)) if folder.is_dir() else []
 
 
 def has_split(root: Path, split: Split, config: ClipConfig) -> bool:
@@ -93,8 +115,7 @@ def _video_folder(root: Path) -> Path:
 
 
 def _class_folders(folder: Path, root: Path, classes: tuple[str, ...] | None) -> Found:
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
-    names = [name for name in names if name not in (*_LIST_FOLDERS, "raw", "data", "data_darken")]
+    names = [name for name in subfolders(folder) if name not in (*_LIST_FOLDERS, "raw", "data", "data_darken")]
     if not names:
         raise UsageError(f"no class folders in {folder}; expected {folder}/<Class>/*.avi")
     if classes is not None and set(names) != set(classes):
@@ -102,11 +123,12 @@ def _class_folders(folder: Path, root: Path, classes: tuple[str, ...] | None) ->
     known = classes or tuple(names)
     videos = []
     for label, name in enumerate(known):
-        files = files_below(folder / name, tuple(VIDEO_SUFFIXES))
+        files = data_files(folder / name, tuple(VIDEO_SUFFIXES))
         if not files:
             kinds = ", ".join(sorted(VIDEO_SUFFIXES))
             raise UsageError(f"the class folder {folder / name} holds no videos ({kinds})")
-        videos += [Video(file.relative_to(root).as_posix(), label, file) for file in files]
+        videos += [Video(shown(file.relative_to(root).as_posix()), label, file) for file in files]
+    refuse_two_labels([video.file for video in videos], [video.label for video in videos], known)
     return known, videos
 
 
@@ -147,21 +169,22 @@ def read_list(file: Path, root: Path, classes: tuple[str, ...] | None = None) ->
             raise UsageError(f"{file} names {path} more than once; a video must not serve both training and validation")
         if names and label not in names:
             raise UsageError(f"{file}: {path} has the label {label}, which {mapping} does not name")
-        files[path] = next((place / path for place in places if (place / path).is_file()), root)
+        there = (listed_file(place, path, file, root) for place in places)
+        files[path] = next((video for video in there if is_file(video)), root)
         if files[path] == root:
             missing.append(path)
     if missing:
-        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        first = ", ".join(name[:200] for name in missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise UsageError(
-            f"{file} names {len(missing)} videos that are not below {places[0]}: {shown}; unpack them there, or take "
-            "their lines out"
+            f"{file} names {len(missing)} videos that are not below {places[0]}: {shown(first)}; unpack them there, or "
+            "take their lines out"
         )
     names = names or _folder_names(file, rows)
     known = classes or tuple(names[label] for label in sorted(names))
     unknown = sorted({names[label] for label, _ in rows} - set(known))
     if unknown:
         raise UsageError(f"{file} shows {', '.join(unknown)}; the network knows {', '.join(known)}")
-    return known, [Video(path, known.index(names[label]), files[path]) for label, path in rows]
+    return known, [Video(shown(path), known.index(names[label]), files[path]) for label, path in rows]
 
 
 def _rows(file: Path, columns: int, expected: str) -> list[tuple[int, str]]:

@@ -19,9 +19,10 @@ from street_images import (
     check_files,
 )
 
-from media.pictures import PICTURE_SUFFIXES, files_below, orientation
+from media.data_files import data_files, refuse_day, shown
+from media.pictures import DECODING_ERRORS, PICTURE_SUFFIXES, orientation
 from minmax.runtime.config import DEFAULT_RUNS, require
-from minmax.runtime.errors import UsageError
+from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.splits import Split, check_split
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,9 @@ NIGHTS = (
 )
 
 
+_NIGHT_FOLDERS = {layout.images for layout in NIGHTS if layout.images.endswith("/night")}
+
+
 def open_streets(
     data: str, split: Split, config: StreetConfig, quick: bool = False, cache: Path = DEFAULT_RUNS
 ) -> StreetImages:
@@ -72,7 +76,8 @@ def open_streets(
     if split not in CITYSCAPES:
         raise UsageError(f"{data} has no split {split}: Cityscapes' layout has train and val, both by day")
     root = Path(data).expanduser()
-    images = pair_up(f"{root.name}, {split}", root, CITYSCAPES[split], is_night=False)
+    _refuse_linked_night(root / CITYSCAPES[split].images)
+    images = pair_up(f"{shown(root.name)}, {split}", root, CITYSCAPES[split], is_night=False)
     return check_split(check_files(images.subset(QUICK_IMAGES) if quick else images, cache / "checked"), split)
 
 
@@ -94,9 +99,23 @@ def open_night(root: Path, quick: bool = False, cache: Path = DEFAULT_RUNS) -> S
     for other in others:
         told = "--night %s: %s is passed over for %s; give it a root of its own"
         log.warning(told, root, other.images, layout.images)
-    title = f"{root.name}, val" if layout == CITYSCAPES["val"] else root.name
+    name = shown(root.name)
+    title = f"{name}, val" if layout == CITYSCAPES["val"] else name
     images = pair_up(title, root, layout, is_night=True)
     return check_files(images.subset(QUICK_IMAGES) if quick else images, cache / "checked")
+
+
+def _refuse_linked_night(folder: Path) -> None:
+    """Refuse a day split that is a link to one of the night data sets, or holds links to its folders."""
+    places = [folder, *(entry for entry in folder.iterdir() if entry.is_dir())] if folder.is_dir() else []
+    for place in places:
+        there = place.resolve()
+        below = {"/".join(there.parts[start : start + 3]) for start in range(len(there.parts))}
+        if not below.isdisjoint(_NIGHT_FOLDERS):
+            raise UsageError(
+                f"{shown(place)} leads to {shown(there)}, a night data set; zero-shot adaptation must not see it in "
+                "training or choosing: give day images as --data, nights as test.py's --night"
+            )
 
 
 def find_darkened(images: StreetImages, folder: Path, size: Size, cache: Path, quick: bool = False) -> StreetFiles:
@@ -114,26 +133,34 @@ def find_darkened(images: StreetImages, folder: Path, size: Size, cache: Path, q
     if not folder.is_dir():
         raise UsageError(f"{flag}: no such folder; make it with python -m darkening.apply")
     day = _by_name(f"{flag}: day images", [street.image for street in images.files])
-    copies = _by_name(f"{flag}: its files", files_below(folder, tuple(PICTURE_SUFFIXES)))
+    copies = _by_name(f"{flag}: its files", data_files(folder, tuple(PICTURE_SUFFIXES)))
     missing, surplus = sorted(day.keys() - copies.keys()), sorted(copies.keys() - day.keys())
     if missing:
-        raise UsageError(f"{flag}: lacks {len(missing)} of {len(day)} images: {', '.join(missing[:3])}")
+        raise UsageError(f"{flag}: lacks {len(missing)} of {len(day)} images: {shown(', '.join(missing[:3]))}")
     if surplus and not quick:
-        raise UsageError(f"{flag}: holds {len(surplus)} files that are no training image: {', '.join(surplus[:3])}")
+        raise UsageError(
+            f"{flag}: holds {len(surplus)} files that are no training image: {shown(', '.join(surplus[:3]))}"
+        )
+    refuse_day([*day.values()], [copies[name] for name in day], flag)
+    log.info("%s: %d images; how dark they are, and what made them, is not known here", flag, len(day))
     darkened = StreetFiles("darkened images", folder, [StreetFile(copies[name], None) for name in day], is_night=False)
     check_files(darkened, cache / "checked")
     for name, original in day.items():
-        with Image.open(original) as there, Image.open(copies[name]) as here:  # decodes nothing
-            if orientation(there) != 1:
-                raise UsageError(
-                    f"{flag}: {original} has an EXIF entry that turns it; its copy is turned, its labels are not; save "
-                    "it without that entry, or name a --darkener instead"
-                )
-            if here.size not in (there.size, size[::-1]):
-                has, day_has, asked = (f"{width}x{height}" for width, height in (here.size, there.size, size[::-1]))
-                raise UsageError(
-                    f"{flag}: {name} is {has}, its day image {day_has}; expected that, or the {asked} of --images.size"
-                )
+        try:
+            with Image.open(original) as there, Image.open(copies[name]) as here:  # decodes nothing
+                turned, day_size, dark_size = orientation(there) != 1, there.size, here.size
+        except DECODING_ERRORS as error:
+            raise RunError(f"cannot read {shown(original)} or {shown(copies[name])} any more: {error}") from error
+        if turned:
+            raise UsageError(
+                f"{flag}: {original} has an EXIF entry that turns it; its copy is turned, its labels are not; save "
+                "it without that entry, or name a --darkener instead"
+            )
+        if dark_size not in (day_size, size[::-1]):
+            has, day_has, asked = (f"{width}x{height}" for width, height in (dark_size, day_size, size[::-1]))
+            raise UsageError(
+                f"{flag}: {name} is {has}, its day image {day_has}; expected that, or the {asked} of --images.size"
+            )
     return darkened
 
 
@@ -162,7 +189,7 @@ def pair_up(title: str, root: Path, layout: Layout, is_night: bool) -> StreetFil
     for folder in (layout.images, layout.labels or layout.images):
         if not (root / folder).is_dir():
             raise UsageError(f"no folder {root / folder}; expected {root}/{EXPECTED}, found {_first_entries(root)}")
-    images = files_below(root / layout.images, tuple(PICTURE_SUFFIXES))
+    images = data_files(root / layout.images, tuple(PICTURE_SUFFIXES))
     if not images:
         raise UsageError(f"no images of {title} in {root}")
     if layout.labels is None:
@@ -171,14 +198,14 @@ def pair_up(title: str, root: Path, layout: Layout, is_night: bool) -> StreetFil
     for image in images:
         beside = root / layout.labels / image.relative_to(root / layout.images)
         wanted.append(beside.with_name(image.stem.partition(layout.image_mark)[0] + layout.labels_end))
-    there = files_below(root / layout.labels, layout.labels_end.lower())
+    there = data_files(root / layout.labels, layout.labels_end.lower())
     missing, surplus = set(wanted) - set(there), set(there) - set(wanted)
     for problem, names in (("images without labels, missing", missing), ("labels without an image", surplus)):
         if names:
-            first = ", ".join(str(name.relative_to(root)) for name in sorted(names)[:3])
+            first = ", ".join(shown(name.relative_to(root)) for name in sorted(names)[:3])
             raise UsageError(f"{root} holds {len(names)} {problem}: {first}{', ...' if len(names) > 3 else ''}")
     return StreetFiles(title, root, list(map(StreetFile, images, wanted)), is_night)
 
 
 def _first_entries(folder: Path) -> str:
-    return ", ".join(sorted(entry.name for entry in folder.iterdir())[:6]) or "nothing"
+    return shown(", ".join(sorted(entry.name for entry in folder.iterdir())[:6])) or "nothing"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from darkening.selection_nights import SelectionNight, by_day, selection_numbers
 from minmax.runtime.batches import one_pass
-from minmax.runtime.devices import Runtime
+from minmax.runtime.devices import Runtime, require_finite
 from minmax.runtime.seeding import generator_for
 from minmax.runtime.splits import evenly_spaced
 
@@ -99,6 +99,7 @@ def measure(
     keep: int = 0,
     batch_size: int = 4,
     workers: int = 0,
+    called: str = "the network",
 ) -> list[StreetScore]:
     """Score a labelled split in each of `nights`, by default as it is; network and images of `size` as for `predict`.
 
@@ -109,7 +110,7 @@ def measure(
     kept: list[list[tuple[Street, Tensor]]] = [[] for _ in nights]
     chosen = evenly_spaced(range(len(images)), keep)
     dataset = WholeStreets(images, size, full_labels)
-    for night, street, logits in predict(network, dataset, runtime, nights, batch_size, workers):
+    for night, street, logits in predict(network, dataset, runtime, nights, batch_size, workers, called):
         assert street.labels is not None
         prediction = logits.argmax(dim=0)
         confusions[night] += count_confusion(prediction, street.labels.to(prediction.device))
@@ -127,11 +128,15 @@ def predict(
     nights: Sequence[SelectionNight] = (by_day,),
     batch_size: int = 4,
     workers: int = 0,
+    called: str = "the network",
 ) -> Iterator[tuple[int, Street, Tensor]]:
     """For each night and image the night's number, the image, and logits `(outputs, H, W)` in the size of its labels.
 
     The network takes images `(N, 3, H, W)` in [0, 1] to logits `(N, outputs, H, W)`, and is left in evaluation mode.
     Images are decoded once for all nights, and darkened the same way in every call.
+
+    Raises:
+        RunError: when logits are not finite; the network is `called` so.
     """
     runtime.evaluate(network)
     for number, streets in one_pass(dataset, batch_size, dataset.images.title, workers, runtime, list):
@@ -140,6 +145,7 @@ def predict(
             pictures = night(day, generator_for("selection", number))
             with runtime.autocast():
                 logits = network(pictures)
+            require_finite(logits, called, dataset.images.title)
             for street, scores in zip(streets, logits.float(), strict=True):
                 shape = dataset.size if street.labels is None else street.labels.shape
                 if scores.shape[-2:] != shape:

@@ -1,6 +1,7 @@
 """Street images with a class for every pixel, files or scenes, and what training and evaluation see of them."""
 
 import hashlib
+import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
-from street_labels import VOID, to_train_ids
+from street_labels import LABEL_IDS, VOID, to_train_ids, told_train_ids
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from torchvision.tv_tensors import Image as ImageTensor
 from torchvision.tv_tensors import Mask
 
+from media.data_files import shown
 from media.pictures import DECODING_ERRORS, decode_picture, listed_below
 from minmax.runtime.config import require
 from minmax.runtime.errors import RunError, UsageError
@@ -26,6 +29,7 @@ from minmax.runtime.seeding import derive_seed
 from minmax.runtime.splits import NIGHT_SPLITS, Examples, Split, Views, evenly_spaced, refuse_night
 from scenes import HELD_OUT_NIGHT, render_segmented
 
+log = logging.getLogger(__name__)
 Size = tuple[int, int]
 """Height and width in pixels."""
 
@@ -33,6 +37,7 @@ SCENES = "scenes"
 SCENE_SEEDS: dict[Split, int] = {"train": 21, "val": 22, "test_day": 23, "test_night": 24}
 SCENE_COUNTS: dict[Split, int] = {"train": 640, "val": 128, "test_day": 256, "test_night": 256}
 QUICK_IMAGES = 16
+_SAMPLE = 32  # label files that are looked at to tell label ids from train ids
 
 
 @dataclass(frozen=True)
@@ -101,11 +106,11 @@ class StreetFiles(StreetImages):
             image = decode_picture(file.image, size, upright=False)
             return Street(image, None if file.labels is None else read_labels(file.labels, label_size), index)
         except DECODING_ERRORS as error:
-            raise RunError(f"cannot read {file.image} or its labels any more: {error}") from error
+            raise RunError(f"cannot read {shown(file.image)} or its labels any more: {error}") from error
 
     def name(self, index: int) -> str:
         """Path below the root."""
-        return self.files[index].image.relative_to(self.root).as_posix()
+        return shown(self.files[index].image.relative_to(self.root).as_posix())
 
     def fingerprint(self) -> str:
         """Hash of the files and those of their labels."""
@@ -208,11 +213,38 @@ def read_labels(file: Path, size: Size | None = None) -> Tensor:
     Raises:
         ValueError: when the file holds colours or unknown ids; one of DECODING_ERRORS, as for broken files.
     """
+    return _resized(Image.fromarray(to_train_ids(_read_ids(file))), size)
+
+
+def _read_ids(file: Path) -> NDArray[np.uint8]:
     with Image.open(file) as image:
         if image.mode not in ("L", "P"):
             raise ValueError(f"holds {image.mode} pixels; expected one byte of label id per pixel")
-        train_ids = to_train_ids(np.array(image))
-    return _resized(Image.fromarray(train_ids), size)
+        return np.array(image)
+
+
+def _refuse_train_ids(images: StreetFiles) -> None:
+    """Refuse train ids under the name of label ids: each would be taken for another class or for none."""
+    ids: set[int] = set()
+    labelled = [file.labels for file in images.files if file.labels is not None]
+    for file in evenly_spaced(labelled, _SAMPLE):
+        try:
+            ids |= set(np.unique(_read_ids(file)).tolist())
+        except DECODING_ERRORS as error:
+            raise RunError(f"cannot read {shown(file)} any more: {error}") from error
+    told = told_train_ids(ids)
+    if told:
+        raise UsageError(
+            f"{shown(images.root)}: a sample of its label files {told}: these look like train ids (*labelTrainIds) "
+            "under the name of label ids (*labelIds); give those of Cityscapes' gtFine, or map 0 ... 18 back to 7, 8, "
+            "11, ..., 33 with cityscapesscripts' labels.py"
+        )
+    if labelled and not any(VOID <= label_id < LABEL_IDS for label_id in ids):
+        log.warning(
+            "%s: no label id above 18 in a sample of its files (no vegetation, sky or car); if these are train ids, "
+            "scores are wrong: label ids are expected",
+            shown(images.root),
+        )
 
 
 def check_files(images: StreetFiles, records: Path) -> StreetFiles:
@@ -232,17 +264,18 @@ def check_files(images: StreetFiles, records: Path) -> StreetFiles:
             where = file.labels
             labels = read_labels(file.labels)
         except DECODING_ERRORS as error:
-            return f"{where.relative_to(images.root)}: {error}"
+            return f"{shown(where.relative_to(images.root))}: {error}"
         if labels.shape != image.shape[-2:]:
             sizes = " and ".join(f"{width}x{height}" for height, width in (labels.shape, image.shape[-2:]))
-            return f"{where.relative_to(images.root)}: labels and image are of different sizes, {sizes}"
+            return f"{shown(where.relative_to(images.root))}: labels and image are of different sizes, {sizes}"
         return None
 
     bad = find_problems(images.files, problem, records / images.fingerprint(), f"checking {images.title}")
     if bad:
         raise UsageError(
-            f"{len(bad)} of {len(images)} images of {images.root} cannot be used:{listed_below([*bad.values()])}"
+            f"{len(bad)} of {len(images)} images of {shown(images.root)} cannot be used:{listed_below([*bad.values()])}"
         )
+    _refuse_train_ids(images)
     return images
 
 

@@ -19,22 +19,41 @@ LABEL_IDS: Final = 34
 """Label ids are 0 to 33."""
 
 _TRAIN_ID_OF = {kind.id: kind.train_id for kind in _TRAINED}
-_TABLE = np.array([_TRAIN_ID_OF.get(label_id, VOID) for label_id in range(LABEL_IDS)], np.uint8)
+_NO_ID: Final = 255
+_TABLE = np.array([_TRAIN_ID_OF.get(label_id, VOID) for label_id in range(_NO_ID + 1)], np.uint8)
+
+
+_SELDOM = {5, 6, 9, 10, 14, 15, 16, 18, _NO_ID}
+"""Label ids of things that are not trained on, but of classes (or void) where they are train ids."""
 
 
 def to_train_ids(label_ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Train ids 0 to 18 and VOID of label ids, uint8 `(H, W)`.
 
+    255 is void too: so bytes store the id -1 of licence plates, and many programs what has no class.
+
     Raises:
         ValueError: names the ids that Cityscapes does not have.
     """
-    if int(label_ids.max(initial=0)) >= LABEL_IDS:
-        foreign = sorted(set(np.unique(label_ids).tolist()) - set(range(LABEL_IDS)))
+    if int(label_ids.max(initial=0)) >= LABEL_IDS and (
+        foreign := sorted(set(np.unique(label_ids).tolist()) - {*range(LABEL_IDS), _NO_ID})
+    ):
         raise ValueError(
             f"holds the ids {', '.join(map(str, foreign[:5]))}; expected label ids of Cityscapes, 0 to {LABEL_IDS - 1} "
-            "(a *labelIds file, not train ids or colours)"
+            "and 255 (a *labelIds file, not train ids or colours)"
         )
     return np.asarray(_TABLE[label_ids])
+
+
+def told_train_ids(ids: set[int]) -> str | None:
+    """What speaks for train ids in files that are named as label ids, by all ids in a sample of them; None if nothing.
+
+    Label ids of streets go on above 18, with vegetation (21), sky (23) and cars (26); train ids end there.
+    """
+    if any(VOID <= label_id < LABEL_IDS for label_id in ids):
+        return None
+    seldom = sorted(ids & _SELDOM)
+    return f"holds no id from {VOID} to {LABEL_IDS - 1}, but {', '.join(map(str, seldom))}" if seldom else None
 
 
 def colour_labels(labels: Tensor) -> Tensor:

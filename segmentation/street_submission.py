@@ -13,6 +13,7 @@ from street_images import Size, StreetImages, WholeStreets
 from street_labels import VOID
 from torch import nn
 
+from darkening.selection_nights import by_day
 from minmax.runtime.checkpoints import write_atomically
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError
@@ -28,6 +29,7 @@ def write_submission(
     target: Path,
     batch_size: int = 4,
     workers: int = 0,
+    called: str = "the network",
 ) -> None:
     """Predict every image, never void, and write three folders of PNG files, named as the images, into a zip.
 
@@ -36,7 +38,8 @@ def write_submission(
     Predictions of images of `size` are brought to 1080x1920, nearest pixel. The zip is written whole or not at all.
 
     Raises:
-        RunError: when two images have the same name, the disk is full or the folder cannot be written.
+        RunError: when logits are not finite, two images have the same name, the disk is full or the folder cannot be
+            written.
     """
     names = [Path(images.name(index)).stem for index in range(len(images))]
     if len(set(names)) < len(names):
@@ -45,7 +48,8 @@ def write_submission(
     def write_zip(temporary: Path) -> None:
         dataset = WholeStreets(images, size)
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed already
-            for _, street, logits in predict(network, dataset, runtime, batch_size=batch_size, workers=workers):
+            loading = (batch_size, workers, called)
+            for _, street, logits in predict(network, dataset, runtime, (by_day,), *loading):
                 confidence, prediction = (found.cpu().numpy() for found in logits[:VOID].softmax(dim=0).max(dim=0))
                 label_map = _full_size_png(prediction.astype(np.uint8))
                 in_two_bytes = (confidence * 65535).round().astype(np.uint16)

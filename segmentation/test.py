@@ -77,11 +77,12 @@ def main(config: Config) -> dict[str, dict[str, StreetScore]]:
                 labelled[title] = images
                 continue
             target = output / f"{file_name(title, '_')}-submission.zip"
-            write_submission(networks["checkpoint"], images, size, runtime, target, *loading)
+            write_submission(networks["checkpoint"], images, size, runtime, target, *loading, str(config.checkpoint))
             log.info("%s has no labels here; its evaluation server takes %s", title, target)
 
-        def measure_one(_: str, network: nn.Module, images: StreetImages) -> StreetScore:
-            [score] = measure(network, images, size, runtime, (by_day,), config.labels == "full", SHOWN, *loading)
+        def measure_one(name: str, network: nn.Module, images: StreetImages) -> StreetScore:
+            how = (config.labels == "full", SHOWN, *loading, str(config.checkpoints[name]))
+            [score] = measure(network, images, size, runtime, (by_day,), *how)
             return score
 
         found = compare(config, networks, labelled, measure_one)

@@ -91,8 +91,8 @@ SPOILT = {
     "no labels": (lambda r: (r / LABELS).unlink(), f"holds 1 images without labels, missing: {LABELS}"),
     "no image": (lambda r: (r / IMAGE).unlink(), f"holds 1 labels without an image: {LABELS}"),
     "foreign ids": (
-        lambda r: Image.new("L", (64, 48), 255).save(r / LABELS),
-        "gtFine_labelIds.png: holds the ids 255; expected label ids",
+        lambda r: Image.new("L", (64, 48), 200).save(r / LABELS),
+        "gtFine_labelIds.png: holds the ids 200; expected label ids",
     ),
     "colours": (lambda r: Image.new("RGB", (64, 48)).save(r / LABELS), "holds RGB pixels; expected one byte"),
     "another size": (

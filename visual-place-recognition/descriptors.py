@@ -18,7 +18,7 @@ from darkening.selection_nights import SelectionNight, by_day, selection_numbers
 from minmax.features import FeatureModel
 from minmax.runtime.batches import one_pass
 from minmax.runtime.checkpoints import write_atomically
-from minmax.runtime.devices import Runtime
+from minmax.runtime.devices import Runtime, require_finite
 from minmax.runtime.errors import RunError
 from minmax.runtime.run import Run
 from minmax.runtime.seeding import generator_for
@@ -94,6 +94,7 @@ def describe(
     batch_size: int = 16,
     workers: int = 0,
     darken: Callable[[Tensor, Sequence[int]], Tensor] | None = None,
+    called: str = "the network",
 ) -> Tensor:
     """Descriptors `(N, D)` of unit length, float32 on the CPU.
 
@@ -107,6 +108,10 @@ def describe(
         batch_size: images per forward pass.
         workers: processes that decode.
         darken: turns day images `(n, 3, H, W)` in [0, 1] into night; it also gets their positions.
+        called: what messages call the network.
+
+    Raises:
+        RunError: when descriptors are not finite or have no length.
     """
     runtime.evaluate(network)
     chosen = range(len(images)) if positions is None else positions
@@ -118,7 +123,7 @@ def describe(
             batch = darken(batch, [chosen[number] for number in numbers])
         try:
             with runtime.autocast():
-                found.append((numbers, describe_images(network, batch, scales).float().cpu()))
+                descriptors = describe_images(network, batch, scales).float()
         except RuntimeError as error:
             if not any(said in str(error) for said in _TOO_SMALL):
                 raise
@@ -126,6 +131,9 @@ def describe(
             raise RunError(
                 f"{name} is too small for this network: {width}x{height} pixels, at --scales {min(scales)} of that"
             ) from error
+        # Where a length overflows, the descriptor of that length is zero.
+        require_finite(descriptors / descriptors.norm(dim=1, keepdim=True), called, images.title)
+        found.append((numbers, descriptors.cpu()))
     orders, parts = zip(*runtime.collected(found), strict=True)
     return torch.cat(parts)[torch.tensor([number for order in orders for number in order]).argsort()]
 

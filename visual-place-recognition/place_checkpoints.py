@@ -1,5 +1,6 @@
 """Retrieval networks in files: ours, the authors' and their toolbox's, trunks of classifiers, and bare weights."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from minmax.pretrained import find_weights, rebuild_network, save_network
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly
 from minmax.runtime.errors import UsageError
 
+log = logging.getLogger(__name__)
 CHECKPOINT_FORMAT = "similarity-minmax/place-network"
 CLASSIFIER_FORMAT = "similarity-minmax/classifier"
 
@@ -22,7 +24,9 @@ def save_place_network(
     save_network(network, settings, CHECKPOINT_FORMAT, path, config)
 
 
-def load_place_network(path: Path, model: str | None = None) -> tuple[FeatureModel, PlaceSettings]:
+def load_place_network(
+    path: Path, model: str | None = None, size: int | None = None
+) -> tuple[FeatureModel, PlaceSettings]:
     """Rebuild a retrieval network from a checkpoint.
 
     - Ours (`save_place_network`) carries what rebuilds it.
@@ -30,12 +34,17 @@ def load_place_network(path: Path, model: str | None = None) -> tuple[FeatureMod
     - A classifier of this project over a network of torchvision: its trunk, with a new pooling.
     - With `model`, the bare weights of a network of torchvision as its trunk.
 
+    A warning is logged when ours was trained at another `size`, the longest side of images.
+
     Raises:
         UsageError: when the file is missing, unreadable, none of these, or does not fit.
     """
     payload = load_checkpoint(path)
     kind = payload.get("format")
     if kind == CHECKPOINT_FORMAT:
+        trained = ((payload.get("config") or {}).get("images") or {}).get("size")
+        if None not in (size, trained) and trained != size:
+            log.warning("%s was trained at --images.size %s, not %s", path, trained, size)
         return rebuild_network(payload, PlaceSettings, build_place_network, path)
     if isinstance(payload.get("meta"), Mapping):
         return rebuild_released(payload, path)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from media.data_files import is_file, shown
 from media.pictures import DECODING_ERRORS, as_rgb, listed_below, upright_picture
 from minmax.runtime.errors import RunError, UsageError, check
 from minmax.runtime.file_checks import find_problems, fingerprint_files
@@ -77,11 +78,11 @@ class PlaceFiles(PlaceImages):
         try:
             return decode_shrunk(self.files[index], size, self.boxes[index])
         except DECODING_ERRORS as error:
-            raise RunError(f"cannot read {self.files[index]} any more: {error}") from error
+            raise RunError(f"cannot read {shown(self.files[index])} any more: {error}") from error
 
     def check(self, records: Path) -> None:
         """Decode every file once; raises UsageError when some are missing or broken."""
-        missing = [str(file) for file in self.files if not file.is_file()]
+        missing = [shown(file)[:300] for file in self.files if not is_file(file)]
         if missing:
             raise UsageError(
                 f"{len(missing)} of {len(self)} images of {self.title} are missing; unpack all of them below "
@@ -104,7 +105,7 @@ class PlaceFiles(PlaceImages):
 
     def name(self, index: int) -> str:
         """Path below the root."""
-        return self.files[index].relative_to(self.root).as_posix()
+        return shown(self.files[index].relative_to(self.root).as_posix())
 
     def fingerprint(self) -> str:
         """Hash of the files and of rectangles in them."""

@@ -18,6 +18,7 @@ from place_images import QUICK_PLACES, SCENES, PlaceConfig, PlaceFiles, PlaceIma
 from ranking import Relevance
 from torch import Tensor
 
+from media.data_files import data_files, refuse_shared, shown, subfolders
 from media.pictures import PICTURE_SUFFIXES, files_below
 from minmax.runtime.config import DEFAULT_RUNS
 from minmax.runtime.errors import UsageError
@@ -33,7 +34,8 @@ SCENE_SEEDS: dict[str, int] = {"train": 31, "val": 32, "test": 33}
 SCENE_PLACES: dict[str, int] = {"train": 160, "val": 40, "test": 60}
 SCENE_VIEWS = 4
 _QUICK_PAIRS = 8
-_IMAGE_ID = re.compile(r"[0-9A-Za-z_-]{6,}")  # dots could lead out of the folder
+_ENDINGS = tuple(PICTURE_SUFFIXES)
+_IMAGE_ID = re.compile(r"[0-9A-Za-z_-]{6,200}")  # dots could lead out of the folder
 WHERE_TO_GET = (
     "get retrieval-SfM-120k by `python visual-place-recognition/sfm120k.py --output FOLDER`, which makes "
     f"FOLDER/{SFM}/{{*.pkl,ims}}"
@@ -125,6 +127,9 @@ def open_pairs(
         )
     check_split(pairs.images, split)
     pairs.images.check(cache / "checked")
+    if (root / split).is_dir() and isinstance(pairs.images, PlaceFiles):
+        nights = [file for place in (root / "test").glob("*/night") for file in files_below(place, _ENDINGS)]
+        refuse_shared(pairs.images.files, nights, split)
     return pairs
 
 
@@ -158,11 +163,11 @@ def read_sfm(file: Path, split: PairSplit | None, quick: bool = False) -> PlaceP
         if split not in lists:
             raise UsageError(f"{file} has no split {split}; it has {', '.join(map(str, lists))}")
         lists, title = lists[split], f"{title}, {split}"
-    names = read_column(lists, "cids", str, file)
-    queries, positives = (read_column(lists, name, int, file) for name in ("qidxs", "pidxs"))
+    names = read_column(lists, "cids", as_name, file)
+    queries, positives = (read_column(lists, name, as_number, file) for name in ("qidxs", "pidxs"))
     # Without clusters every image passes for a place of its own: a whitening looks at the pairs alone.
     has_clusters = split is not None or "cluster" in lists
-    clusters = read_column(lists, "cluster", int, file) if has_clusters else list(range(len(names)))
+    clusters = read_column(lists, "cluster", as_number, file) if has_clusters else list(range(len(names)))
     if len(clusters) != len(names) or len(queries) != len(positives):
         raise UsageError(
             f"{file}, {title}: {len(names)} images with {len(clusters)} clusters and {len(queries)} queries with "
@@ -204,10 +209,27 @@ def read_column(lists: Any, name: str, kind: Callable[[Any], ItemT], file: Path)
     if not isinstance(values, list | tuple):
         found = "missing" if values is None else f"a {type(values).__name__}"
         raise UsageError(f"{file}: {name} is {found}, expected a list as the retrieval toolbox writes it")
+    expected = "whole numbers" if kind is as_number else "names"
     try:
         return [kind(value) for value in values]
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{file}: {name} holds something other than whole numbers ({error})") from error
+        raise UsageError(f"{file}: {name} holds something other than {expected} ({error})") from error
+
+
+def as_number(value: Any) -> int:
+    """A whole number of 64 bits, which may be stored as another kind; raises ValueError for anything else."""
+    stored: Any = value.item() if isinstance(value, np.generic) else value
+    is_number = isinstance(stored, int | float) and not isinstance(stored, bool)
+    if is_number and abs(stored) < 2**63 and stored == int(stored):
+        return int(stored)
+    raise ValueError(f"{str(value)[:60]!r} is not a whole number")
+
+
+def as_name(value: Any) -> str:
+    """Text; raises ValueError for anything else."""
+    if not isinstance(value, str):
+        raise ValueError(f"{str(value)[:60]!r} is not a name")
+    return value
 
 
 def image_file(folder: Path, name: str) -> Path:
@@ -217,7 +239,7 @@ def image_file(folder: Path, name: str) -> Path:
         UsageError: for anything but an id, such as a path that leads out of the folder.
     """
     if not _IMAGE_ID.fullmatch(name):
-        raise UsageError(f"{name!r} is not an image id; expected 6 or more letters and digits")
+        raise UsageError(f"{name[:200]!r} is not an image id; expected 6 to 200 letters and digits")
     return folder / name[-2:] / name[-4:-2] / name[-6:-4] / name
 
 
@@ -227,15 +249,15 @@ def read_place_folders(root: Path, quick: bool = False) -> PlacePairs:
     Raises:
         UsageError: when there are no such folders, or no place has two images.
     """
-    folders = sorted(f for f in root.iterdir() if (f / "day").is_dir() and not f.name.startswith("."))
+    folders = [root / name for name in subfolders(root) if (root / name / "day").is_dir()]
     if not folders:
         raise UsageError(f"no places in {root}; expected {root}/PLACE/day/*.jpg")
     files, clusters = [], []
     for number, folder in enumerate(folders[: QUICK_PLACES if quick else None]):
-        of_place = files_below(folder / "day", tuple(PICTURE_SUFFIXES))
+        of_place = data_files(folder / "day", _ENDINGS)
         files += of_place
         clusters += [number] * len(of_place)
-    images = PlaceFiles(f"{root.resolve().parent.name}, {root.name}", root, files, is_night=False)
+    images = PlaceFiles(f"{shown(root.resolve().parent.name)}, {root.name}", root, files, is_night=False)
     return all_pairs(images, torch.tensor(clusters))
 
 

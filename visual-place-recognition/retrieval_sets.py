@@ -1,6 +1,7 @@
 """Test sets, a data base by day and queries by night: Tokyo 24/7 and the like, folders of places, or built in."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any
 
 import numpy as np
 from place_images import QUICK_PLACES, SCENES, Box, PlaceConfig, PlaceFiles, PlaceImages, ScenePlaces
-from place_pairs import SCENE_PLACES, SCENE_SEEDS, read_column
+from place_pairs import SCENE_PLACES, SCENE_SEEDS, as_name, as_number, read_column
 from ranking import Relevance, RetrievalScore
 
-from media.pictures import PICTURE_SUFFIXES, files_below
+from media.data_files import data_files, listed_file, shown, subfolders
+from media.pictures import PICTURE_SUFFIXES
 from minmax.runtime.config import DEFAULT_RUNS
 from minmax.runtime.errors import UsageError
 from minmax.runtime.plain_pickle import read_plain_pickle
@@ -126,7 +128,7 @@ def read_toolbox(file: Path, quick: bool = False) -> RetrievalSet:
         UsageError: when the file is missing, is refused, or does not fit together.
     """
     lists = read_plain_pickle(file)
-    names, asked = (read_column(lists, name, str, file) for name in ("imlist", "qimlist"))
+    names, asked = (read_column(lists, name, as_name, file) for name in ("imlist", "qimlist"))
     wanted = read_column(lists, "gnd", lambda answer: answer, file)
     if len(asked) != len(wanted):
         raise UsageError(f"{file}: {len(asked)} queries but {len(wanted)} answers")
@@ -142,8 +144,8 @@ def read_toolbox(file: Path, quick: bool = False) -> RetrievalSet:
         relevances.append(relevance)
         boxes.append(box)
     # A place is named after the first image that its query should find.
-    places = [Path(names[wanted.ok[0]]).stem if wanted.ok else "nothing to find" for wanted in relevances]
-    folder, title = file.parent / "jpg", file.parent.name
+    places = [shown(Path(names[wanted.ok[0]]).stem) if wanted.ok else "nothing to find" for wanted in relevances]
+    folder, title = file.parent / "jpg", shown(file.parent.name)
     database = PlaceFiles(f"{title}, data base", file.parent, [_picture(folder, n) for n in names], is_night=False)
     queries = PlaceFiles(f"{title}, queries", file.parent, [_picture(folder, n) for n in asked], True, boxes)
     return RetrievalSet(title, database, queries, relevances, places)
@@ -161,7 +163,7 @@ def _read_answer(answer: Any, count: int, itself: int | None, where: str) -> tup
     if not isinstance(answer, Mapping) or "ok" not in answer:
         raise UsageError(f"{where}: expected a mapping with ok, junk")
     try:
-        ok, junk = ([int(i) for i in answer.get(name, ())] for name in ("ok", "junk"))
+        ok, junk = (sorted({as_number(i) for i in answer.get(name, ())}) for name in ("ok", "junk"))
     except (TypeError, ValueError) as error:
         raise UsageError(f"{where}: ok and junk must list whole numbers ({error})") from error
     if set(ok) & set(junk):
@@ -175,20 +177,21 @@ def _read_answer(answer: Any, count: int, itself: int | None, where: str) -> tup
     if (box := answer.get("bbx")) is None:
         return relevance, None
     try:
+        if isinstance(box, str | bytes):
+            raise ValueError("it is text")
         left, top, right, bottom = (float(number) for number in box)
-        if not (left < right and top < bottom):
-            raise ValueError("it is empty")
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{where}: bbx {box!r} ({error}); expected left, top, right, bottom") from error
+        if not (-math.inf < left < right < math.inf and -math.inf < top < bottom < math.inf):
+            raise ValueError("it is empty, or has no end")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UsageError(f"{where}: bbx {str(box)[:100]} ({error}); expected left, top, right, bottom") from error
     return relevance, (left, top, right, bottom)
 
 
 def _picture(folder: Path, name: str) -> Path:
-    relative = Path(name)
-    if relative.is_absolute() or ".." in relative.parts:
-        raise UsageError(f"{folder.parent}: {name!r} leads out of {folder}; expected a name below it")
-    file = folder / relative
-    return file if file.suffix.lower() in PICTURE_SUFFIXES else file.with_name(f"{file.name}.jpg")
+    if not Path(name).name:
+        raise UsageError(f"{folder.parent}: {name!r} is no name of an image")
+    ending = "" if Path(name).suffix.lower() in PICTURE_SUFFIXES else ".jpg"
+    return listed_file(folder, name + ending, folder.parent, folder.parent)
 
 
 def read_day_night_folders(root: Path, quick: bool = False) -> list[RetrievalSet]:
@@ -197,13 +200,13 @@ def read_day_night_folders(root: Path, quick: bool = False) -> list[RetrievalSet
     Raises:
         UsageError: when no place has night images.
     """
-    folders = sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    folders = [root / name for name in subfolders(root)]
     stored: list[Path] = []
     asked: list[Path] = []
     relevances: list[Relevance] = []
     places: list[str] = []
     for folder in folders[: QUICK_PLACES if quick else None]:
-        day, night = (files_below(folder / domain, tuple(PICTURE_SUFFIXES)) for domain in ("day", "night"))
+        day, night = (data_files(folder / domain, tuple(PICTURE_SUFFIXES)) for domain in ("day", "night"))
         relevances += [Relevance(tuple(range(len(stored), len(stored) + len(day))))] * len(night)
         places += [folder.name] * len(night)
         stored += day
@@ -214,6 +217,6 @@ def read_day_night_folders(root: Path, quick: bool = False) -> list[RetrievalSet
         raise UsageError(f"no night images in {root}; expected {root}/PLACE/night/*.jpg beside PLACE/day/*.jpg")
     if not stored:
         raise UsageError(f"the data base is empty: no day images in {root}; expected {root}/PLACE/day/*.jpg")
-    title = root.resolve().parent.name
+    title = shown(root.resolve().parent.name)
     database = PlaceFiles(f"{title}, day", root, stored, is_night=False)
     return [RetrievalSet(title, database, PlaceFiles(f"{title}, night", root, asked, True), relevances, places)]

@@ -61,26 +61,28 @@ def main(config: Config) -> dict[str, dict[str, RetrievalScore]]:
     """Measure, report, and return the scores by checkpoint (`before`, `checkpoint`) and test set."""
     with open_runtime(config.device, config.precision, config.threads) as runtime:
         files = config.checkpoints
-        networks = {name: runtime.place(load_place_network(file, config.model)[0]) for name, file in files.items()}
+        networks = {
+            name: runtime.place(load_place_network(file, config.model, config.images.size)[0])
+            for name, file in files.items()
+        }
         tests = {test.title: test for test in open_retrieval_sets(config.data, config.images, config.quick)}
         pairs = open_whitening_pairs(config.data, config.images, config.quick) if config.whitening else None
         output = config.open_output()
 
-        def descriptors_of(
-            network: FeatureModel, images: PlaceImages, positions: Sequence[int] | None = None
-        ) -> Tensor:
-            size, scales = config.images.size, config.scales
-            return describe(network, images, size, runtime, positions, scales, config.batch_size, config.workers)
+        def descriptors_of(name: str, images: PlaceImages, positions: Sequence[int] | None = None) -> Tensor:
+            how = (config.scales, config.batch_size, config.workers)
+            called = str(files[name])
+            return describe(networks[name], images, config.images.size, runtime, positions, *how, called=called)
 
         whitenings: dict[str, Whitening] = {}
         if pairs is not None:
             how = (config.images.size, list(config.scales), config.precision)
-            for name, network in networks.items():
-                whitenings[name] = find_whitening(files[name], pairs, partial(descriptors_of, network), how)
+            for name, file in files.items():
+                whitenings[name] = find_whitening(file, pairs, partial(descriptors_of, name), how)
 
-        def measure_one(name: str, network: FeatureModel, test: RetrievalSet) -> RetrievalScore:
+        def measure_one(name: str, _: FeatureModel, test: RetrievalSet) -> RetrievalScore:
             stem = output / "descriptors" / name / file_name(test.title)
-            database, queries = descriptors_of(network, test.database), descriptors_of(network, test.queries)
+            database, queries = descriptors_of(name, test.database), descriptors_of(name, test.queries)
             if name in whitenings:
                 database, queries = whitenings[name](database), whitenings[name](queries)
             save_descriptors(database, test.database, Path(f"{stem}-database"))

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from minmax.features import FeatureModel
-from minmax.runtime.errors import UsageError
+from minmax.runtime.errors import RunError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -221,6 +221,24 @@ def _choose_device(name: str, local_rank: int | None) -> tuple[torch.device, tup
     if local_rank is not None and listed:
         raise UsageError(f"--device {name}: torchrun gives each process its own device; use --device cuda")
     return torch.device("cuda", ids[0]), ids
+
+
+def require_finite(outputs: Tensor, network: str, images: str) -> None:
+    """Refuse what a network gives for a batch when it holds NaN or infinity: the class of that would always be 0.
+
+    Args:
+        outputs: of any shape.
+        network: what to call it, such as its file.
+        images: what it was shown, such as the name of a split.
+
+    Raises:
+        RunError: says what helps.
+    """
+    if not bool(outputs.isfinite().all()):
+        raise RunError(
+            f"{network} gives NaN or infinity for images of {images}: its weights have diverged or its numbers "
+            "overflow; take a checkpoint of an earlier epoch, train with a lower --optim.lr, or use --precision fp32"
+        )
 
 
 def keep_large_buffers() -> None:

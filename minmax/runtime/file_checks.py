@@ -25,13 +25,20 @@ def fingerprint_files(files: Iterable[Path], root: Path, more: object = "") -> s
         files: in their order.
         root: of the names.
         more: what belongs to them, such as their labels.
+
+    Raises:
+        RunError: when a file has vanished since it was found.
     """
     digest = hashlib.sha256(repr(more).encode("utf-8", "surrogateescape"))
     for path in files:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - _END))
-            digest.update(os.fsencode(path.relative_to(root)) + f" {size} ".encode() + file.read())
+        try:
+            with path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - _END))
+                end = file.read()
+        except OSError as error:
+            raise RunError(f"cannot read {path} any more: {error.strerror}") from error
+        digest.update(os.fsencode(path.relative_to(root)) + f" {size} ".encode() + end)
     return digest.hexdigest()[:16]
 
 

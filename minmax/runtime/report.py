@@ -89,7 +89,7 @@ def draw_confusion(
         panel.set_yticks(named, names, fontsize=8, parse_math=False)
         panel.set_xlabel("prediction", fontsize=9)
         panel.set_ylabel("truth", fontsize=9)
-        panel.set_title(title, fontsize=9)
+        panel.set_title(title, fontsize=9, parse_math=False)
         panel.label_outer()
         if count <= MOST_NUMBERED:
             for i, j in np.argwhere(percent >= 0.5):
@@ -148,7 +148,7 @@ def draw_sheet(
         height * len(rows) + 0.13 * lines + (1.1 if legend else 0.6),
     )
     figure = Figure(figsize=size, layout="constrained")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     panels = figure.subplots(len(rows), columns, squeeze=False)
     for panel in panels.flatten():
         panel.set_axis_off()
