@@ -93,11 +93,13 @@ def start(module, *flags):
         raise TracebackSeen(f"{type(error).__name__}: {error}") from error
     finally:
         sys.argv = arguments
-    text = said.getvalue()
+    # Names of files need not be text, but what travels between test processes must be.
+    text = said.getvalue().encode("utf-8", "backslashreplace").decode()
     lines = [line for line in text.splitlines() if line.startswith("error: ")]
     if code not in (0, 1, 2) or "Traceback" in text or (code and not text.strip()):
         raise TracebackSeen(f"exit code {code}: {text or 'it said nothing'}")
-    return Said(code, lines[-1] if lines else "", printed.getvalue() + text)
+    out = printed.getvalue().encode("utf-8", "backslashreplace").decode()
+    return Said(code, lines[-1] if lines else "", out + text)
 
 
 def refused(said, *words, code=2):
