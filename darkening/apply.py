@@ -339,11 +339,12 @@ def _targets(config: Config, files: list[Path]) -> dict[Path, Path]:
 
 
 def _refuse_overwriting(config: Config, marked: Work) -> None:
-    """Refuse a target that is one of the files to darken: of a folder it would count as done."""
-    files = {file.resolve() for file in marked}
+    """Refuse a target that is the file to darken, or lies in the folder of these files."""
+    source = config.input.resolve()
     for jobs in marked.values():
         for target, _ in jobs:
-            if target.resolve() in files:
+            place = target.resolve()
+            if source == place or source in place.parents:
                 raise UsageError(f"--output {config.output}: {printable(target)} would overwrite the input")
 
 

@@ -125,7 +125,8 @@ def _skipped(names: Sequence[Path], found: set[Path]) -> str:
     """What is not read of a folder, as `skipped 3 files of kinds that are not read: 2 .heic, 1 .gif`."""
     others = [name for name in names if name not in found]
     files = [name for name in others if _is_file(name)]
-    counts = Counter(printable(name.suffix.lower()) or "without an ending" for name in files).most_common()
+    counted = Counter(printable(name.suffix.lower()) or "without an ending" for name in files)
+    counts = sorted(counted.items(), key=lambda kind: (-kind[1], kind[0]))
     kinds = [f"{count} {kind}" for kind, count in counts[:_SHOWN_KINDS]]
     if rest := sum(count for _, count in counts[_SHOWN_KINDS:]):
         kinds.append(f"{rest} others")

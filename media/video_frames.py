@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -29,6 +29,7 @@ _LENIENT_SECONDS, _LENIENT_SHARE = 0.5, 0.02
 _SEEK_FROM = 48  # frames that are decoded rather than skipped by a seek
 
 
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _PQ, _HLG = 16, 18  # of ITU-T H.273
 _TECHNICAL = {"major_brand", "minor_version", "compatible_brands", "encoder", "software"}
 
@@ -94,7 +95,7 @@ def video_losses(container: InputContainer, stream: VideoStream) -> list[str]:
     return [
         what
         for what, there in {
-            "titles and other entries": bool(container.metadata.keys() - _TECHNICAL),
+            "titles and other entries": bool({name.lower() for name in container.metadata} - _TECHNICAL),
             "further video streams or cover pictures": "video" in kinds,
             "subtitles": "subtitle" in kinds,
             "further data": bool(kinds - {"video", "subtitle"}),
@@ -146,9 +147,30 @@ def _decode(container: InputContainer, stream: VideoStream) -> Iterator[av.Video
     # counts repeated frames too, which are not stored.
     if container.format.name == "avi" and (stream.duration or 0) < stream.frames:
         raise BrokenVideo("is cut off")
+    if container.format.name.startswith("matroska") and _is_shorter_than_told(Path(container.name)):
+        raise BrokenVideo("is cut off")
     seconds = (container.duration or 0) / av.time_base
     if end < seconds - max(_LENIENT_SECONDS, _LENIENT_SHARE * seconds):
         raise BrokenVideo(f"ends after {end:.1f} of {seconds:.1f} seconds")
+
+
+def _is_shorter_than_told(matroska: Path) -> bool:
+    """Whether a file ends before its one segment does; FFmpeg takes what there is."""
+    with matroska.open("rb") as file:
+        file.seek(len(_EBML))
+        file.seek(_read_size(file) or 0, os.SEEK_CUR)
+        if file.read(len(_SEGMENT)) != _SEGMENT:
+            return False
+        size = _read_size(file)
+        return size is not None and file.tell() + size > os.fstat(file.fileno()).st_size
+
+
+def _read_size(file: BinaryIO) -> int | None:
+    """A size as Matroska writes it: as many leading zeros as further bytes; all ones where it was not known."""
+    first = file.read(1)[0]
+    more = 8 - first.bit_length()
+    size = int.from_bytes(bytes([first]) + file.read(more), "big") - (1 << 7 * (more + 1))
+    return None if size == (1 << 7 * (more + 1)) - 1 else size
 
 
 def _to_upright(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
