@@ -11,6 +11,9 @@ uninterrupted one would have made. A file is written under another name and rena
 
 import logging
 import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,10 +31,14 @@ from darkening.night_view import NightConfig, NightView, build_night_view, refus
 from media.pictures import (
     DECODING_ERRORS,
     PICTURE_SUFFIXES,
+    UnwritableFile,
     as_intensities,
-    decode_picture,
+    decode_fully,
     find_pictures,
     listed_below,
+    printable,
+    reading_problem,
+    told_losses,
     write_picture,
 )
 from media.video_frames import VIDEO_SUFFIXES, BrokenVideo, expected_frames
@@ -40,7 +47,7 @@ from media.videos import darken_video
 from minmax.runtime.checkpoints import file_digest, remove_leftovers
 from minmax.runtime.config import replace_settings, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
-from minmax.runtime.errors import RunError, UsageError, require
+from minmax.runtime.errors import RunError, UsageError, problem_of_the_machine, require
 from minmax.runtime.report import read_or_record
 from minmax.runtime.seeding import generator_for
 
@@ -97,7 +104,7 @@ def _mark(exposure: float) -> str:
     return f"@{exposure:g}"
 
 
-class PictureFiles(Dataset[tuple[Path, torch.Tensor | str]]):
+class PictureFiles(Dataset[tuple[Path, torch.Tensor | None, list[str]]]):
     """Decoded files, brought to a size if one is given, or the reason why one cannot be decoded."""
 
     def __init__(self, files: list[Path], size: tuple[int, int] | None = None) -> None:
@@ -107,47 +114,83 @@ class PictureFiles(Dataset[tuple[Path, torch.Tensor | str]]):
         """Number of files."""
         return len(self.files)
 
-    def __getitem__(self, index: int) -> tuple[Path, torch.Tensor | str]:
-        """File and pixels, uint8 `(3, H, W)`; or file and reason."""
+    def __getitem__(self, index: int) -> tuple[Path, torch.Tensor | None, list[str]]:
+        """File, pixels, uint8 `(3, H, W)`, and what of the file is not in them; or file, None and the reason."""
         file = self.files[index]
         try:
-            return file, decode_picture(file, self.size)
+            return file, *decode_fully(file, self.size)
         except DECODING_ERRORS as error:
-            return file, str(error) or type(error).__name__
+            return file, None, [reading_problem(error)]
 
 
 Work = dict[Path, list[tuple[Path, NightView]]]
 """What is to be made of each file: targets, and the night views that make them."""
-Bad = list[tuple[Path, str]]
-"""Files that cannot be read, and why."""
+
+
+@dataclass
+class Outcome:
+    """What came of the work so far."""
+
+    done: int = 0
+    """Files that were written."""
+    bad: dict[Path, str] = field(default_factory=dict)
+    """Files that cannot be read, or whose darkened files cannot be written, and why."""
+    losses: Counter[str] = field(default_factory=Counter)
+    """What is not kept, of how many files."""
 
 
 def main(config: Config) -> None:
     """Darken everything that is not darkened yet."""
-    files = find_pictures(config.input, PICTURE_SUFFIXES | VIDEO_SUFFIXES)
+    _quieten()
+    source, output = config.input.resolve(), config.output.resolve()
+    if source.is_dir() and (source == output or source in output.parents):
+        raise UsageError(f"--output {config.output}: is the input or lies inside it; choose a folder elsewhere")
+    # A link below the input may lead to where the output is: what was darkened is no input.
+    files = find_pictures(config.input, PICTURE_SUFFIXES | VIDEO_SUFFIXES, but=config.output)
     targets = _targets(config, files)
     with open_runtime(config.device, threads=config.threads) as runtime:
         views = _night_views(config, runtime)
+        marked = {
+            file: [(target.with_stem(target.stem + mark), view) for mark, view in views.items()]
+            for file, target in targets.items()
+        }
+        _refuse_overwriting(config, marked)
+        _make_folder(config)
+        _remove_leftovers(target for jobs in marked.values() for target, _ in jobs)
         _refuse_other_settings(config)
         work: Work = {}
-        for file in files:
-            marked = {targets[file].with_stem(targets[file].stem + mark): view for mark, view in views.items()}
+        for file, jobs in marked.items():
             # Of a folder, what is done is left alone; of a single file nothing would tell what it was darkened with.
-            left = [job for job in marked.items() if config.input.is_file() or not job[0].exists()]
+            left = [job for job in jobs if _is_file(config.input) or not _is_file(job[0])]
             if left:
                 work[file] = left
         asked, to_do = len(files) * len(views), sum(map(len, work.values()))
         if to_do < asked:
             log.info("%d of %d files are done already", asked - to_do, asked)
-        bad = darken_pictures(config, {file: jobs for file, jobs in work.items() if not _is_video(file)}, runtime)
-        bad += darken_videos(config, {file: jobs for file, jobs in work.items() if _is_video(file)}, runtime)
-    log.info("%d files darkened into %s", to_do - sum(len(work[file]) for file, _ in bad), config.output)
-    if bad:
-        listed = listed_below([f"{file}: {reason}" for file, reason in bad])
-        message = f"{len(bad)} of {len(files)} files cannot be read:{listed}"
+        outcome = Outcome()
+        darken_pictures(config, {file: jobs for file, jobs in work.items() if not _is_video(file)}, runtime, outcome)
+        darken_videos(config, {file: jobs for file, jobs in work.items() if _is_video(file)}, runtime, outcome)
+    log.info("%d files darkened into %s", outcome.done, config.output)
+    if outcome.losses:
+        log.warning("not kept: %s", told_losses(outcome.losses))
+    if outcome.bad:
+        listed = listed_below([f"{printable(file)}: {reason}" for file, reason in outcome.bad.items()])
+        message = f"{len(outcome.bad)} of {len(files)} files cannot be darkened:{listed}"
         if not config.skip_corrupt:
             raise RunError(f"{message}\nall others are done; mend or remove these, or give --skip-corrupt")
         log.warning("left out: %s", message)
+
+
+def _quieten(_: int = 0) -> None:
+    """Leave out Pillow's warnings of odd entries and large sizes: what matters is told in our own words."""
+    warnings.filterwarnings("ignore", module="PIL")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long for the disk
+        return False
 
 
 def _night_views(config: Config, runtime: Runtime) -> dict[str, NightView]:
@@ -166,41 +209,73 @@ def _night_views(config: Config, runtime: Runtime) -> dict[str, NightView]:
     return views
 
 
-def darken_pictures(config: Config, work: Work, runtime: Runtime) -> Bad:
+def darken_pictures(config: Config, work: Work, runtime: Runtime, outcome: Outcome) -> None:
     """Darken images, each decoded once."""
-    bad = []
     files = list(work)
-    loader = DataLoader(PictureFiles(files, config.size), batch_size=None, num_workers=min(config.workers, len(files)))
+    loader = DataLoader(
+        PictureFiles(files, config.size),
+        batch_size=None,
+        num_workers=min(config.workers, len(files)),
+        worker_init_fn=_quieten,
+    )
     total = sum(map(len, work.values()))
     with tqdm(total=total, desc="darkening", unit="image", disable=None if files else True) as bar:
-        for file, pixels in loader:
-            if isinstance(pixels, str):
-                bad.append((file, pixels))
+        for file, pixels, told in loader:
+            if pixels is None:
+                outcome.bad[file] = told[0]
                 continue
-            image = as_intensities(runtime.to_device(pixels[None]))
+            outcome.losses.update(told)
             for target, view in work[file]:
-                write_picture(view(image, generator_for(config.seed, _draws_name(config, file)))[0], target)
+                try:
+                    write_picture(_darkened(pixels, view, _draws_name(config, file), config.seed, runtime), target)
+                    outcome.done += 1
+                except UnwritableFile as error:
+                    outcome.bad[file] = str(error)
                 bar.update()
-    return bad
 
 
-def darken_videos(config: Config, work: Work, runtime: Runtime) -> Bad:
+def _darkened(pixels: torch.Tensor, view: NightView, name: str, seed: int, runtime: Runtime) -> torch.Tensor:
+    """A darkened image `(3, H, W)`; raises UnwritableFile when there is no memory for one of this size."""
+    try:
+        image = as_intensities(runtime.to_device(pixels[None]))
+        return view(image, generator_for(seed, name))[0]
+    except (MemoryError, RuntimeError) as error:  # torch's are RuntimeErrors
+        if problem_of_the_machine(error) is None:
+            raise
+        height, width = pixels.shape[1:]
+        raise UnwritableFile(f"needs more memory than there is for {width}x{height} pixels; give --size") from error
+
+
+def darken_videos(config: Config, work: Work, runtime: Runtime, outcome: Outcome) -> None:
     """Darken videos, each with one noise map and, in each of its targets, one exposure."""
-    bad = []
     total = sum(expected_frames(file) * len(jobs) for file, jobs in work.items())
     with tqdm(total=total, desc="darkening", unit="frame", disable=None if work else True) as bar:
         for file, jobs in work.items():
-            try:
-                for target, view in jobs:
-                    bar.set_postfix_str(target.name, refresh=False)
-                    remove_leftovers(target)
-                    generator = generator_for(config.seed, _draws_name(config, file))
-                    # A function of its own for each video, as the next one's generator must not reach it.
-                    start = partial(view.for_video, generator=generator)
-                    darken_video(file, target, start, runtime, config.video, config.size, bar.update)
-            except BrokenVideo as error:
-                bad.append((file, str(error)))
-    return bad
+            losses: list[str] = []
+            for target, view in jobs:
+                bar.set_postfix_str(printable(target.name), refresh=False)
+                generator = generator_for(config.seed, _draws_name(config, file))
+                # A function of its own for each video, as the next one's generator must not reach it.
+                start = partial(view.for_video, generator=generator)
+                try:
+                    losses = darken_video(file, target, start, runtime, config.video, config.size, bar.update)
+                    outcome.done += 1
+                except UnwritableFile as error:
+                    outcome.bad[file] = str(error)
+                except BrokenVideo as error:
+                    outcome.bad[file] = printable(error)
+                    break
+            outcome.losses.update(losses)
+
+
+def _remove_leftovers(targets: Iterable[Path]) -> None:
+    """Remove what a killed process left beside its targets, most of which are in folders without any."""
+    littered: dict[Path, bool] = {}
+    for target in targets:
+        folder = target.parent
+        if littered.setdefault(folder, any(folder.glob(".*.tmp"))):
+            remove_leftovers(target)
+            littered[folder] = any(folder.glob(".*.tmp"))
 
 
 def _draws_name(config: Config, file: Path) -> str:
@@ -227,11 +302,18 @@ def _refuse_other_settings(config: Config) -> None:
         "crf": config.video.crf,
     }
     # What an earlier version recorded of a folder of images says nothing of videos.
-    before = {"crf": config.video.crf} | read_or_record(now, config.output / SETTINGS_FILE)
+    record = config.output / SETTINGS_FILE
+    remove_leftovers(record)
+    try:
+        before = {"crf": config.video.crf} | read_or_record(now, record)
+    except (ValueError, TypeError) as error:  # JSON of another kind, or none
+        raise UsageError(
+            f"{record}: expected what the files beside it were darkened with; remove it, or choose another --output"
+        ) from error
     changed = [name for name in now if before.get(name) != now[name]]
     if changed == ["input"]:
         raise UsageError(
-            f"--output {config.output}: holds what was darkened from {before['input']}, so that files of "
+            f"--output {config.output}: holds what was darkened from {before.get('input')}, so that files of "
             f"{now['input']} with the same names would count as done; choose another folder (or, where the input was "
             f"only moved, correct {SETTINGS_FILE} in the output)"
         )
@@ -252,17 +334,32 @@ def _targets(config: Config, files: list[Path]) -> dict[Path, Path]:
             kinds, example = VIDEO_SUFFIXES, "video such as .mp4"
         if target.suffix.lower() not in kinds:
             raise UsageError(f"--output {config.output}: expected a folder or a {example}")
-        if target.resolve() == config.input.resolve():
-            raise UsageError(f"--output {config.output}: would overwrite the input")
         return {config.input: target}
-    source, output = config.input.resolve(), config.output.resolve()
-    if source == output or source in output.parents:
-        raise UsageError(f"--output {config.output}: is the input or lies inside it; choose a folder elsewhere")
-    if config.output.exists() and not config.output.is_dir():
-        raise UsageError(f"--output {config.output}: is a file; expected a folder")
-    if config.output.exists() and not os.access(config.output, os.W_OK):
-        raise UsageError(f"--output {config.output}: cannot be written to")
     return {file: config.output / file.relative_to(config.input) for file in files}
+
+
+def _refuse_overwriting(config: Config, marked: Work) -> None:
+    """Refuse a target that is the file to darken, or lies in the folder of these files."""
+    source = config.input.resolve()
+    for jobs in marked.values():
+        for target, _ in jobs:
+            place = target.resolve()
+            if source == place or source in place.parents:
+                raise UsageError(f"--output {config.output}: {printable(target)} would overwrite the input")
+
+
+def _make_folder(config: Config) -> None:
+    """Make the folder of the output, or refuse one that cannot be made or written to."""
+    single = _is_file(config.input) and bool(config.output.suffix) and not config.output.is_dir()
+    folder = config.output.parent if single else config.output
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UsageError(f"--output {config.output}: is a file; expected a folder") from error
+    except OSError as error:
+        raise UsageError(f"--output {config.output}: this folder cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"--output {config.output}: cannot be written to")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from media.pictures import find_pictures, read_picture
 from minmax.features import freeze
 from minmax.runtime.config import run_script
 from minmax.runtime.devices import Runtime, open_runtime
-from minmax.runtime.errors import require
+from minmax.runtime.errors import UsageError, require
 from minmax.runtime.report import picture_grid, save_picture
 from minmax.runtime.splits import evenly_spaced
 
@@ -65,10 +65,16 @@ class Config:
 
 def main(config: Config) -> None:
     """Write the contact sheet."""
+    output = config.output.resolve()
+    if output == config.input.resolve():
+        raise UsageError(f"--output {config.output}: would overwrite the input")
+    if output.is_dir():
+        raise UsageError(f"--output {config.output}: is a folder; expected a .png file")
     with open_runtime(config.device) as runtime:
         darkener = runtime.place(freeze(load_darkener(config.darkener)))
         refuse_untrained("--exposures", config.exposures, darkener)
-        files = find_pictures(config.input)
+        # A sheet that was made there before is none of the images.
+        files = [file for file in find_pictures(config.input) if file.resolve() != output]
         chosen = evenly_spaced(files, config.count)
         images = torch.cat([_square(read_picture(file), config.size) for file in chosen])
         save_picture(

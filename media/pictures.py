@@ -1,22 +1,31 @@
 """Picture files in and out."""
 
+import contextlib
+import errno
+import logging
 import os
+import re
 import struct
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from minmax.runtime.checkpoints import write_atomically
 from minmax.runtime.errors import RunError, UsageError
 
+log = logging.getLogger(__name__)
+
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".tif", ".tiff", ".webp"})
 DECODING_ERRORS = (
     *(OSError, ValueError, SyntaxError, Image.DecompressionBombError),
     *(TypeError, AttributeError, LookupError, ArithmeticError, struct.error),  # for metadata of an unexpected type
+    *(RuntimeError, EOFError, MemoryError),  # of AVIF, which may be inside of a .jpg; of sizes that are absurd
 )
 """What Pillow raises for files that are no picture, or a damaged one."""
 
@@ -30,47 +39,115 @@ _TO_UPRIGHT = {
 }
 
 
+# What is wrong with one name or one size on a disk that takes others.
+_OF_ONE_FILE = {
+    *(errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY),
+    *(errno.ELOOP, errno.EILSEQ, errno.EINVAL, errno.EFBIG),
+}
+_SHOWN_KINDS = 8
+
+
+class UnwritableFile(ValueError):
+    """A file that cannot be written where others can; the message says why."""
+
+
 def files_below(folder: Path, ending: str | tuple[str, ...]) -> list[Path]:
     """All files with an ending (any case) below a folder, links to folders followed, hidden ones left out, sorted.
 
-    Each folder is read once, however many links lead to it; by its own path if that is below the folder too.
+    Each folder is read once, however many links lead to it; by its own path if that is below the folder too. Folders
+    that cannot be read are told.
     """
+    return sorted(file for file in _names_below(folder) if file.name.lower().endswith(ending) and _is_file(file))
+
+
+def _names_below(folder: Path, but: Path | None = None) -> list[Path]:
+    """Everything below a folder that is no folder, as `files_below` finds it, without what is in the folder `but`."""
     found, seen, starts = [], set(), [folder]
+    if but is not None and but.is_dir():
+        seen.add(_identity(but))
     for start in starts:  # which grows by the links that are met
-        for place, folders, names in os.walk(start):
-            status = Path(place).stat()
-            if (status.st_dev, status.st_ino) in seen:
+        for place, folders, names in os.walk(start, onerror=lambda error: log.warning("left out: %s", error)):
+            identity = _identity(Path(place))
+            if identity in seen:
                 folders.clear()
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            seen.add(identity)
             # Hidden: macOS writes a ._photo.jpg, no picture, beside photo.jpg, and editors keep copies of files.
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             starts += [Path(place, name) for name in folders if Path(place, name).is_symlink()]
-            found += [Path(place, name) for name in names if name.lower().endswith(ending) and name[0] != "."]
-    return sorted(file for file in found if file.is_file())
+            found += [Path(place, name) for name in names if name[0] != "."]
+    return found
 
 
-def find_pictures(source: Path, kinds: frozenset[str] = PICTURE_SUFFIXES) -> list[Path]:
-    """The picture file itself, or all below a folder, sorted.
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is a file, or a link to one; no, where a link leads nowhere or to what may not be looked at."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def find_pictures(source: Path, kinds: frozenset[str] = PICTURE_SUFFIXES, but: Path | None = None) -> list[Path]:
+    """The picture file itself, or all below a folder, sorted; what is there beside them is told in one line.
 
     Args:
         source: a file or a folder.
         kinds: endings of the files to look for; may include those of videos.
+        but: a folder that is left out, though a link below the source may lead to it.
 
     Raises:
         UsageError: when there is nothing, or no such file.
     """
     what = "picture" if kinds == PICTURE_SUFFIXES else "picture or video"
-    if source.is_file():
+    if _is_file(source):
         if source.suffix.lower() not in kinds:
             raise UsageError(f"{source} is not a {what}; expected one of {', '.join(sorted(kinds))}")
         return [source]
     if not source.is_dir():
         raise UsageError(f"no file or folder {source}")
-    found = files_below(source, tuple(kinds))
+    names = _names_below(source, but)
+    found = sorted(file for file in names if file.name.lower().endswith(tuple(kinds)) and _is_file(file))
+    skipped = _skipped(names, set(found))
     if not found:
-        raise UsageError(f"no {what.replace('e or', 'es or')}s below {source} ({', '.join(sorted(kinds))})")
+        hint = f"; {skipped}" if skipped else ""
+        raise UsageError(f"no {what.replace('e or', 'es or')}s below {source} ({', '.join(sorted(kinds))}){hint}")
+    if skipped:
+        log.warning("%s", skipped)
     return found
+
+
+def _skipped(names: Sequence[Path], found: set[Path]) -> str:
+    """What is not read of a folder, as `skipped 3 files of kinds that are not read: 2 .heic, 1 .gif`."""
+    others = [name for name in names if name not in found]
+    files = [name for name in others if _is_file(name)]
+    counted = Counter(printable(name.suffix.lower()) or "without an ending" for name in files)
+    counts = sorted(counted.items(), key=lambda kind: (-kind[1], kind[0]))
+    kinds = [f"{count} {kind}" for kind, count in counts[:_SHOWN_KINDS]]
+    if rest := sum(count for _, count in counts[_SHOWN_KINDS:]):
+        kinds.append(f"{rest} others")
+    parts = [f"{_number(len(files), 'file')} of kinds that are not read: {', '.join(kinds)}"] if files else []
+    if odd := len(others) - len(files):
+        parts.append(f"{_number(odd, 'link')} that {'leads' if odd == 1 else 'lead'} to no file")
+    return f"skipped {' and '.join(parts)}" if parts else ""
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count != 1 else ''}"
+
+
+def printable(text: object) -> str:
+    """A name for a message of one line: control characters, which names may hold, as their codes."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: ascii(found[0])[1:-1], str(text))
+
+
+def told_losses(losses: Counter[str]) -> str:
+    """What is not kept of how many files, as `EXIF entries of 2 files, transparency of 1 file`."""
+    return ", ".join(f"{what} of {_number(count, 'file')}" for what, count in losses.most_common())
 
 
 def decode_picture(file: Path, size: tuple[int, int] | None = None, upright: bool = True) -> Tensor:
@@ -82,11 +159,48 @@ def decode_picture(file: Path, size: tuple[int, int] | None = None, upright: boo
         upright: turn it as its EXIF entry says; off where labels of its pixels are in another file.
     """
     with Image.open(file) as opened:
-        image = as_rgb(upright_picture(opened) if upright else opened)
+        return _decode(opened, size, upright)
+
+
+def decode_fully(file: Path, size: tuple[int, int] | None = None) -> tuple[Tensor, list[str]]:
+    """As `decode_picture`, upright; and what of the file is not in the pixels, in words."""
+    with Image.open(file) as opened:
+        pixels = _decode(opened, size, upright=True)
+        losses = []
+        with contextlib.suppress(*DECODING_ERRORS):  # damage that the pixels do not meet
+            losses = _losses(opened)
+    return pixels, losses
+
+
+def _decode(opened: Image.Image, size: tuple[int, int] | None, upright: bool) -> Tensor:
+    image = as_rgb(upright_picture(opened) if upright else opened)
     if size is not None and (image.height, image.width) != size:
         image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
-    pixels = np.array(image)
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _losses(image: Image.Image) -> list[str]:
+    """What a decoded picture has beside 8-bit RGB pixels: profiles other than sRGB, which is meant without one, too."""
+    profile = image.info.get("icc_profile") or b""
+    return [
+        what
+        for what, there in {
+            "EXIF entries": bool(image.info.get("exif")),
+            "colour profiles (ICC)": bool(profile) and b"sRGB" not in profile and b"s\0R\0G\0B" not in profile,
+            "transparency": image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
+            "bits beyond 8": image.mode.startswith("I;16"),
+            "further pages or frames": getattr(image, "n_frames", 1) > 1,
+        }.items()
+        if there
+    ]
+
+
+def reading_problem(error: BaseException) -> str:
+    """What one of DECODING_ERRORS says, in one line and without the name of the file."""
+    if isinstance(error, UnidentifiedImageError):
+        return "is no picture, or a damaged one"
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return printable(" ".join(said.split()) or type(error).__name__)
 
 
 def orientation(image: Image.Image) -> int:
@@ -137,15 +251,42 @@ def read_picture(file: Path) -> Tensor:
     try:
         return as_intensities(decode_picture(file)[None])
     except DECODING_ERRORS as error:
-        raise RunError(f"cannot read {file}: {error}") from error
+        raise RunError(f"cannot read {printable(file)}: {reading_problem(error)}") from error
+
+
+def write_file(file: Path, write: Callable[[Path], object]) -> None:
+    """Write atomically.
+
+    Raises:
+        UnwritableFile: when only this file cannot be written, for its name or its size.
+        RunError: when the disk is full or nothing can be written there.
+    """
+    try:
+        write_atomically(file, write)
+    except RunError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in _OF_ONE_FILE:
+            raise UnwritableFile(f"cannot be written as {printable(file)}: {cause.strerror}") from error
+        raise
 
 
 def write_picture(image: Tensor, file: Path) -> None:
-    """Write `(3, H, W)` in [0, 1] in the format of the file's ending, atomically and clamped, not wrapped around."""
+    """Write `(3, H, W)` in [0, 1] in the format of the file's ending, atomically and clamped, not wrapped around.
+
+    Raises:
+        UnwritableFile: when only this file cannot be written: its format does not hold so large a picture, the disk
+            does not take its name.
+        RunError: when the disk is full or nothing can be written there.
+    """
     pixels = as_codes(image).cpu().permute(1, 2, 0).numpy()
     kind = _WRITTEN_AS.get(file.suffix.lower(), file.suffix.lower()[1:])
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    write_atomically(file, lambda temporary: picture.save(temporary, format=kind, **_OPTIONS.get(kind, {})))
+    encoded = BytesIO()
+    try:
+        Image.fromarray(np.ascontiguousarray(pixels)).save(encoded, format=kind, **_OPTIONS.get(kind, {}))
+    except (OSError, ValueError) as error:  # in memory: it is the picture's, not the disk's
+        height, width = pixels.shape[:2]
+        raise UnwritableFile(f"cannot be written as {kind} of {width}x{height} pixels: {error}") from error
+    write_file(file, lambda temporary: temporary.write_bytes(encoded.getbuffer()))
 
 
 def listed_below(problems: Sequence[str]) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -26,8 +29,30 @@ _LENIENT_SECONDS, _LENIENT_SHARE = 0.5, 0.02
 _SEEK_FROM = 48  # frames that are decoded rather than skipped by a seek
 
 
+_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_PQ, _HLG = 16, 18  # of ITU-T H.273
+_TECHNICAL = {"major_brand", "minor_version", "compatible_brands", "encoder", "software"}
+
+
 class BrokenVideo(ValueError):
     """A file that is no video, or a damaged one; the message says why."""
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Raise whatever FFmpeg and PyAV say of foreign bytes as a BrokenVideo."""
+    try:
+        yield
+    except BrokenVideo:
+        raise
+    except (av.FFmpegError, OSError, ValueError, TypeError, AttributeError) as error:
+        raise BrokenVideo(_told(error)) from error
+    except (LookupError, ArithmeticError, RuntimeError, EOFError, MemoryError, AssertionError) as error:
+        raise BrokenVideo(_told(error)) from error
+
+
+def _told(error: BaseException) -> str:
+    return " ".join(str(getattr(error, "strerror", "") or error).lower().split()) or "is damaged"
 
 
 @contextlib.contextmanager
@@ -35,19 +60,51 @@ def open_video(file: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file and its first video stream; closed at the end.
 
     Raises:
-        BrokenVideo: when it holds no video, or FFmpeg fails while it is open.
+        BrokenVideo: when it holds no video.
     """
-    try:
+    _keep_from_children()
+    with _reading():
         # A whole path, as the start of 12:30.avi reads like a protocol. Titles may be in any encoding.
-        with av.open(str(file.absolute()), metadata_errors="replace") as container:
+        container = av.open(str(file.absolute()), metadata_errors="replace")
+    with container:
+        with _reading():
             # The first one, as players number them; a cover picture is a video stream too.
-            shown = (track for track in container.streams.video if not track.disposition & Disposition.attached_pic)
-            stream = next(shown, None)
-            if stream is None:
+            shown = [track for track in container.streams.video if not track.disposition & Disposition.attached_pic]
+            if not shown:
                 raise BrokenVideo("holds no video, or is cut off")
-            yield container, stream
-    except av.FFmpegError as error:
-        raise BrokenVideo(str(error.strerror or error).lower()) from error
+            if shown[0].codec_context is None or not shown[0].time_base:
+                raise BrokenVideo("holds video of an unknown kind")
+        yield container, shown[0]
+
+
+@cache
+def _keep_from_children() -> None:
+    """Let no process that is forked later collect what PyAV left here: it would wait for FFmpeg's threads, forever.
+
+    Containers, streams and frames refer to each other, so they may be garbage for a while. A fork has no other threads.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze)
+
+
+def video_losses(container: InputContainer, stream: VideoStream) -> list[str]:
+    """What a file has beside one stream of 8-bit RGB frames and sound, in words."""
+    parts = list(stream.codec_context.format.components) if stream.codec_context.format else []
+    others = [track for track in container.streams if track.type != "audio" and track.index != stream.index]
+    kinds = {track.type for track in others}
+    return [
+        what
+        for what, there in {
+            "titles and other entries": bool({name.lower() for name in container.metadata} - _TECHNICAL),
+            "further video streams or cover pictures": "video" in kinds,
+            "subtitles": "subtitle" in kinds,
+            "further data": bool(kinds - {"video", "subtitle"}),
+            "HDR": stream.codec_context.color_trc in (_PQ, _HLG),
+            "transparency": any(part.is_alpha for part in parts),
+            "bits beyond 8": any(part.bits > 8 for part in parts),
+        }.items()
+        if there
+    ]
 
 
 def mean_rate(stream: VideoStream) -> Fraction:
@@ -62,6 +119,11 @@ def decode_video(container: InputContainer, stream: VideoStream) -> Iterator[av.
         BrokenVideo: when a part is damaged, the frames change their size, there is none, or the file ends well before
             its header says.
     """
+    with _reading():
+        yield from _decode(container, stream)
+
+
+def _decode(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame | Packet[Any]]:
     count, end, shape = 0, 0.0, None
     for packet in container.demux():
         is_shown = packet.stream.index == stream.index
@@ -85,9 +147,30 @@ def decode_video(container: InputContainer, stream: VideoStream) -> Iterator[av.
     # counts repeated frames too, which are not stored.
     if container.format.name == "avi" and (stream.duration or 0) < stream.frames:
         raise BrokenVideo("is cut off")
+    if container.format.name.startswith("matroska") and _is_shorter_than_told(Path(container.name)):
+        raise BrokenVideo("is cut off")
     seconds = (container.duration or 0) / av.time_base
     if end < seconds - max(_LENIENT_SECONDS, _LENIENT_SHARE * seconds):
         raise BrokenVideo(f"ends after {end:.1f} of {seconds:.1f} seconds")
+
+
+def _is_shorter_than_told(matroska: Path) -> bool:
+    """Whether a file ends before its one segment does; FFmpeg takes what there is."""
+    with matroska.open("rb") as file:
+        file.seek(len(_EBML))
+        file.seek(_read_size(file) or 0, os.SEEK_CUR)
+        if file.read(len(_SEGMENT)) != _SEGMENT:
+            return False
+        size = _read_size(file)
+        return size is not None and file.tell() + size > os.fstat(file.fileno()).st_size
+
+
+def _read_size(file: BinaryIO) -> int | None:
+    """A size as Matroska writes it: as many leading zeros as further bytes; all ones where it was not known."""
+    first = file.read(1)[0]
+    more = 8 - first.bit_length()
+    size = int.from_bytes(bytes([first]) + file.read(more), "big") - (1 << 7 * (more + 1))
+    return None if size == (1 << 7 * (more + 1)) - 1 else size
 
 
 def _to_upright(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
@@ -109,9 +192,11 @@ def _to_upright(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
 
 def upright_pixels(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """A frame as uint8 RGB `(H, W, 3)`, turned upright, brought to a size (height and width) if one is given."""
-    across, mirrored, upside_down = _to_upright(frame)
-    height, width = (size[::-1] if across else size) if size else (None, None)
-    pixels: NDArray[np.uint8] = frame.to_ndarray(format="rgb24", width=width, height=height)  # type: ignore[assignment]
+    with _reading():
+        across, mirrored, upside_down = _to_upright(frame)
+        height, width = (size[::-1] if across else size) if size else (None, None)
+        pixels: NDArray[np.uint8]
+        pixels = frame.to_ndarray(format="rgb24", width=width, height=height)  # type: ignore[assignment]
     if across:
         pixels = pixels.swapaxes(0, 1)
     return np.ascontiguousarray(pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1])
@@ -169,7 +254,7 @@ def _seek_frames(file: Path, wanted: set[int], size: tuple[int, int] | None) -> 
     A seek is by time, so the times of all frames are read first, from the packets, without decoding any.
     """
     found: dict[int, NDArray[np.uint8]] = {}
-    with open_video(file) as (container, stream):
+    with open_video(file) as (container, stream), _reading():
         # None of the packets is kept: together they are the whole file.
         packets = ((packet.pts, packet.is_discard) for packet in container.demux(stream) if packet.size)
         times = [None if discarded else time for time, discarded in packets]  # an edit list leaves frames out
@@ -192,8 +277,8 @@ def _seek_frames(file: Path, wanted: set[int], size: tuple[int, int] | None) -> 
 def expected_frames(file: Path) -> int:
     """About how many frames a video has, by its header; 0 where that does not say or cannot be read."""
     try:
-        with open_video(file) as (_, stream):
+        with open_video(file) as (_, stream), _reading():
             seconds = (stream.duration or 0) * (stream.time_base or 0)
-            return stream.frames or round(seconds * mean_rate(stream))
+            return max(0, stream.frames or round(seconds * mean_rate(stream)))
     except BrokenVideo:
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,11 @@ log = logging.getLogger(__name__)
 
 _CONTAINERS = {".m4v": "mp4", ".mkv": "matroska"}
 _H264, _VP9 = "libx264", "libvpx-vp9"
+# FFmpeg has others of its own, for frames that it cannot encode.
+_OF_THE_DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE),
+    *(errno.ENOENT, errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EMFILE, errno.ENFILE, errno.EPIPE),
+}
 _BT709, _SMPTE170M = 1, 6  # codes of ITU-T H.273
 
 
@@ -160,7 +166,8 @@ def _translate_errors() -> Iterator[None]:
     """Raise what FFmpeg says while writing as an OSError (of the disk) or a BrokenVideo (of the source)."""
     try:
         yield
-    except av.FFmpegError as error:
-        if isinstance(error, OSError):
+    except (av.FFmpegError, ValueError, ArithmeticError) as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
             raise OSError(error.errno, error.strerror) from error
-        raise BrokenVideo(f"cannot be encoded again: {str(error.strerror or error).lower()}") from error
+        said = str(getattr(error, "strerror", "") or error).lower()
+        raise BrokenVideo(f"cannot be encoded again: {said}") from error

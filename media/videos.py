@@ -17,12 +17,11 @@ from av.packet import Packet
 from numpy.typing import NDArray
 from torch import Tensor
 
-from media.pictures import as_codes, as_intensities
-from media.video_frames import decode_video, open_video, upright_pixels
+from media.pictures import as_codes, as_intensities, write_file
+from media.video_frames import decode_video, open_video, upright_pixels, video_losses
 from media.video_writer import VideoOptions, VideoWriter
-from minmax.runtime.checkpoints import write_atomically
 from minmax.runtime.devices import Runtime
-from minmax.runtime.errors import RunError
+from minmax.runtime.errors import RunError, problem_of_the_machine
 
 ItemT = TypeVar("ItemT")
 
@@ -49,7 +48,7 @@ def darken_video(
     options: VideoOptions,
     size: tuple[int, int] | None = None,
     progress: Callable[[int], object] = lambda _: None,
-) -> None:
+) -> list[str]:
     """Darken a video into a file of the same kind, with the same number, size and times of frames and the same sound.
 
     While one batch of frames is darkened, the next is decoded and the one before encoded. The file is written under
@@ -69,15 +68,21 @@ def darken_video(
     it. AVI keeps a constant rate only; other files keep the time of each frame. Sound is copied where the container can
     hold it, and left out with a warning otherwise.
 
+    Returns:
+        What of the source is not in the target, in words; sound that was left out has its warning.
+
     Raises:
         BrokenVideo: when the source is no video, or a damaged one.
-        RunError: when the target cannot be written.
+        UnwritableFile: when only this target cannot be written, for its name or its size.
+        RunError: when the disk or the memory is full.
     """
+    losses: list[str] = []
     batch_pixels = _BATCH_PIXELS["cpu" if runtime.device.type == "cpu" else "other"]
 
     def convert(temporary: Path) -> None:
         with contextlib.ExitStack() as stack:
             container, stream = stack.enter_context(open_video(source))
+            losses.extend(video_losses(container, stream))
             stream.thread_type = "AUTO"
             batches = _batches(decode_video(container, stream), options.batch, batch_pixels, size)
             first = next(batches)
@@ -93,7 +98,9 @@ def darken_video(
                 if batch.pixels is not None:
                     try:
                         night = darken(as_intensities(runtime.to_device(batch.pixels.permute(0, 3, 1, 2))))
-                    except torch.OutOfMemoryError as error:
+                    except (MemoryError, RuntimeError) as error:  # torch's are RuntimeErrors
+                        if problem_of_the_machine(error) is None:
+                            raise
                         raise RunError(
                             f"{source}: out of memory for {count} frames of {width}x{height}; lower --video.batch"
                         ) from error
@@ -106,7 +113,8 @@ def darken_video(
                 future.result()
             writer.finish()
 
-    write_atomically(target, convert)
+    write_file(target, convert)
+    return losses
 
 
 def _ahead(items: Iterator[ItemT], pool: ThreadPoolExecutor) -> Iterator[ItemT]:

@@ -369,7 +369,7 @@ def test_a_tree_of_images_and_videos_is_darkened(tree, tmp_path):
 
 def test_broken_videos_are_listed_and_all_others_are_done(tree, tmp_path):
     broken = spoil(tree)
-    with pytest.raises(RunError, match="5 of 10 files cannot be read") as caught:
+    with pytest.raises(RunError, match="5 of 10 files cannot be darkened") as caught:
         apply_to(tree, tmp_path / "dark")
     assert all(str(tree / name) in str(caught.value) for name in broken)
     assert names_below(tmp_path / "dark") == sorted(ALL)
@@ -393,7 +393,7 @@ def test_a_video_that_ffmpeg_cannot_write_anew_does_not_stop_the_others(tree, tm
 
     monkeypatch.setattr(video_writer.VideoWriter, "write", refuse)
     with pytest.raises(
-        RunError, match=r"1 of 5 files cannot be read:\n.*b.avi: cannot be encoded again: invalid argum"
+        RunError, match=r"1 of 5 files cannot be darkened:\n.*b.avi: cannot be encoded again: invalid argum"
     ):
         apply_to(tree, tmp_path / "dark")
     assert names_below(tmp_path / "dark") == [name for name in ALL if name != "Run/b.avi"]
