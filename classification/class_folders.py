@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from media.data_files import data_files, refuse_shared, refuse_two_labels, shown, subfolders
+from media.data_files import data_files, refuse_shared, refuse_two_labels, subfolders
 from media.pictures import (
     DECODING_ERRORS,
     PICTURE_SUFFIXES,
@@ -27,7 +27,7 @@ from media.pictures import (
 )
 from minmax.runtime.archives import unpacking_folder
 from minmax.runtime.config import DEFAULT_RUNS, require
-from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.errors import RunError, UsageError, printable
 from minmax.runtime.file_checks import find_problems, fingerprint_files
 from minmax.runtime.seeding import derive_seed
 from minmax.runtime.splits import NIGHT_SPLITS, Labelled, Split, Views, check_split, evenly_spaced, refuse_night
@@ -83,11 +83,11 @@ class FolderImages(LabelledImages):
         try:
             return decode_picture(self.files[index])
         except DECODING_ERRORS as error:
-            raise RunError(f"cannot read {shown(self.files[index])} any more: {error}") from error
+            raise RunError(f"cannot read {printable(self.files[index])} any more: {error}") from error
 
     def name(self, index: int) -> str:
         """Path below the root."""
-        return shown(self.files[index].relative_to(self.root).as_posix())
+        return printable(self.files[index].relative_to(self.root).as_posix())
 
     def fingerprint(self) -> str:
         """Hash of the files and their labels."""
@@ -243,10 +243,10 @@ def _require_one_size(images: FolderImages) -> None:
                 # It is decoded upright.
                 sizes.setdefault(image.size[::-1] if orientation(image) >= 5 else image.size, file)
         except DECODING_ERRORS as error:
-            raise RunError(f"cannot read {shown(file)} any more: {error}") from error
+            raise RunError(f"cannot read {printable(file)} any more: {error}") from error
     if len(sizes) > 1:
         examples = ", ".join(
-            f"{shown(file.name)} is {width}x{height}" for (width, height), file in list(sizes.items())[:2]
+            f"{printable(file.name)} is {width}x{height}" for (width, height), file in list(sizes.items())[:2]
         )
         raise UsageError(
             f"--images.evaluation native: {images.root / images.split} holds images of {len(sizes)} sizes "

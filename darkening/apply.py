@@ -36,7 +36,6 @@ from media.pictures import (
     decode_fully,
     find_pictures,
     listed_below,
-    printable,
     reading_problem,
     told_losses,
     write_picture,
@@ -47,7 +46,7 @@ from media.videos import darken_video
 from minmax.runtime.checkpoints import file_digest, remove_leftovers
 from minmax.runtime.config import replace_settings, run_script, to_plain
 from minmax.runtime.devices import Runtime, open_runtime
-from minmax.runtime.errors import RunError, UsageError, problem_of_the_machine, require
+from minmax.runtime.errors import RunError, UsageError, printable, problem_of_the_machine, require
 from minmax.runtime.report import read_or_record
 from minmax.runtime.seeding import generator_for
 

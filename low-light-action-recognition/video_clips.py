@@ -11,10 +11,10 @@ from torch import Tensor
 from tqdm import tqdm
 from video_trees import Video
 
-from media.data_files import refuse_day, shown
+from media.data_files import refuse_day
 from media.pictures import files_below, listed_below
 from media.video_frames import VIDEO_SUFFIXES, BrokenVideo, count_frames, read_frames
-from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.errors import RunError, UsageError, printable
 from minmax.runtime.file_checks import fingerprint_files
 from minmax.runtime.report import write_json
 from minmax.runtime.splits import Split
@@ -45,7 +45,7 @@ class VideoClips(LabelledClips):
         try:
             return read_frames(self.videos[index].file, frames)
         except (BrokenVideo, OSError) as error:
-            raise RunError(f"cannot read {shown(self.videos[index].file)} any more: {error}") from error
+            raise RunError(f"cannot read {printable(self.videos[index].file)} any more: {error}") from error
 
     def name(self, index: int) -> str:
         """Path below the root, or what its list calls it."""

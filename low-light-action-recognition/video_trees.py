@@ -8,10 +8,10 @@ from typing import NamedTuple
 from clips import ClipConfig
 from recogniser import RELEASED_CLASSES
 
-from media.data_files import data_files, is_file, listed_file, refuse_shared, refuse_two_labels, shown, subfolders
+from media.data_files import data_files, is_file, listed_file, refuse_shared, refuse_two_labels, subfolders
 from media.pictures import files_below
 from media.video_frames import VIDEO_SUFFIXES
-from minmax.runtime.errors import UsageError
+from minmax.runtime.errors import UsageError, printable
 from minmax.runtime.seeding import derive_seed
 from minmax.runtime.splits import Split
 
@@ -84,7 +84,7 @@ def find_videos(root: Path, split: Split, config: ClipConfig, classes: tuple[str
     if shared:
         videos = _share_of(videos, split, config.validation)
     if not videos:
-        there = shown(", ".join(sorted(entry.name for entry in root.iterdir())[:6])) or "nothing"
+        there = printable(", ".join(sorted(entry.name for entry in root.iterdir())[:6])) or "nothing"
         raise UsageError(f"no videos of {split} in {root}; expected {root}/{TREE}, or {root}/{LISTED}; found {there}")
     return known, videos
 
@@ -127,7 +127,7 @@ def _class_folders(folder: Path, root: Path, classes: tuple[str, ...] | None) ->
         if not files:
             kinds = ", ".join(sorted(VIDEO_SUFFIXES))
             raise UsageError(f"the class folder {folder / name} holds no videos ({kinds})")
-        videos += [Video(shown(file.relative_to(root).as_posix()), label, file) for file in files]
+        videos += [Video(printable(file.relative_to(root).as_posix()), label, file) for file in files]
     refuse_two_labels([video.file for video in videos], [video.label for video in videos], known)
     return known, videos
 
@@ -176,15 +176,15 @@ def read_list(file: Path, root: Path, classes: tuple[str, ...] | None = None) ->
     if missing:
         first = ", ".join(name[:200] for name in missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise UsageError(
-            f"{file} names {len(missing)} videos that are not below {places[0]}: {shown(first)}; unpack them there, or "
-            "take their lines out"
+            f"{file} names {len(missing)} videos that are not below {places[0]}: {printable(first)}; unpack them there, "
+            "or take their lines out"
         )
     names = names or _folder_names(file, rows)
     known = classes or tuple(names[label] for label in sorted(names))
     unknown = sorted({names[label] for label, _ in rows} - set(known))
     if unknown:
         raise UsageError(f"{file} shows {', '.join(unknown)}; the network knows {', '.join(known)}")
-    return known, [Video(shown(path), known.index(names[label]), files[path]) for label, path in rows]
+    return known, [Video(printable(path), known.index(names[label]), files[path]) for label, path in rows]
 
 
 def _rows(file: Path, columns: int, expected: str) -> list[tuple[int, str]]:

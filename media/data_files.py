@@ -5,14 +5,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from media.pictures import files_below
-from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.errors import RunError, UsageError, printable
 
 _END = 4096  # bytes by which copies of a file are told before all of them are compared
-
-
-def shown(name: object) -> str:
-    """A name as text of one line: what is no character of UTF-8, or cannot be printed, is written as an escape."""
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in str(name))
 
 
 def data_files(folder: Path, endings: tuple[str, ...] | str) -> list[Path]:
@@ -36,10 +31,10 @@ def subfolders(folder: Path) -> list[str]:
     _refuse_dangling(entries)
     names = [entry.name for entry in entries if entry.is_dir()]
     for name in names:
-        if name != shown(name):
+        if name != printable(name):
             raise UsageError(
-                f"the folder {shown(folder / name)} has a name that is not text of one line; it goes into tables and "
-                "checkpoints, so rename it"
+                f"the folder {printable(folder / name)} has a name that is not text of one line; it goes into tables "
+                "and checkpoints, so rename it"
             )
     return names
 
@@ -48,8 +43,8 @@ def _refuse_dangling(links: Iterable[Path]) -> None:
     for link in links:
         if link.name[0] != "." and link.is_symlink() and not link.exists():
             raise UsageError(
-                f"{shown(link)} is a link to {shown(link.readlink())}, which is not there; mount what it leads to, or "
-                "remove it"
+                f"{printable(link)} is a link to {printable(link.readlink())}, which is not there; mount what it leads to, "
+                "or remove it"
             )
 
 
@@ -74,7 +69,7 @@ def listed_file(folder: Path, name: str, where: object, root: Path | None = None
     bounds = [place.resolve() for place in (folder, root or folder)]
     if not inside or not any((folder / steps).resolve().is_relative_to(bound) for bound in bounds):
         raise UsageError(
-            f"{shown(where)}: {shown(name)[:200]!r} leads out of {shown(folder)}; expected a name below it"
+            f"{printable(where)}: {printable(name)[:200]!r} leads out of {printable(folder)}; expected a name below it"
         )
     return folder / steps
 
@@ -88,7 +83,7 @@ def refuse_day(day: Sequence[Path], darkened: Sequence[Path], flag: str) -> None
     inodes = {_inode(file) for file in day}
     for copy in darkened:
         if _inode(copy) in inodes:
-            raise UsageError(f"{flag}: {shown(copy)} is the day's own, not a darkened copy of it")
+            raise UsageError(f"{flag}: {printable(copy)} is the day's own, not a darkened copy of it")
 
 
 def _inode(file: Path) -> tuple[int, int]:
@@ -100,7 +95,7 @@ def _status(file: Path) -> os.stat_result:
     try:
         return file.stat()
     except OSError as error:
-        raise RunError(f"cannot read {shown(file)} any more: {error.strerror}") from error
+        raise RunError(f"cannot read {printable(file)} any more: {error.strerror}") from error
 
 
 def refuse_two_labels(files: Sequence[Path], labels: Sequence[int], classes: Sequence[str]) -> None:
@@ -114,7 +109,7 @@ def refuse_two_labels(files: Sequence[Path], labels: Sequence[int], classes: Seq
         first = known.setdefault(_inode(file), label)
         if first != label:
             raise UsageError(
-                f"{shown(file)} is of the classes {classes[first]} and {classes[label]} at once; take one link out"
+                f"{printable(file)} is of the classes {classes[first]} and {classes[label]} at once; take one link out"
             )
 
 
@@ -141,8 +136,8 @@ def refuse_shared(day: Sequence[Path], night: Sequence[Path], split: str) -> Non
         twin = by_inode.get(_inode(file)) or next((other for other in same_size if _is_copy(file, other)), None)
         if twin is not None:
             raise UsageError(
-                f"{shown(file)} of {split} is {shown(twin)} of the night; zero-shot adaptation must not see nights in "
-                "training or choosing: take it, and all others that are from there, out"
+                f"{printable(file)} of {split} is {printable(twin)} of the night; zero-shot adaptation must not see nights "
+                "in training or choosing: take it, and all others that are from there, out"
             )
 
 
@@ -150,7 +145,7 @@ def _is_copy(one: Path, other: Path) -> bool:
     try:
         return _end(one) == _end(other) and one.read_bytes() == other.read_bytes()
     except OSError as error:
-        raise RunError(f"cannot read {shown(one)} or {shown(other)} any more: {error.strerror}") from error
+        raise RunError(f"cannot read {printable(one)} or {printable(other)} any more: {error.strerror}") from error
 
 
 def _end(file: Path) -> bytes:

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import logging
 import os
-import re
 import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from minmax.runtime.checkpoints import write_atomically
-from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.errors import RunError, UsageError, printable
 
 log = logging.getLogger(__name__)
 
@@ -138,11 +137,6 @@ def _skipped(names: Sequence[Path], found: set[Path]) -> str:
 
 def _number(count: int, what: str) -> str:
     return f"{count} {what}{'s' if count != 1 else ''}"
-
-
-def printable(text: object) -> str:
-    """A name for a message of one line: control characters, which names may hold, as their codes."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda found: ascii(found[0])[1:-1], str(text))
 
 
 def told_losses(losses: Counter[str]) -> str:

@@ -19,10 +19,10 @@ from street_images import (
     check_files,
 )
 
-from media.data_files import data_files, refuse_day, shown
+from media.data_files import data_files, refuse_day
 from media.pictures import DECODING_ERRORS, PICTURE_SUFFIXES, orientation
 from minmax.runtime.config import DEFAULT_RUNS, require
-from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.errors import RunError, UsageError, printable
 from minmax.runtime.splits import Split, check_split
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def open_streets(
         raise UsageError(f"{data} has no split {split}: Cityscapes' layout has train and val, both by day")
     root = Path(data).expanduser()
     _refuse_linked_night(root / CITYSCAPES[split].images)
-    images = pair_up(f"{shown(root.name)}, {split}", root, CITYSCAPES[split], is_night=False)
+    images = pair_up(f"{printable(root.name)}, {split}", root, CITYSCAPES[split], is_night=False)
     return check_split(check_files(images.subset(QUICK_IMAGES) if quick else images, cache / "checked"), split)
 
 
@@ -99,7 +99,7 @@ def open_night(root: Path, quick: bool = False, cache: Path = DEFAULT_RUNS) -> S
     for other in others:
         told = "--night %s: %s is passed over for %s; give it a root of its own"
         log.warning(told, root, other.images, layout.images)
-    name = shown(root.name)
+    name = printable(root.name)
     title = f"{name}, val" if layout == CITYSCAPES["val"] else name
     images = pair_up(title, root, layout, is_night=True)
     return check_files(images.subset(QUICK_IMAGES) if quick else images, cache / "checked")
@@ -113,7 +113,7 @@ def _refuse_linked_night(folder: Path) -> None:
         below = {"/".join(there.parts[start : start + 3]) for start in range(len(there.parts))}
         if not below.isdisjoint(_NIGHT_FOLDERS):
             raise UsageError(
-                f"{shown(place)} leads to {shown(there)}, a night data set; zero-shot adaptation must not see it in "
+                f"{printable(place)} leads to {printable(there)}, a night data set; zero-shot adaptation must not see it in "
                 "training or choosing: give day images as --data, nights as test.py's --night"
             )
 
@@ -136,10 +136,10 @@ def find_darkened(images: StreetImages, folder: Path, size: Size, cache: Path, q
     copies = _by_name(f"{flag}: its files", data_files(folder, tuple(PICTURE_SUFFIXES)))
     missing, surplus = sorted(day.keys() - copies.keys()), sorted(copies.keys() - day.keys())
     if missing:
-        raise UsageError(f"{flag}: lacks {len(missing)} of {len(day)} images: {shown(', '.join(missing[:3]))}")
+        raise UsageError(f"{flag}: lacks {len(missing)} of {len(day)} images: {printable(', '.join(missing[:3]))}")
     if surplus and not quick:
         raise UsageError(
-            f"{flag}: holds {len(surplus)} files that are no training image: {shown(', '.join(surplus[:3]))}"
+            f"{flag}: holds {len(surplus)} files that are no training image: {printable(', '.join(surplus[:3]))}"
         )
     refuse_day([*day.values()], [copies[name] for name in day], flag)
     log.info("%s: %d images; how dark they are, and what made them, is not known here", flag, len(day))
@@ -150,7 +150,9 @@ def find_darkened(images: StreetImages, folder: Path, size: Size, cache: Path, q
             with Image.open(original) as there, Image.open(copies[name]) as here:  # decodes nothing
                 turned, day_size, dark_size = orientation(there) != 1, there.size, here.size
         except DECODING_ERRORS as error:
-            raise RunError(f"cannot read {shown(original)} or {shown(copies[name])} any more: {error}") from error
+            raise RunError(
+                f"cannot read {printable(original)} or {printable(copies[name])} any more: {error}"
+            ) from error
         if turned:
             raise UsageError(
                 f"{flag}: {original} has an EXIF entry that turns it; its copy is turned, its labels are not; save "
@@ -202,10 +204,10 @@ def pair_up(title: str, root: Path, layout: Layout, is_night: bool) -> StreetFil
     missing, surplus = set(wanted) - set(there), set(there) - set(wanted)
     for problem, names in (("images without labels, missing", missing), ("labels without an image", surplus)):
         if names:
-            first = ", ".join(shown(name.relative_to(root)) for name in sorted(names)[:3])
+            first = ", ".join(printable(name.relative_to(root)) for name in sorted(names)[:3])
             raise UsageError(f"{root} holds {len(names)} {problem}: {first}{', ...' if len(names) > 3 else ''}")
     return StreetFiles(title, root, list(map(StreetFile, images, wanted)), is_night)
 
 
 def _first_entries(folder: Path) -> str:
-    return shown(", ".join(sorted(entry.name for entry in folder.iterdir())[:6])) or "nothing"
+    return printable(", ".join(sorted(entry.name for entry in folder.iterdir())[:6])) or "nothing"

@@ -20,10 +20,9 @@ from torchvision.transforms import v2
 from torchvision.tv_tensors import Image as ImageTensor
 from torchvision.tv_tensors import Mask
 
-from media.data_files import shown
 from media.pictures import DECODING_ERRORS, decode_picture, listed_below
 from minmax.runtime.config import require
-from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.errors import RunError, UsageError, printable
 from minmax.runtime.file_checks import find_problems, fingerprint_files
 from minmax.runtime.seeding import derive_seed
 from minmax.runtime.splits import NIGHT_SPLITS, Examples, Split, Views, evenly_spaced, refuse_night
@@ -106,11 +105,11 @@ class StreetFiles(StreetImages):
             image = decode_picture(file.image, size, upright=False)
             return Street(image, None if file.labels is None else read_labels(file.labels, label_size), index)
         except DECODING_ERRORS as error:
-            raise RunError(f"cannot read {shown(file.image)} or its labels any more: {error}") from error
+            raise RunError(f"cannot read {printable(file.image)} or its labels any more: {error}") from error
 
     def name(self, index: int) -> str:
         """Path below the root."""
-        return shown(self.files[index].image.relative_to(self.root).as_posix())
+        return printable(self.files[index].image.relative_to(self.root).as_posix())
 
     def fingerprint(self) -> str:
         """Hash of the files and those of their labels."""
@@ -231,11 +230,11 @@ def _refuse_train_ids(images: StreetFiles) -> None:
         try:
             ids |= set(np.unique(_read_ids(file)).tolist())
         except DECODING_ERRORS as error:
-            raise RunError(f"cannot read {shown(file)} any more: {error}") from error
+            raise RunError(f"cannot read {printable(file)} any more: {error}") from error
     told = told_train_ids(ids)
     if told:
         raise UsageError(
-            f"{shown(images.root)}: a sample of its label files {told}: these look like train ids (*labelTrainIds) "
+            f"{printable(images.root)}: a sample of its label files {told}: these look like train ids (*labelTrainIds) "
             "under the name of label ids (*labelIds); give those of Cityscapes' gtFine, or map 0 ... 18 back to 7, 8, "
             "11, ..., 33 with cityscapesscripts' labels.py"
         )
@@ -243,7 +242,7 @@ def _refuse_train_ids(images: StreetFiles) -> None:
         log.warning(
             "%s: no label id above 18 in a sample of its files (no vegetation, sky or car); if these are train ids, "
             "scores are wrong: label ids are expected",
-            shown(images.root),
+            printable(images.root),
         )
 
 
@@ -264,16 +263,16 @@ def check_files(images: StreetFiles, records: Path) -> StreetFiles:
             where = file.labels
             labels = read_labels(file.labels)
         except DECODING_ERRORS as error:
-            return f"{shown(where.relative_to(images.root))}: {error}"
+            return f"{printable(where.relative_to(images.root))}: {error}"
         if labels.shape != image.shape[-2:]:
             sizes = " and ".join(f"{width}x{height}" for height, width in (labels.shape, image.shape[-2:]))
-            return f"{shown(where.relative_to(images.root))}: labels and image are of different sizes, {sizes}"
+            return f"{printable(where.relative_to(images.root))}: labels and image are of different sizes, {sizes}"
         return None
 
     bad = find_problems(images.files, problem, records / images.fingerprint(), f"checking {images.title}")
     if bad:
         raise UsageError(
-            f"{len(bad)} of {len(images)} images of {shown(images.root)} cannot be used:{listed_below([*bad.values()])}"
+            f"{len(bad)} of {len(images)} images of {printable(images.root)} cannot be used:{listed_below([*bad.values()])}"
         )
     _refuse_train_ids(images)
     return images

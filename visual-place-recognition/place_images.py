@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from media.data_files import is_file, shown
+from media.data_files import is_file
 from media.pictures import DECODING_ERRORS, as_rgb, listed_below, upright_picture
-from minmax.runtime.errors import RunError, UsageError, check
+from minmax.runtime.errors import RunError, UsageError, check, printable
 from minmax.runtime.file_checks import find_problems, fingerprint_files
 from minmax.runtime.splits import Examples
 
@@ -78,11 +78,11 @@ class PlaceFiles(PlaceImages):
         try:
             return decode_shrunk(self.files[index], size, self.boxes[index])
         except DECODING_ERRORS as error:
-            raise RunError(f"cannot read {shown(self.files[index])} any more: {error}") from error
+            raise RunError(f"cannot read {printable(self.files[index])} any more: {error}") from error
 
     def check(self, records: Path) -> None:
         """Decode every file once; raises UsageError when some are missing or broken."""
-        missing = [shown(file)[:300] for file in self.files if not is_file(file)]
+        missing = [printable(file)[:300] for file in self.files if not is_file(file)]
         if missing:
             raise UsageError(
                 f"{len(missing)} of {len(self)} images of {self.title} are missing; unpack all of them below "
@@ -105,7 +105,7 @@ class PlaceFiles(PlaceImages):
 
     def name(self, index: int) -> str:
         """Path below the root."""
-        return shown(self.files[index].relative_to(self.root).as_posix())
+        return printable(self.files[index].relative_to(self.root).as_posix())
 
     def fingerprint(self) -> str:
         """Hash of the files and of rectangles in them."""

@@ -18,10 +18,10 @@ from place_images import QUICK_PLACES, SCENES, PlaceConfig, PlaceFiles, PlaceIma
 from ranking import Relevance
 from torch import Tensor
 
-from media.data_files import data_files, refuse_shared, shown, subfolders
+from media.data_files import data_files, refuse_shared, subfolders
 from media.pictures import PICTURE_SUFFIXES, files_below
 from minmax.runtime.config import DEFAULT_RUNS
-from minmax.runtime.errors import UsageError
+from minmax.runtime.errors import UsageError, printable
 from minmax.runtime.plain_pickle import read_plain_pickle
 from minmax.runtime.splits import check_split, refuse_night
 from scenes import render_places
@@ -257,7 +257,7 @@ def read_place_folders(root: Path, quick: bool = False) -> PlacePairs:
         of_place = data_files(folder / "day", _ENDINGS)
         files += of_place
         clusters += [number] * len(of_place)
-    images = PlaceFiles(f"{shown(root.resolve().parent.name)}, {root.name}", root, files, is_night=False)
+    images = PlaceFiles(f"{printable(root.resolve().parent.name)}, {root.name}", root, files, is_night=False)
     return all_pairs(images, torch.tensor(clusters))
 
 

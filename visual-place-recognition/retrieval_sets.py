@@ -12,10 +12,10 @@ from place_images import QUICK_PLACES, SCENES, Box, PlaceConfig, PlaceFiles, Pla
 from place_pairs import SCENE_PLACES, SCENE_SEEDS, as_name, as_number, read_column
 from ranking import Relevance, RetrievalScore
 
-from media.data_files import data_files, listed_file, shown, subfolders
+from media.data_files import data_files, listed_file, subfolders
 from media.pictures import PICTURE_SUFFIXES
 from minmax.runtime.config import DEFAULT_RUNS
-from minmax.runtime.errors import UsageError
+from minmax.runtime.errors import UsageError, printable
 from minmax.runtime.plain_pickle import read_plain_pickle
 from scenes import HELD_OUT_NIGHT, render_places
 from scenes.night import Domain
@@ -144,8 +144,8 @@ def read_toolbox(file: Path, quick: bool = False) -> RetrievalSet:
         relevances.append(relevance)
         boxes.append(box)
     # A place is named after the first image that its query should find.
-    places = [shown(Path(names[wanted.ok[0]]).stem) if wanted.ok else "nothing to find" for wanted in relevances]
-    folder, title = file.parent / "jpg", shown(file.parent.name)
+    places = [printable(Path(names[wanted.ok[0]]).stem) if wanted.ok else "nothing to find" for wanted in relevances]
+    folder, title = file.parent / "jpg", printable(file.parent.name)
     database = PlaceFiles(f"{title}, data base", file.parent, [_picture(folder, n) for n in names], is_night=False)
     queries = PlaceFiles(f"{title}, queries", file.parent, [_picture(folder, n) for n in asked], True, boxes)
     return RetrievalSet(title, database, queries, relevances, places)
@@ -217,6 +217,6 @@ def read_day_night_folders(root: Path, quick: bool = False) -> list[RetrievalSet
         raise UsageError(f"no night images in {root}; expected {root}/PLACE/night/*.jpg beside PLACE/day/*.jpg")
     if not stored:
         raise UsageError(f"the data base is empty: no day images in {root}; expected {root}/PLACE/day/*.jpg")
-    title = shown(root.resolve().parent.name)
+    title = printable(root.resolve().parent.name)
     database = PlaceFiles(f"{title}, day", root, stored, is_night=False)
     return [RetrievalSet(title, database, PlaceFiles(f"{title}, night", root, asked, True), relevances, places)]

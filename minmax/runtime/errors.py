@@ -62,6 +62,11 @@ def check_range(settings: object, name: str, low: float, high: float) -> None:
     check(settings, name, _is_range(getattr(settings, name), low, high), _range(low, high))
 
 
+def printable(text: object) -> str:
+    """A name as text of one line: what is no character of UTF-8, or cannot be printed, is written as an escape."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in str(text))
+
+
 def _problem(value: object, expected: str) -> str:
     shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
     return f"{shown}: expected {expected}"
