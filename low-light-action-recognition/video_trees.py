@@ -176,8 +176,8 @@ def read_list(file: Path, root: Path, classes: tuple[str, ...] | None = None) ->
     if missing:
         first = ", ".join(name[:200] for name in missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise UsageError(
-            f"{file} names {len(missing)} videos that are not below {places[0]}: {printable(first)}; unpack them there, "
-            "or take their lines out"
+            f"{file} names {len(missing)} videos that are not below {places[0]}: {printable(first)}; unpack them "
+            "there, or take their lines out"
         )
     names = names or _folder_names(file, rows)
     known = classes or tuple(names[label] for label in sorted(names))

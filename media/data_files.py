@@ -43,8 +43,8 @@ def _refuse_dangling(links: Iterable[Path]) -> None:
     for link in links:
         if link.name[0] != "." and link.is_symlink() and not link.exists():
             raise UsageError(
-                f"{printable(link)} is a link to {printable(link.readlink())}, which is not there; mount what it leads to, "
-                "or remove it"
+                f"{printable(link)} is a link to {printable(link.readlink())}, which is not there; mount what it "
+                "leads to, or remove it"
             )
 
 
@@ -136,8 +136,8 @@ def refuse_shared(day: Sequence[Path], night: Sequence[Path], split: str) -> Non
         twin = by_inode.get(_inode(file)) or next((other for other in same_size if _is_copy(file, other)), None)
         if twin is not None:
             raise UsageError(
-                f"{printable(file)} of {split} is {printable(twin)} of the night; zero-shot adaptation must not see nights "
-                "in training or choosing: take it, and all others that are from there, out"
+                f"{printable(file)} of {split} is {printable(twin)} of the night; zero-shot adaptation must not see "
+                "nights in training or choosing: take it, and all others that are from there, out"
             )
 
 

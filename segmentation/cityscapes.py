@@ -113,8 +113,8 @@ def _refuse_linked_night(folder: Path) -> None:
         below = {"/".join(there.parts[start : start + 3]) for start in range(len(there.parts))}
         if not below.isdisjoint(_NIGHT_FOLDERS):
             raise UsageError(
-                f"{printable(place)} leads to {printable(there)}, a night data set; zero-shot adaptation must not see it in "
-                "training or choosing: give day images as --data, nights as test.py's --night"
+                f"{printable(place)} leads to {printable(there)}, a night data set; zero-shot adaptation must not see "
+                "it in training or choosing: give day images as --data, nights as test.py's --night"
             )
 
 

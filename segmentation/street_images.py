@@ -272,7 +272,8 @@ def check_files(images: StreetFiles, records: Path) -> StreetFiles:
     bad = find_problems(images.files, problem, records / images.fingerprint(), f"checking {images.title}")
     if bad:
         raise UsageError(
-            f"{len(bad)} of {len(images)} images of {printable(images.root)} cannot be used:{listed_below([*bad.values()])}"
+            f"{len(bad)} of {len(images)} images of {printable(images.root)} cannot be used:"
+            f"{listed_below([*bad.values()])}"
         )
     _refuse_train_ids(images)
     return images
