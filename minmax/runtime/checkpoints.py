@@ -23,6 +23,8 @@ from minmax.runtime.plain_pickle import NUMPY_STAND_INS, refuse_bombs
 # What torch and our stand-ins say of objects that are no data; of broken files they say something else.
 _REFUSED = re.compile("unsupported (global|class|nesting)", re.IGNORECASE)
 
+_TORCH_ON_FULL_DISKS = re.compile("PytorchStreamWriter failed|unexpected pos")
+
 # Process numbers mean nothing on another machine that shares the disk.
 _HOST = f"{hashlib.sha256(platform.node().encode()).hexdigest()[:8]}-"
 
@@ -40,10 +42,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except torch.OutOfMemoryError:  # of what `write` computes; it says nothing of the disk
-        raise
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        number = getattr(error, "errno", errno.ENOSPC)
+    except (OSError, RuntimeError) as error:
+        full = isinstance(error, RuntimeError) and _TORCH_ON_FULL_DISKS.search(str(error))
+        if not full and not isinstance(error, OSError):  # of what `write` computes
+            raise
+        number = errno.ENOSPC if full else getattr(error, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT):
             advice = "; free some space or choose another folder"
         else:
