@@ -29,6 +29,8 @@ _LENIENT_SECONDS, _LENIENT_SHARE = 0.5, 0.02
 _SEEK_FROM = 48  # frames that are decoded rather than skipped by a seek
 
 
+# Titles in old encodings: PyAV 19 keeps their bytes by itself, older ones raise if they are not told.
+_TITLES: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _PQ, _HLG = 16, 18  # of ITU-T H.273
 _TECHNICAL = {"major_brand", "minor_version", "compatible_brands", "encoder", "software"}
@@ -65,7 +67,7 @@ def open_video(file: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     _keep_from_children()
     with _reading():
         # A whole path, as the start of 12:30.avi reads like a protocol. Titles may be in any encoding.
-        container = av.open(str(file.absolute()), metadata_errors="replace")
+        container = av.open(str(file.absolute()), **_TITLES)
     with container:
         with _reading():
             # The first one, as players number them; a cover picture is a video stream too.

@@ -345,8 +345,8 @@ def test_the_commands_of_the_help_text_are_accepted(reproduce, tmp_path, monkeyp
             "--rows pixels nonsense: expected rows that low-light-action-recognition has: continued, augmix, ",
         ),
         (
-            {"task": "segmentation", "recipe": "strong"},
-            "--recipe strong: expected paper, small, or a file of yours laid out like these",
+            {"task": "segmentation", "recipe": "moon"},
+            "--recipe moon: expected paper, small, strong, or a file of yours laid out like these",
         ),
         (
             {"task": "visual-place-recognition", "flip": False},

@@ -7,7 +7,7 @@ import av
 import numpy as np
 from av.codec.context import Flags
 
-from media.video_frames import count_frames, read_frames
+from media.video_frames import count_frames, open_video, read_frames
 
 RATE = 10
 
@@ -25,7 +25,7 @@ class Facts(NamedTuple):
 def probe(file):
     """The facts of a video, size as it is shown; refused when it is broken."""
     height, width = read_frames(file, [0]).shape[2:]
-    with av.open(str(file), metadata_errors="replace") as container:
+    with open_video(file) as (container, _):
         contexts = [track.codec_context for track in container.streams.audio]
         audio = tuple(str(context.name) if context else "unknown" for context in contexts)
         return Facts(count_frames(file), height, width, container.streams.video[0].average_rate, audio)
