@@ -280,7 +280,7 @@ def write_picture(image: Tensor, file: Path) -> None:
     except (OSError, ValueError) as error:  # in memory: it is the picture's, not the disk's
         height, width = pixels.shape[:2]
         raise UnwritableFile(f"cannot be written as {kind} of {width}x{height} pixels: {error}") from error
-    write_file(file, lambda temporary: temporary.write_bytes(encoded.getbuffer()))
+    write_file(file, lambda temporary: temporary.write_bytes(encoded.getvalue()))
 
 
 def listed_below(problems: Sequence[str]) -> str:
