@@ -20,10 +20,12 @@ from media.data_files import data_files, refuse_shared, refuse_two_labels, subfo
 from media.pictures import (
     DECODING_ERRORS,
     PICTURE_SUFFIXES,
+    count_of,
     decode_picture,
     files_below,
     listed_below,
     orientation,
+    told_skipped,
 )
 from minmax.runtime.archives import unpacking_folder
 from minmax.runtime.config import DEFAULT_RUNS, require
@@ -157,6 +159,9 @@ def open_split(
             raise UsageError(f"the class folder {folder} holds no images ({_listed(sorted(PICTURE_SUFFIXES))})")
         files += members
         labels += [label] * len(members)
+    log.info("%s: %s of %s", split, count_of(len(files), "image"), count_of(len(classes), "class", "classes"))
+    if skipped := told_skipped(root / split, files):
+        log.warning("%s: %s", root / split, skipped)
     refuse_two_labels(files, labels, classes)
     if split in ("train", "val"):
         refuse_shared(files, _night_files(root), split)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from verdict_pictures import CHANGES, changed_verdicts, draw_verdicts
 
 from darkening.selection_nights import by_day
-from minmax.runtime.comparison import compare, shared_classes
+from minmax.runtime.comparison import as_trained, compare, shared_classes
 from minmax.runtime.config import MeasuringFlags, run_script
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import UsageError
@@ -45,6 +45,7 @@ class Config(ForeignFlags, MeasuringFlags):
 
 def main(config: Config) -> dict[str, dict[str, ClassAccuracy]]:
     """Measure, report, and return the accuracies by checkpoint (`before`, `checkpoint`) and split."""
+    config = as_trained(config, "images", ["size"])
     with open_runtime(config.device, config.precision, config.threads) as runtime:
         wanted, files = splits_to_measure(config), config.checkpoints
         loaded = load_classifiers(list(files.values()), config, config.data, wanted[0], config.images.size)

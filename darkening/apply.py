@@ -33,6 +33,7 @@ from media.pictures import (
     PICTURE_SUFFIXES,
     UnwritableFile,
     as_intensities,
+    count_of,
     decode_fully,
     find_pictures,
     listed_below,
@@ -169,14 +170,16 @@ def main(config: Config) -> None:
         outcome = Outcome()
         darken_pictures(config, {file: jobs for file, jobs in work.items() if not _is_video(file)}, runtime, outcome)
         darken_videos(config, {file: jobs for file, jobs in work.items() if _is_video(file)}, runtime, outcome)
-    log.info("%d files darkened into %s", outcome.done, config.output)
+    place = config.output if _is_file(config.output) or config.output.is_dir() else config.output.parent
+    log.info("%s darkened into %s", count_of(outcome.done, "file"), place)
     if outcome.losses:
         log.warning("not kept: %s", told_losses(outcome.losses))
     if outcome.bad:
         listed = listed_below([f"{printable(file)}: {reason}" for file, reason in outcome.bad.items()])
-        message = f"{len(outcome.bad)} of {len(files)} files cannot be darkened:{listed}"
+        message = f"{len(outcome.bad)} of {count_of(len(files), 'file')} cannot be darkened:{listed}"
         if not config.skip_corrupt:
-            raise RunError(f"{message}\nall others are done; mend or remove these, or give --skip-corrupt")
+            others = "all others are done; mend or remove these, or give --skip-corrupt"
+            raise RunError(f"{message}\n{others if len(files) > 1 else 'mend it, or give another'}")
         log.warning("left out: %s", message)
 
 

@@ -36,6 +36,8 @@ def load_darkener(source: Path | str) -> Darkener:
         UsageError: when the file is missing, unreadable, or not a darkener's.
     """
     path = SHIPPED.get(str(source), Path(source))
+    if not path.exists() and not path.suffix:
+        raise UsageError(f"no darkener {source}; expected a file, {' or '.join(SHIPPED)}")
     payload = load_checkpoint(path)
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:

@@ -17,7 +17,7 @@ from darkening.darkener import Darkener, DarkenerSettings
 from darkening.exposures import RequestConfig, as_clips, as_images
 from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
 from darkening.planned_night import planned_night
-from minmax.features import FeatureModel
+from minmax.features import FeatureModel, check_intensities
 from minmax.runtime.errors import check
 
 Encoder = Callable[[Tensor], Sequence[Tensor]]
@@ -77,7 +77,10 @@ class Observer(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor | None, Sequence[Tensor]]:
         """Prediction and features of `(N, 3, H, W)` or `(N, 3, T, H, W)`."""
         if not isinstance(self.encoder, FeatureModel):
-            return None, self.encoder(images)
+            features = self.encoder(images)
+            if isinstance(features, Tensor):
+                raise ValueError("encoder: expected a list of features; wrap a model: FeatureModel(model, [layer])")
+            return None, features
         return self.encoder.with_features(images) if self.predicts else (None, self.encoder.features(images))
 
 
@@ -224,7 +227,5 @@ def _day_batches(day_images: Iterable[Any]) -> Iterator[Tensor]:
         if not isinstance(day, Tensor) or day.dim() not in (4, 5) or day.shape[1] != 3 or not day.is_floating_point():
             found = f"{day.dtype} {tuple(day.shape)}" if isinstance(day, Tensor) else type(day).__name__
             raise ValueError(f"day_images: expected batches (N, 3, H, W) or (N, 3, T, H, W) of floats, found {found}")
-        low, high = (float(end) for end in day.aminmax())
-        if not 0.0 <= low <= high <= 1.0:
-            raise ValueError(f"day_images: expected intensities in [0, 1], found {low:.3g} to {high:.3g}")
+        check_intensities(day, "day_images")
         yield day

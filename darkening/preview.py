@@ -20,7 +20,7 @@ from media.pictures import find_pictures, read_picture
 from minmax.features import freeze
 from minmax.runtime.config import run_script
 from minmax.runtime.devices import Runtime, open_runtime
-from minmax.runtime.errors import UsageError, require
+from minmax.runtime.errors import RunError, UsageError, require
 from minmax.runtime.report import picture_grid, save_picture
 from minmax.runtime.splits import evenly_spaced
 
@@ -75,12 +75,19 @@ def main(config: Config) -> None:
         refuse_untrained("--exposures", config.exposures, darkener)
         # A sheet that was made there before is none of the images.
         files = [file for file in find_pictures(config.input) if file.resolve() != output]
-        chosen = evenly_spaced(files, config.count)
-        images = torch.cat([_square(read_picture(file), config.size) for file in chosen])
+        chosen, squares = evenly_spaced(files, config.count), []
+        for file in chosen:
+            try:
+                squares.append(_square(read_picture(file), config.size))
+            except RunError as error:
+                log.warning("left out: %s", error)
+        if not squares:
+            raise RunError(f"none of {len(chosen)} images in {config.input} can be read")
+        images = torch.cat(squares)
         save_picture(
             contact_sheet(darkener, images, runtime, config.exposures, config.contrast, config.cell), config.output
         )
-        log.info("%s: %d images", config.output, len(chosen))
+        log.info("%s: %d images", config.output, len(images))
 
 
 def _square(image: Tensor, size: int) -> Tensor:

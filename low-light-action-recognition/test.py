@@ -21,7 +21,7 @@ from torch import nn
 from video_trees import DEFAULT_DATA, has_split
 
 from darkening.selection_nights import by_day
-from minmax.runtime.comparison import compare, shared_classes
+from minmax.runtime.comparison import as_trained, compare, shared_classes
 from minmax.runtime.config import MeasuringFlags, run_script, shrink_settings
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import UsageError
@@ -56,6 +56,7 @@ class Config(MeasuringFlags):
 
 def main(config: Config) -> dict[str, dict[str, ClipAccuracy]]:
     """Measure, report, and return the accuracies by checkpoint (`before`, `checkpoint`) and split."""
+    config = as_trained(config, "clips", ["size", "length", "interval"])
     if config.quick:
         config = shrink_settings(config, clips={"length": 4, "size": 32, "rounds": 1})
     expected = {} if config.quick else {name: getattr(config.clips, name) for name in ("length", "interval", "size")}

@@ -9,7 +9,7 @@ from clips import ClipConfig
 from recogniser import RELEASED_CLASSES
 
 from media.data_files import data_files, is_file, listed_file, refuse_shared, refuse_two_labels, subfolders
-from media.pictures import files_below
+from media.pictures import files_below, told_skipped
 from media.video_frames import VIDEO_SUFFIXES
 from minmax.runtime.errors import UsageError, printable
 from minmax.runtime.seeding import derive_seed
@@ -128,6 +128,8 @@ def _class_folders(folder: Path, root: Path, classes: tuple[str, ...] | None) ->
             kinds = ", ".join(sorted(VIDEO_SUFFIXES))
             raise UsageError(f"the class folder {folder / name} holds no videos ({kinds})")
         videos += [Video(printable(file.relative_to(root).as_posix()), label, file) for file in files]
+        if skipped := told_skipped(folder / name, files):
+            log.warning("%s: %s", folder / name, skipped)
     refuse_two_labels([video.file for video in videos], [video.label for video in videos], known)
     return known, videos
 

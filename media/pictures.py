@@ -6,7 +6,7 @@ import logging
 import os
 import struct
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -105,7 +105,8 @@ def find_pictures(source: Path, kinds: frozenset[str] = PICTURE_SUFFIXES, but: P
     what = "picture" if kinds == PICTURE_SUFFIXES else "picture or video"
     if _is_file(source):
         if source.suffix.lower() not in kinds:
-            raise UsageError(f"{source} is not a {what}; expected one of {', '.join(sorted(kinds))}")
+            listed = ", ".join(sorted(kinds))
+            raise UsageError(f"{source} is of a kind that is not read; expected a {what}, one of {listed}")
         return [source]
     if not source.is_dir():
         raise UsageError(f"no file or folder {source}")
@@ -120,6 +121,11 @@ def find_pictures(source: Path, kinds: frozenset[str] = PICTURE_SUFFIXES, but: P
     return found
 
 
+def told_skipped(folder: Path, found: Iterable[Path]) -> str:
+    """What is below a folder beside the files that were found there, in words; nothing if there is nothing."""
+    return _skipped(_names_below(folder), set(found))
+
+
 def _skipped(names: Sequence[Path], found: set[Path]) -> str:
     """What is not read of a folder, as `skipped 3 files of kinds that are not read: 2 .heic, 1 .gif`."""
     others = [name for name in names if name not in found]
@@ -129,19 +135,20 @@ def _skipped(names: Sequence[Path], found: set[Path]) -> str:
     kinds = [f"{count} {kind}" for kind, count in counts[:_SHOWN_KINDS]]
     if rest := sum(count for _, count in counts[_SHOWN_KINDS:]):
         kinds.append(f"{rest} others")
-    parts = [f"{_number(len(files), 'file')} of kinds that are not read: {', '.join(kinds)}"] if files else []
+    parts = [f"{count_of(len(files), 'file')} of kinds that are not read: {', '.join(kinds)}"] if files else []
     if odd := len(others) - len(files):
-        parts.append(f"{_number(odd, 'link')} that {'leads' if odd == 1 else 'lead'} to no file")
+        parts.append(f"{count_of(odd, 'link')} that {'leads' if odd == 1 else 'lead'} to no file")
     return f"skipped {' and '.join(parts)}" if parts else ""
 
 
-def _number(count: int, what: str) -> str:
-    return f"{count} {what}{'s' if count != 1 else ''}"
+def count_of(count: int, what: str, several: str = "") -> str:
+    """A number of things, as `1 file` or `2 files`."""
+    return f"{count} {what if count == 1 else several or f'{what}s'}"
 
 
 def told_losses(losses: Counter[str]) -> str:
     """What is not kept of how many files, as `EXIF entries of 2 files, transparency of 1 file`."""
-    return ", ".join(f"{what} of {_number(count, 'file')}" for what, count in losses.most_common())
+    return ", ".join(f"{what} of {count_of(count, 'file')}" for what, count in losses.most_common())
 
 
 def decode_picture(file: Path, size: tuple[int, int] | None = None, upright: bool = True) -> Tensor:
@@ -179,7 +186,7 @@ def _losses(image: Image.Image) -> list[str]:
     return [
         what
         for what, there in {
-            "EXIF entries": bool(image.info.get("exif")),
+            "EXIF entries": bool(image.info.get("exif")) and set(image.getexif()) != {ExifTags.Base.Orientation},
             "colour profiles (ICC)": bool(profile) and b"sRGB" not in profile and b"s\0R\0G\0B" not in profile,
             "transparency": image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info,
             "bits beyond 8": image.mode.startswith("I;16"),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from minmax.byol import BatchNormDomains, HeadNorm, MomentumPair, Pair, ViewPair, byol_loss
-from minmax.features import FeatureModel, last_feature_layer
+from minmax.features import FeatureModel, check_intensities, last_feature_layer
 
 
 def adapt(
@@ -72,6 +72,11 @@ def adapt(
     first = next(batches, None)
     if first is None:
         raise ValueError("day: it holds no batch")
+    if not isinstance(first, list | tuple) or len(first) != 2:
+        raise ValueError("day: expected batches of two, images and targets")
+    check_intensities(first[0], "day")
+    if not callable(night):
+        raise ValueError(f"night: expected a NightView or another function of images, found {night!r}")
     network = _as_feature_model(network, features, first[0][:2]).to(place)
     pair = (
         MomentumPair(network, batch_norm=batch_norm, head_norm=head_norm)

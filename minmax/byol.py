@@ -8,7 +8,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +58,8 @@ class MultilayerPerceptron(nn.Sequential):
 
     def __init__(self, inputs: int, hidden: int, outputs: int, norm: HeadNorm = "batch") -> None:
         super().__init__()
+        if norm not in get_args(HeadNorm):
+            raise ValueError(f"head_norm {norm}: expected one of {', '.join(get_args(HeadNorm))}")
         self.fc1 = nn.Linear(inputs, hidden)
         if norm == "batch":
             self.bn1 = nn.BatchNorm1d(hidden)
@@ -137,6 +139,8 @@ class ViewPair(nn.Module):
         super().__init__()
         if not any(parameter.requires_grad for parameter in network.parameters()):
             raise ValueError("network: all its parameters are frozen, so that nothing would be trained")
+        if batch_norm not in get_args(BatchNormDomains):
+            raise ValueError(f"batch_norm {batch_norm}: expected one of {', '.join(get_args(BatchNormDomains))}")
         self.online = network
         self.batch_norm = batch_norm
         self._hold_statistics(network)

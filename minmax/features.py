@@ -114,7 +114,7 @@ class FeatureModel(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.layers = tuple(layers)
+        self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
         self.normalization = normalization or InputNormalization.identity()
         names = dict(model.named_modules())
         unknown = [name for name in self.layers if name not in names or not name]
@@ -230,6 +230,19 @@ def attempt(call: Callable[[Tensor], Any], images: Tensor) -> Any:
     except Exception as error:  # noqa: BLE001  (a model's own code)
         shape = tuple(images.shape[1:])
         raise ValueError(f"the model does not work on images {shape}: {one_line(error)}") from error
+
+
+def check_intensities(images: Any, name: str) -> None:
+    """Raise ValueError unless `images` are a batch of floats in [0, 1]; `name` is the argument that they came by."""
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        kind = f"{images.dtype} values" if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"{name}: expected float images (N, 3, H, W) in [0, 1], found {kind}")
+    low, high = images.amin().item(), images.amax().item()
+    if not (low >= -1e-3 and high <= 1 + 1e-3):
+        raise ValueError(
+            f"{name}: expected intensities in [0, 1], found {low:.3g} to {high:.3g}; normalisation belongs into the "
+            "model (FeatureModel, InputNormalization)"
+        )
 
 
 def one_line(error: Exception) -> str:

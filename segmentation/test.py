@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from darkening.selection_nights import by_day
 from minmax.pretrained import require_size
-from minmax.runtime.comparison import compare, file_name
+from minmax.runtime.comparison import as_trained, compare, file_name
 from minmax.runtime.config import MeasuringFlags, run_script
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import UsageError
@@ -63,6 +63,7 @@ class Config(MeasuringFlags):
 
 def main(config: Config) -> dict[str, dict[str, StreetScore]]:
     """Measure, report, and return the scores by checkpoint (`before`, `checkpoint`) and data set."""
+    config = as_trained(config, "images", ["size"])
     with open_runtime(config.device, config.precision, config.threads) as runtime:
         networks = {}
         for name, path in config.checkpoints.items():

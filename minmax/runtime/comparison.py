@@ -9,8 +9,8 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from minmax.runtime.checkpoints import write_atomically
-from minmax.runtime.config import MeasuringFlags
+from minmax.runtime.checkpoints import load_checkpoint, write_atomically
+from minmax.runtime.config import ConfigT, MeasuringFlags, replace_settings, to_plain
 from minmax.runtime.errors import UsageError
 from minmax.runtime.report import markdown_table, write_json
 from minmax.runtime.splits import Labelled
@@ -95,8 +95,9 @@ class Comparison(Generic[ScoreT]):
             What results.md holds, to be printed.
         """
         captions = self.captions("checkpoint")
-        files = "\n".join(f"{captions[name]}: {path}" for name, path in self.files.items())
-        text = "\n\n".join([files, *tables])
+        files = "  \n".join(f"{captions[name]}: {path}" for name, path in self.files.items())  # spaces break lines
+        about = "  \n".join(f"{name}: {settings[name]}" for name in ("data", "size") if name in settings)
+        text = "\n\n".join(filter(None, [files, about, *tables]))
         write_atomically(folder / "results.md", lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
         results = {
             name: {"file": str(self.files[name]), **{split: as_plain(split, score) for split, score in scores.items()}}
@@ -120,6 +121,30 @@ def compare(
             log.info("measuring %s on %s", config.checkpoints[name], title)
             found[name][title] = measure(name, network, split)
     return Comparison(config.checkpoints, found)
+
+
+def as_trained(config: ConfigT, group: str, names: Sequence[str]) -> ConfigT:
+    """The flags of test.py with a network's own settings in place of defaults, such as the size of its images.
+
+    Args:
+        config: the flags; what was typed, or stands in --config, stays.
+        group: of the flags, as `images`.
+        names: of the settings in it.
+    """
+    flags: Any = config
+    typed: frozenset[str] = getattr(config, "_typed", frozenset())
+    settings = load_checkpoint(flags.checkpoint).get("config")  # other programs keep other things there
+    trained = settings.get(group) or {} if isinstance(settings, dict) else {}
+    defaults = to_plain(getattr(flags, group))
+    own = {
+        name: tuple(trained[name]) if isinstance(trained[name], list) else trained[name]
+        for name in names
+        if flags.config is None and f"{group}.{name}" not in typed and trained.get(name) not in (None, defaults[name])
+    }
+    if own:
+        told = ", ".join(f"--{group}.{name} {value}" for name, value in own.items())
+        log.info("as %s was trained: %s", flags.checkpoint, told)
+    return replace_settings(config, **{group: own})
 
 
 def shared_classes(config: MeasuringFlags, known: Iterable[tuple[str, ...]]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import io
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -79,7 +80,8 @@ class CommonFlags:
     threads: int = 0
     """CPU threads of torch; 0 keeps torch's choice."""
     resume: bool = False
-    """Continue the run NAME exactly where its last checkpoint stands."""
+    """Continue the run NAME exactly where its last checkpoint stands. Other flags need not be typed again; data and
+    checkpoints may have moved (type where they are now), and --optim.epochs may grow."""
     quick: bool = False
     """Shrink everything to a smoke test of a minute; what is typed beside it stays."""
     config: Path | None = None
@@ -265,6 +267,12 @@ def read_defaults(config_class: type[ConfigT], path: Path) -> ConfigT:
         UsageError: names the file, the script and the first thing that does not fit.
     """
     plain, source = read_yaml(path), f"--config {path}"
+    sections = isinstance(plain, dict) and set(plain) - set(SECTIONS.values())
+    if isinstance(plain, dict) and sections and all(isinstance(value, dict) for value in plain.values()):
+        known = {field.name for field in dataclasses.fields(config_class)}
+        if not sections <= known:
+            unknown = " ".join(map(str, sorted(sections - known, key=str)))
+            raise UsageError(f"{source}: no section or group {unknown}; a recipe has {' '.join(SECTIONS.values())}")
     if _is_recipe(plain):
         script = _file_of(config_class)
         section = SECTIONS.get(script.stem)
@@ -318,7 +326,7 @@ def parse_flags(config_class: type[ConfigT], description: str | None, argv: Sequ
         # tyro turns what a group of settings refuses into a box of its own; ours is one line with the flag.
         refused = _setting_error(stop)
         if refused is None:
-            sys.stderr.write(shown.getvalue())
+            sys.stderr.write(re.sub(r"\[/?bold\]", "", shown.getvalue()))  # of an error that tyro leaves unrendered
             raise
         raise _by_flag(refused, config_class) from refused
     for flag, value in _floats(to_plain(config)):

@@ -148,7 +148,7 @@ class Run:
 
     def __init__(self, task: str, config: CommonFlags, runtime: Runtime, **data: Fingerprinted) -> None:
         self.directory = check_run_folder(task, config) if runtime.is_main else run_folder(task, config)
-        self.runtime, self.seed = runtime, config.seed
+        self.runtime, self.seed, self._config = runtime, config.seed, config
         # A run is continued with the data and with what it starts from alone; both shape every step.
         parts = {name: value.fingerprint() for name, value in data.items()}
         for name, path in input_files(config).items():
@@ -171,14 +171,18 @@ class Run:
             write_environment(self.directory / "environment.jsonl", self.data_fingerprint)
 
     def _open_folder(self, config: CommonFlags) -> None:
-        """Make the folder of a run; the main process has it to itself. A run that goes on may have more epochs."""
+        """Make the folder of a run; the main process has it to itself."""
         if not self.runtime.is_main:
             return
         try:
             (self.directory / "pictures").mkdir(parents=True, exist_ok=True)
-            write_atomically(self.directory / "config.yaml", lambda temporary: write_yaml(config, temporary))
+            if not config.resume:
+                self._write_config()
         except (OSError, RunError) as error:
             raise UsageError(f"cannot create the run {self.directory}: {error}") from error
+
+    def _write_config(self) -> None:
+        write_atomically(self.directory / "config.yaml", lambda temporary: write_yaml(self._config, temporary))
 
     def __enter__(self) -> Self:
         """Claim the folder, start logging to it and listen for SIGTERM and Ctrl-C."""
@@ -235,6 +239,7 @@ class Run:
             from torch.utils.tensorboard import SummaryWriter
 
             self._forget_later_metrics()
+            self._write_config()  # a run that goes on may have more epochs, and data that moved
             self._writer = SummaryWriter(str(self.directory / "tensorboard"), purge_step=self.progress.step + 1)
 
     def _forget_later_metrics(self) -> None:
