@@ -53,11 +53,8 @@ def test_pairs_of_sfm(tmp_path):
 
 LISTS = {  # a list of the split, what becomes of it, and the message
     "pair": ("pidxs", lambda train: [train["qidxs"][0], *train["pidxs"][1:]], "is listed as its own positive"),
-    "no list": ("cids", lambda train: 24, "cids is a int, expected a list"),
-    "numbers": ("cluster", lambda train: ["a", *train["cluster"][1:]], "cluster holds something other than whole numb"),
     "lengths": ("pidxs", lambda train: train["pidxs"][:-1], "16 queries with 15 positives"),
     "position": ("qidxs", lambda train: [99, *train["qidxs"][1:]], "names image 99, there are 24"),
-    "names": ("cids", lambda train: ["../../../etc/passwd", *train["cids"][1:]], "not an image id"),
 }
 
 
@@ -170,15 +167,11 @@ def test_a_query_that_is_in_the_data_base_does_not_find_itself(tmp_path):
     [
         ({"gnd": []}, "1 queries but 0 answers"),
         ({"gnd": [{"ok": [7]}]}, "query 0 names image 7 of the data base, which has 2"),
-        ({"gnd": [{"good": [1]}]}, "expected a mapping with ok"),
         ({"gnd": [{"ok": [1], "bbx": [5, 0, 2, 9]}]}, "expected left, top, right, bottom"),
-        ({"gnd": [{"ok": [1], "bbx": ["a", 0, 2, 9]}]}, "expected left, top, right, bottom"),
-        ({"gnd": [{"ok": None}]}, "must list whole numbers"),
         ({"gnd": [{"ok": [1], "junk": [1]}]}, "is both ok and junk"),
         ({"qimlist": [], "gnd": []}, "list of queries .qimlist. is empty"),
         ({"qimlist": None}, "qimlist is missing, expected a list"),
         ({"qimlist": np.array("q", dtype=object), "gnd": []}, "1 queries but 0 answers"),
-        ({"imlist": ["../../secret", "b"]}, "leads out of"),
     ],
 )
 def test_answers_that_do_not_fit_are_refused(tmp_path, changes, message):

@@ -1,8 +1,6 @@
 """Runs: folder, refusal to overwrite, exact resume, batches as a function of (seed, epoch, position)."""
 
 import json
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from unittest.mock import Mock
 
@@ -87,20 +85,6 @@ def test_resume_without_a_checkpoint_starts_at_the_beginning(config):
     resumed, metrics = train(replace(broken, resume=True))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert len(metrics.splitlines()) == 15 + EPOCHS
-
-
-def test_half_a_line_of_metrics_left_by_a_kill_is_dropped(config):
-    train(config)
-    metrics = config.runs / "toy" / "toy" / "metrics.jsonl"
-    metrics.write_text(metrics.read_text() + '{"kind": "tr')
-    _, after = train(replace(config, resume=True))
-    assert [json.loads(line)["step"] for line in after.splitlines()][-1] == 15
-
-
-def test_an_existing_run_is_not_overwritten(config):
-    train(config)
-    with pytest.raises(UsageError, match=r"exists; choose another --name, or continue it with --resume"):
-        train(config)
 
 
 def test_resume_refuses_a_missing_run_and_other_flags(config):
@@ -228,23 +212,6 @@ def test_processes_share_the_batches_of_one_larger_process():
 def test_too_few_images_for_a_batch_are_refused():
     with pytest.raises(UsageError, match=r"3 training images do not fill one batch of 4"):
         EpochBatches(3, 4, 0)
-
-
-def test_a_run_that_another_process_trains_is_left_alone(config):
-    train(config)
-    folder = config.runs / "toy" / "toy"
-    other = (
-        "import sys, time; from pathlib import Path; from minmax.runtime.exclusive import claim;"
-        "lock = claim(Path(sys.argv[1])); print('claimed', flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", other, str(folder)], stdout=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b"claimed\n"
-        before = (folder / "metrics.jsonl").read_text()
-        with pytest.raises(UsageError, match=r"another process is training .*toy; stop it or wait for its end"):
-            train(replace(config, resume=True))
-        assert (folder / "metrics.jsonl").read_text() == before
-        process.kill()  # the lock goes with the process
-    train(replace(config, resume=True))
 
 
 def test_a_disk_without_locks_is_warned_of(config, monkeypatch, caplog):

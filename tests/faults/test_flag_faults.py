@@ -112,13 +112,13 @@ def test_misspelt(trial):
 
 
 CONFIGS = {
-    "aliases": "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n",
-    "depth": "[" * 3000 + "]" * 3000,
     "object": "!!python/object/apply:os.system ['true']\n",
+    "aliases": "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n",
     "bytes": b"\xff\xfe\x00name",
     "list": "- 1\n- 2\n",
     "word": "moon\n",
     "empty": "",
+    "depth": "[" * 3000 + "]" * 3000,
     "tab": "\tname: x\n",
     "twice": "name: x\n  seed: 1\n",
     "unknown": "moon: 1\n",
