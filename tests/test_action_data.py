@@ -92,6 +92,13 @@ def test_without_lists_all_videos_are_day_or_all_are_night(below, tmp_path):
         find_videos(tmp_path, "test_day", CONFIG)
 
 
+def test_a_list_without_tabs_is_refused_with_its_line(normal_light):
+    file = normal_light / "raw" / "list_cvt" / "ARID_split1_train.txt"
+    file.write_text(file.read_text() + "9 0 Drink/Drink_c.avi\n")
+    with pytest.raises(UsageError, match="line 9: .* is not id, label and path with tabs between them"):
+        find_videos(normal_light, "train", CONFIG)
+
+
 def test_lists_that_contradict_the_mapping_or_each_other_are_refused(normal_light):
     lists = normal_light / "raw" / "list_cvt"
     (lists / "mapping_table.txt").write_text("0\tDrink\n")

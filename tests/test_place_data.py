@@ -53,6 +53,7 @@ def test_pairs_of_sfm(tmp_path):
 
 LISTS = {  # a list of the split, what becomes of it, and the message
     "pair": ("pidxs", lambda train: [train["qidxs"][0], *train["pidxs"][1:]], "is listed as its own positive"),
+    "no list": ("cids", lambda train: 24, "cids is a int, expected a list"),
     "lengths": ("pidxs", lambda train: train["pidxs"][:-1], "16 queries with 15 positives"),
     "position": ("qidxs", lambda train: [99, *train["qidxs"][1:]], "names image 99, there are 24"),
 }

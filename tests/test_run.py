@@ -1,6 +1,8 @@
 """Runs: folder, refusal to overwrite, exact resume, batches as a function of (seed, epoch, position)."""
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from unittest.mock import Mock
 
@@ -212,6 +214,23 @@ def test_processes_share_the_batches_of_one_larger_process():
 def test_too_few_images_for_a_batch_are_refused():
     with pytest.raises(UsageError, match=r"3 training images do not fill one batch of 4"):
         EpochBatches(3, 4, 0)
+
+
+def test_a_run_that_another_process_trains_is_left_alone(config):
+    train(config)
+    folder = config.runs / "toy" / "toy"
+    other = (
+        "import sys, time; from pathlib import Path; from minmax.runtime.exclusive import claim;"
+        "lock = claim(Path(sys.argv[1])); print('claimed', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", other, str(folder)], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"claimed\n"
+        before = (folder / "metrics.jsonl").read_text()
+        with pytest.raises(UsageError, match=r"another process is training .*toy; stop it or wait for its end"):
+            train(replace(config, resume=True))
+        assert (folder / "metrics.jsonl").read_text() == before
+        process.kill()  # the lock goes with the process
+    train(replace(config, resume=True))
 
 
 def test_a_disk_without_locks_is_warned_of(config, monkeypatch, caplog):

@@ -750,7 +750,7 @@ VANISHES = {
 
 @fault(
     *("broken files", "one that vanishes between check and use, or before the check", "one line that names it"),
-    trials=[(task, when) for task in MEASURED for when in ("before the check", "after the check")],
+    trials=[(task, when) for when in ("before the check", "after the check") for task in sorted(MEASURED)],
 )
 def test_vanishes(trial, networks, tmp_path, monkeypatch):
     task, when = trial
@@ -849,7 +849,7 @@ def test_archive_changed(trial, tmp_path):
 
 
 LEADING_OUT = {
-    "a path with ../": [member("val/Car/../../../../escaped.jpg", b"x"), member("../../xx/0abcde", b"x")],
+    "a path with ../": [member("val/../../../escaped.jpg", b"x"), member("../../xx/0abcde", b"x")],
     "an absolute path": [member("/etc/val/Car/escaped.jpg", b"x")],
     "a hard link outside": [member("val/Car/x.jpg", kind=tarfile.LNKTYPE, linkname="../outside.txt")],
     "a link to walk through": [
