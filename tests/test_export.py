@@ -245,11 +245,6 @@ def test_other_files_are_refused(tmp_path, payload, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(UsageError, match=r"no checkpoint at .*best.pt"):
-        exported(tmp_path / "best.pt", tmp_path / "a.pth")
-
-
 def test_a_missing_package_is_named_with_the_command_that_installs_it(checkpoints, tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else found(name))

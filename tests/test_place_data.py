@@ -83,21 +83,11 @@ def test_lists_that_lack_something_are_refused(tmp_path):
             read_sfm(file, "train")
 
 
-def test_a_missing_or_broken_image_is_named(tmp_path):
+def test_a_missing_image_is_named(tmp_path):
     folder = write_sfm(tmp_path)
-    image = next((folder / "ims").rglob("0010aabbcc"))
-    content = image.read_bytes()
-    image.unlink()
+    next((folder / "ims").rglob("0010aabbcc")).unlink()
     with pytest.raises(UsageError, match="1 of 24 images of retrieval-SfM-120k, train are missing(.|\n)*0010aabbcc"):
         open_pairs(str(tmp_path), "train", CONFIG, cache=tmp_path / "runs")
-    image.write_bytes(content[:300])
-    with pytest.raises(UsageError, match="cannot be used:\n  ims/cc/bb/aa/0010aabbcc"):
-        open_pairs(str(tmp_path), "train", CONFIG, cache=tmp_path / "runs")
-    image.write_bytes(content)
-    images = open_pairs(str(tmp_path), "train", CONFIG, cache=tmp_path / "runs").images
-    image.unlink()
-    with pytest.raises(RunError, match="any more"):
-        images.load(3, 48)
 
 
 def test_folders_of_places(tmp_path):

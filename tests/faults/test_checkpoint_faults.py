@@ -151,7 +151,10 @@ def test_code(trial, tmp_path):
     name, writer = trial
     canary, file = tmp_path / "canary", tmp_path / "best.pt"
     WRITERS[writer]({"state_dict": {"fc.weight": hostile_objects(canary)[name]}}, file)
-    with pytest.raises(UsageError, match=f"refused {file}: it holds Python objects that could run code"):
+    told = f"refused {file}: it holds Python objects that could run code"
+    if writer == "pickle":  # of a protocol that torch never writes
+        told += "|is not a readable checkpoint"
+    with pytest.raises(UsageError, match=told):
         load_checkpoint(file)
     if canary.exists():
         raise CodeRun(name)
