@@ -13,7 +13,7 @@ from video_files import save_truncated, save_video
 from video_trees import find_videos, has_split
 
 from media.video_frames import count_frames
-from minmax.runtime.errors import RunError, UsageError
+from minmax.runtime.errors import UsageError
 from scenes import MOTIONS, render_clips
 from scenes.motion import draw_motion, render_clip
 from scenes.sprites import Placed, Sprite
@@ -92,25 +92,10 @@ def test_without_lists_all_videos_are_day_or_all_are_night(below, tmp_path):
         find_videos(tmp_path, "test_day", CONFIG)
 
 
-def rewrite(root, line):
-    file = root / "raw" / "list_cvt" / "ARID_split1_train.txt"
-    lines = file.read_text().splitlines()
-    file.write_text("\n".join([*lines[:2], line, *lines[3:]]))
-
-
-LISTS = {
-    "missing file": ("2\t0\tDrink/gone.avi", r"names 1 videos that are not below .*raw/data: Drink/gone.avi; unpack"),
-    "label that is no number": ("2\tDrink\tDrink/Drink_c.avi", "line 3: the label 'Drink' is not a number"),
-    "label of another class": ("2\t1\tDrink/Drink_c.avi", "Drink have more than one label|is given to videos of"),
-    "spaces for tabs": ("2 0 Drink/Drink_c.avi", "line 3: .* is not id, label and path with tabs between them"),
-}
-
-
-@pytest.mark.parametrize("case", LISTS)
-def test_a_list_with_a_bad_line_is_refused(case, normal_light):
-    line, message = LISTS[case]
-    rewrite(normal_light, line)
-    with pytest.raises(UsageError, match=message):
+def test_a_list_without_tabs_is_refused_with_its_line(normal_light):
+    file = normal_light / "raw" / "list_cvt" / "ARID_split1_train.txt"
+    file.write_text(file.read_text() + "9 0 Drink/Drink_c.avi\n")
+    with pytest.raises(UsageError, match="line 9: .* is not id, label and path with tabs between them"):
         find_videos(normal_light, "train", CONFIG)
 
 
@@ -141,36 +126,14 @@ def test_a_class_tree_with_other_classes_or_none_is_refused(tmp_path):
         find_videos(tmp_path / "nowhere", "train", CONFIG)
 
 
-@pytest.fixture
-def spoilt(tmp_path):
-    """Ten good videos and two broken ones."""
-    for label, action in enumerate(ACTIONS):
-        for number in range(5):
-            save_video(
-                tmp_path / "train" / action / f"{number}.mp4", frames=4 + number, height=16, width=16 + 8 * label
-            )
+def test_what_was_checked_is_remembered(tmp_path, monkeypatch):
+    for action in ACTIONS:
+        for number in range(3):
+            save_video(tmp_path / "train" / action / f"{number}.mp4", frames=4 + number, height=16, width=16)
     save_truncated(tmp_path / "train" / "Drink" / "cut.mp4", height=16, width=16)
-    (tmp_path / "train" / "Jump" / "text.avi").write_text("no video\n" * 50)
     (tmp_path / "val").mkdir()
-    return tmp_path
-
-
-def test_broken_videos_are_refused_by_name_or_left_out_up_to_a_share(spoilt, caplog):
-    cache = spoilt / "cache"
-    with pytest.raises(UsageError) as caught:
-        open_clips(str(spoilt), "train", CONFIG, cache=cache)
-    message = str(caught.value)
-    assert "2 of 12 videos of train" in message and "--clips.skip-corrupt" in message
-    assert "train/Drink/cut.mp4: " in message and "train/Jump/text.avi: invalid data" in message
-    clips = open_clips(str(spoilt), "train", ClipConfig(skip_corrupt=0.2), cache=cache)
-    assert len(clips) == 10 and clips.counts == [4, 5, 6, 7, 8] * 2
-    assert "left out 2 unreadable videos of train" in caplog.text and "cut.mp4" in caplog.text
-
-
-def test_what_was_checked_is_remembered(spoilt, monkeypatch):
-    flags = (str(spoilt), "train", ClipConfig(skip_corrupt=0.2))
-    first = open_clips(*flags, cache=spoilt / "cache")
-
+    flags = (str(tmp_path), "train", ClipConfig(skip_corrupt=0.2))
+    first = open_clips(*flags, cache=tmp_path / "cache")
     asked = []
 
     def counted(file):
@@ -178,15 +141,8 @@ def test_what_was_checked_is_remembered(spoilt, monkeypatch):
         return count_frames(file)
 
     monkeypatch.setattr("video_clips.count_frames", counted)
-    assert open_clips(*flags, cache=spoilt / "cache").counts == first.counts
-    assert sorted(asked) == ["cut.mp4", "text.avi"]  # what was broken may be mended by now
-
-
-def test_a_video_that_vanishes_is_told(spoilt):
-    clips = open_clips(str(spoilt), "train", ClipConfig(skip_corrupt=0.2), cache=spoilt / "cache")
-    clips.videos[0].file.unlink()
-    with pytest.raises(RunError, match=r"cannot read .*0.mp4 any more: .*no such file"):
-        clips.load(0, [0])
+    assert open_clips(*flags, cache=tmp_path / "cache").counts == first.counts == [4, 5, 6] * 2
+    assert asked == ["cut.mp4"]  # what was broken may be mended by now
 
 
 class Numbered(SceneClips):

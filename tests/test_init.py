@@ -191,10 +191,3 @@ def test_weights_that_cannot_be_downloaded_are_told_in_a_line(build, name, monke
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(UsageError, match=f"cannot download the .*weights of {name} .*connect once"):
         build()
-
-
-def test_an_unreadable_safetensors_file_is_refused(tmp_path):
-    file = tmp_path / "weights.safetensors"
-    file.write_bytes(b"not at all")
-    with pytest.raises(UsageError, match="weights.safetensors is not a readable checkpoint"):
-        build_classifier(ClassifierSettings("resnet18", ("a", "b")), init=file)

@@ -54,10 +54,8 @@ def test_pairs_of_sfm(tmp_path):
 LISTS = {  # a list of the split, what becomes of it, and the message
     "pair": ("pidxs", lambda train: [train["qidxs"][0], *train["pidxs"][1:]], "is listed as its own positive"),
     "no list": ("cids", lambda train: 24, "cids is a int, expected a list"),
-    "numbers": ("cluster", lambda train: ["a", *train["cluster"][1:]], "cluster holds something other than whole numb"),
     "lengths": ("pidxs", lambda train: train["pidxs"][:-1], "16 queries with 15 positives"),
     "position": ("qidxs", lambda train: [99, *train["qidxs"][1:]], "names image 99, there are 24"),
-    "names": ("cids", lambda train: ["../../../etc/passwd", *train["cids"][1:]], "not an image id"),
 }
 
 
@@ -85,21 +83,11 @@ def test_lists_that_lack_something_are_refused(tmp_path):
             read_sfm(file, "train")
 
 
-def test_a_missing_or_broken_image_is_named(tmp_path):
+def test_a_missing_image_is_named(tmp_path):
     folder = write_sfm(tmp_path)
-    image = next((folder / "ims").rglob("0010aabbcc"))
-    content = image.read_bytes()
-    image.unlink()
+    next((folder / "ims").rglob("0010aabbcc")).unlink()
     with pytest.raises(UsageError, match="1 of 24 images of retrieval-SfM-120k, train are missing(.|\n)*0010aabbcc"):
         open_pairs(str(tmp_path), "train", CONFIG, cache=tmp_path / "runs")
-    image.write_bytes(content[:300])
-    with pytest.raises(UsageError, match="cannot be used:\n  ims/cc/bb/aa/0010aabbcc"):
-        open_pairs(str(tmp_path), "train", CONFIG, cache=tmp_path / "runs")
-    image.write_bytes(content)
-    images = open_pairs(str(tmp_path), "train", CONFIG, cache=tmp_path / "runs").images
-    image.unlink()
-    with pytest.raises(RunError, match="any more"):
-        images.load(3, 48)
 
 
 def test_folders_of_places(tmp_path):
@@ -170,15 +158,11 @@ def test_a_query_that_is_in_the_data_base_does_not_find_itself(tmp_path):
     [
         ({"gnd": []}, "1 queries but 0 answers"),
         ({"gnd": [{"ok": [7]}]}, "query 0 names image 7 of the data base, which has 2"),
-        ({"gnd": [{"good": [1]}]}, "expected a mapping with ok"),
         ({"gnd": [{"ok": [1], "bbx": [5, 0, 2, 9]}]}, "expected left, top, right, bottom"),
-        ({"gnd": [{"ok": [1], "bbx": ["a", 0, 2, 9]}]}, "expected left, top, right, bottom"),
-        ({"gnd": [{"ok": None}]}, "must list whole numbers"),
         ({"gnd": [{"ok": [1], "junk": [1]}]}, "is both ok and junk"),
         ({"qimlist": [], "gnd": []}, "list of queries .qimlist. is empty"),
         ({"qimlist": None}, "qimlist is missing, expected a list"),
         ({"qimlist": np.array("q", dtype=object), "gnd": []}, "1 queries but 0 answers"),
-        ({"imlist": ["../../secret", "b"]}, "leads out of"),
     ],
 )
 def test_answers_that_do_not_fit_are_refused(tmp_path, changes, message):

@@ -83,10 +83,7 @@ DUMPED = {
     "numbers as addresses": Calls(np._core.multiarray.scalar, RECORDS, b"A" * 8),
     "an array as addresses": Calls(*RECONSTRUCT, state=(1, (2,), NAMED_INTS, False, b"A" * 16)),
     "records by name": Calls(np.dtype, "i8,O"),
-    "a call": Calls(Path.touch, Path("touched")),
     "a call in an array": np.array([Calls(Path("touched").touch)], dtype=object),
-    "a file to load": Calls(np.load, "x"),
-    "an evaluation": Calls(eval, "open('touched', 'w')"),
 }
 BILLIONS = {
     "of numbers": (Calls(*RECONSTRUCT, state=(1, (2**36,), np.dtype("i8"), False, b"A")), "size does not match"),
@@ -98,7 +95,6 @@ HOSTILE = {
     **{
         name: (pickle.dumps({"x": value}, 2), "refused .*unsupported (global|class) ") for name, value in DUMPED.items()
     },
-    "a command": (b"cos\nsystem\n(S'touch touched'\ntR.", "refused .*unsupported global os.system"),
     "sets a stand-in's defaults": (
         b"\x80\x02c_codecs\nencode\n(N}X\x0c\x00\x00\x00__defaults__Nstb}.",
         "refused .*object that is given a state",
@@ -109,8 +105,6 @@ HOSTILE = {
     "holds itself": (pickle.dumps(itself()), "refused .*nesting"),
     "a place for billions": (b"\x80\x02]r\xff\xff\xff\x7f.", "holds a list"),
     "billions of bytes to come": (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x00.", "not a readable pickle"),
-    "truncated": (pickle.dumps({"cids": list(range(1000))})[:-50], "not a readable pickle"),
-    "empty": (b"", "not a readable pickle"),
     "a picture": (b"\x89PNG", "not a readable pickle"),
     "no mapping": (pickle.dumps([1, 2]), "holds a list; expected a mapping"),
 }

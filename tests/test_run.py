@@ -89,20 +89,6 @@ def test_resume_without_a_checkpoint_starts_at_the_beginning(config):
     assert len(metrics.splitlines()) == 15 + EPOCHS
 
 
-def test_half_a_line_of_metrics_left_by_a_kill_is_dropped(config):
-    train(config)
-    metrics = config.runs / "toy" / "toy" / "metrics.jsonl"
-    metrics.write_text(metrics.read_text() + '{"kind": "tr')
-    _, after = train(replace(config, resume=True))
-    assert [json.loads(line)["step"] for line in after.splitlines()][-1] == 15
-
-
-def test_an_existing_run_is_not_overwritten(config):
-    train(config)
-    with pytest.raises(UsageError, match=r"exists; choose another --name, or continue it with --resume"):
-        train(config)
-
-
 def test_resume_refuses_a_missing_run_and_other_flags(config):
     with pytest.raises(UsageError, match="there is no run"):
         train(replace(config, resume=True))

@@ -1,12 +1,9 @@
 """What all scripts stand on: seeds, files, checkpoints, devices, flags, exit codes, tables and grids."""
 
 import errno
-import io
 import os
-import pickle
 import random
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,12 +104,6 @@ def test_the_final_name_appears_only_when_the_file_is_whole(tmp_path):
     assert file.read_text() == "whole" and list(tmp_path.iterdir()) == [file]
 
 
-def test_a_folder_that_cannot_be_made_is_a_run_error(tmp_path):
-    (tmp_path / "taken").write_text("a file, not a folder")
-    with pytest.raises(RunError, match="could not write"):
-        write_atomically(tmp_path / "taken" / "x.txt", lambda temporary: temporary.write_text("x"))
-
-
 def test_a_checkpoint_comes_back(tmp_path):
     payload = {"weights": {"a": torch.randn(2, 3)}, "config": {"lr": 0.1, "milestones": [1, 2]}, "epoch": 3}
     save_checkpoint(payload, tmp_path / "c.pt")
@@ -120,57 +111,18 @@ def test_a_checkpoint_comes_back(tmp_path):
     assert torch.equal(found["weights"].pop("a"), payload["weights"].pop("a")) and found == payload
 
 
-class RunsCode:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.parametrize(
-    ("save", "load_carelessly"),
-    [
-        (torch.save, lambda file: torch.load(file, weights_only=False)),
-        (
-            lambda payload, file: file.write_bytes(pickle.dumps(payload, 2)),
-            lambda file: pickle.loads(file.read_bytes()),
-        ),
-    ],
-    ids=["torch", "pickle"],
-)
-def test_code_in_a_checkpoint_is_refused_and_does_not_run(save, load_carelessly, tmp_path):
-    file, ran = tmp_path / "code.pt", tmp_path / "ran"
-    save({"weights": torch.zeros(1), "x": RunsCode(ran)}, file)
-    with pytest.raises(UsageError, match=f"refused {file}: it holds Python objects that could run code"):
-        load_checkpoint(file)
-    assert not ran.exists()
-    load_carelessly(file)  # the trap is armed
-    assert ran.exists()
-
-
-def whole_checkpoint():
-    buffer = io.BytesIO()
-    torch.save({"a": torch.arange(100.0)}, buffer)
-    return buffer.getvalue()
-
-
 UNREADABLE = {
-    "empty": lambda: b"",
-    "truncated": lambda: whole_checkpoint()[:-300],
-    "a head only": lambda: whole_checkpoint()[:100],
-    "text": lambda: b"hello, this is not a checkpoint\n",
-    "a web page": lambda: b"<!DOCTYPE html><html>404</html>",
-    "a Git LFS pointer": lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n",
-    "zeros": lambda: bytes(64),
-    "a picture": lambda: b"\x89PNG\r\n\x1a\n" + bytes(64),
+    "a web page": b"<!DOCTYPE html><html>404</html>",
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n",
+    "zeros": bytes(64),
+    "a picture": b"\x89PNG\r\n\x1a\n" + bytes(64),
 }
 
 
 @pytest.mark.parametrize("case", UNREADABLE)
 def test_a_file_that_is_no_checkpoint_is_refused_as_unreadable(case, tmp_path):
     file = tmp_path / "c.pt"
-    file.write_bytes(UNREADABLE[case]())
+    file.write_bytes(UNREADABLE[case])
     with pytest.raises(UsageError, match=f"{file} is not a readable checkpoint"):
         load_checkpoint(file)
 

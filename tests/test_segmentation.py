@@ -149,15 +149,6 @@ def test_nights_that_do_not_fit_streets_are_refused(flags, message, streets, seg
         start("train", *common(streets, tmp_path), "--checkpoint", segmenter, *flags)
 
 
-def test_a_size_that_the_network_was_not_trained_at_is_warned_of(streets, tmp_path, caplog):
-    day = start("train_day", *common(streets, tmp_path), *SMALL)
-    flags = ("--checkpoint", day, "--data", streets / "Cityscapes", "--night", streets / "NighttimeDrivingTest")
-    start("test", *flags, *SIZE)
-    assert "was trained at" not in caplog.text
-    start("test", *flags, "--images.size", 48, 48)
-    assert "was trained at --images.size 32 48, not 48 48" in caplog.text
-
-
 def test_without_day_data_only_the_nights_are_measured(streets, segmenter, tmp_path, monkeypatch):
     monkeypatch.setattr(SCRIPTS["test"], "DEFAULT_DATA", tmp_path / "nothing")
     flags = ("--checkpoint", segmenter, "--data", tmp_path / "nothing", *SIZE, "--output", tmp_path / "out")
@@ -169,10 +160,8 @@ def test_without_day_data_only_the_nights_are_measured(streets, segmenter, tmp_p
 
 NAME = "ulm_000001_000019_leftImg8bit.png"
 DARKENED = {
-    "missing": (lambda f: (f / "ulm" / NAME).unlink(), f"lacks 1 of 6 images: {NAME}"),
     "surplus": (lambda f: street(f / "ulm" / "extra.png"), "holds 1 files that are no training image: extra.png"),
     "size": (lambda f: street(f / "ulm" / NAME, width=60), f"{NAME} is 60x48, its day image 64x48"),
-    "twice": (lambda f: street(f / NAME), f"{NAME} have the same; rename one"),
     "broken": (lambda f: (f / "ulm" / NAME).write_bytes(b""), "1 of 6 images of"),
 }
 

@@ -55,7 +55,8 @@ def save_video(
 ):
     """Write frames that tell their numbers; `times` are in hundredths of a second, one per frame, `last` its length."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(file), "w") as out:
+    # As films are made for the web: the header of a .mov is whole where the file is cut.
+    with av.open(str(file), "w", options={"movflags": "faststart"} if file.suffix == ".mov" else {}) as out:
         if title:
             out.metadata["title"] = title
         options = {"bf": "0"} if file.suffix == ".avi" else {"bf": str(b_frames), "g": "5"}

@@ -62,7 +62,7 @@ def copy_of(file, folder):
     return copy
 
 
-ENDS = ("best.pt", "weights.safetensors", "old.pth", "last.pt")
+ENDS = ("best.pt", "old.pth", "weights.safetensors", "last.pt")
 
 
 def write_as(name, folder):
@@ -145,13 +145,16 @@ WRITERS = {
 
 @fault(
     *("checkpoints", "objects that would run code when they are unpickled", "refused as such; no code runs"),
-    trials=[(name, writer) for name in hostile_objects(Path("x")) for writer in WRITERS],
+    trials=[(name, writer) for writer in WRITERS for name in hostile_objects(Path("x"))],
 )
 def test_code(trial, tmp_path):
     name, writer = trial
     canary, file = tmp_path / "canary", tmp_path / "best.pt"
     WRITERS[writer]({"state_dict": {"fc.weight": hostile_objects(canary)[name]}}, file)
-    with pytest.raises(UsageError, match="refused|not a readable"):
+    told = f"refused {file}: it holds Python objects that could run code"
+    if writer == "pickle":  # of a protocol that torch never writes
+        told += "|is not a readable checkpoint"
+    with pytest.raises(UsageError, match=told):
         load_checkpoint(file)
     if canary.exists():
         raise CodeRun(name)

@@ -10,7 +10,7 @@ import classification_scripts as classification
 import place_scripts as places
 import pytest
 import segmentation_scripts as segmentation
-from faults import SilentlyWrong, fault, refused, start
+from faults import CodeRun, SilentlyWrong, fault, refused, start
 from script_modules import REPOSITORY, load_module
 
 from darkening import apply, preview, starting_point
@@ -112,13 +112,13 @@ def test_misspelt(trial):
 
 
 CONFIGS = {
+    "object": "!!python/object/apply:os.system ['touch canary']\n",
     "aliases": "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n",
-    "depth": "[" * 3000 + "]" * 3000,
-    "object": "!!python/object/apply:os.system ['true']\n",
     "bytes": b"\xff\xfe\x00name",
     "list": "- 1\n- 2\n",
     "word": "moon\n",
     "empty": "",
+    "depth": "[" * 3000 + "]" * 3000,
     "tab": "\tname: x\n",
     "twice": "name: x\n  seed: 1\n",
     "unknown": "moon: 1\n",
@@ -131,12 +131,16 @@ CONFIGS = {
     *("configs", "a file of aliases, depth, objects, bytes, or other names and types", "refused, the file named"),
     trials=[(name, script) for name in CONFIGS for script in list(SCRIPTS)[:16]],
 )
-def test_config(trial, tmp_path):
+def test_config(trial, tmp_path, monkeypatch):
     name, script = trial
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "run.yaml"
     content = CONFIGS[name]
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    refused(parse(script, "--config", file), file)
+    said = parse(script, "--config", file)
+    if (tmp_path / "canary").exists():
+        raise CodeRun(name)
+    refused(said, file)
 
 
 @fault(*("configs", "an alias for an alias for ..., a billion times", "refused at once"), trials=1)

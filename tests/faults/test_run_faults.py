@@ -251,10 +251,12 @@ def test_twice(trial, request, tmp_path):
     while process.parts[0].poll() is None and not config.is_file():
         time.sleep(0.01)
     module = TASKS[trial].scripts.SCRIPTS["train"]
-    refused(start(module, "--runs", tmp_path, "--resume"), "another process is training")
-    refused(start(module, *flags), "exists")
-    process.parts[0].kill()
-    process.parts[0].wait()
+    try:
+        refused(start(module, "--runs", tmp_path, "--resume"), "another process is training")
+        refused(start(module, *flags), "exists")
+    finally:
+        process.parts[0].kill()
+        process.parts[0].wait()
 
 
 @fault(
