@@ -75,19 +75,19 @@ def main(config: Config) -> None:
         refuse_untrained("--exposures", config.exposures, darkener)
         # A sheet that was made there before is none of the images.
         files = [file for file in find_pictures(config.input) if file.resolve() != output]
-        chosen, squares = evenly_spaced(files, config.count), []
-        for file in chosen:
+        squares, bad = [], []
+        for file in evenly_spaced(files, config.count):
             try:
                 squares.append(_square(read_picture(file), config.size))
             except RunError as error:
-                log.warning("left out: %s", error)
-        if not squares:
-            raise RunError(f"none of {len(chosen)} images in {config.input} can be read")
-        images = torch.cat(squares)
-        save_picture(
-            contact_sheet(darkener, images, runtime, config.exposures, config.contrast, config.cell), config.output
-        )
-        log.info("%s: %d images", config.output, len(images))
+                bad.append(str(error))
+        if squares:
+            images = torch.cat(squares)
+            sheet = contact_sheet(darkener, images, runtime, config.exposures, config.contrast, config.cell)
+            save_picture(sheet, config.output)
+            log.info("%s: %d images", config.output, len(images))
+        if bad:
+            raise RunError(f"{'; '.join(bad)}{'; the sheet shows the others' if squares else ''}")
 
 
 def _square(image: Tensor, size: int) -> Tensor:

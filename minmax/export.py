@@ -1,6 +1,6 @@
 """Take a trained network home: one file that works without this project.
 
-python -m minmax.export --checkpoint runs/classification/adapted/best.pt --output model.onnx
+python -m minmax.export --checkpoint runs/classification/adapt/last-epoch.pt --output model.onnx
 
 - `.onnx` (ONNX Runtime and others) and `.pt2` (torch.export.load) hold the whole computation, normalisation first:
   RGB in [0, 1] goes in, in batches of any size.
@@ -68,7 +68,7 @@ class Config:
     """Write a network, or a darkener, as a file that works without this project."""
 
     checkpoint: Path
-    """best.pt of any training of this project, or a darkener that ships: `night-to-look-at` or `starting-point`."""
+    """last-epoch.pt or best.pt of any training of this project, or a darkener that ships: `night-to-look-at` or `starting-point`."""
     output: Path
     """The file: .onnx or .pt2 for the whole computation, .safetensors or .pth for the weights."""
     size: tuple[int, int] | None = None

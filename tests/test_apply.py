@@ -271,7 +271,7 @@ def test_several_exposures_of_one_file(photos, tmp_path):
 def test_a_broken_video_is_told_once_for_all_exposures(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "broken.mp4").write_bytes(b"")
-    with pytest.raises(RunError, match="1 of 1 files cannot be darkened") as caught:
+    with pytest.raises(RunError, match="1 of 1 file cannot be darkened") as caught:
         darken(tmp_path / "in", tmp_path / "out", replace_settings(GAMMA, exposure=(0.05, 0.2)), exposures=(0.1, 0.2))
     assert str(caught.value).count("broken.mp4") == 1
 

@@ -55,7 +55,7 @@ def test_a_comparison_is_reported_down_to_each_image(always, data, tmp_path, cap
     assert "changed: 6 wrong to right" in caplog.text and "changed: 6 right to wrong" in caplog.text
     printed = capsys.readouterr().out
     assert printed == (out / "results.md").read_text()
-    assert f"before: {always['bus']}\nafter: {always['car']}\n" in printed
+    assert f"before: {always['bus']}  \nafter: {always['car']}\n" in printed
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines()]
     assert ["test_night after", "12", "50.0", "50.0", "38.1"] in lines  # 1 / (1 + exp(-2)) - 0.5
     assert ["test_day before", "test_day after", "test_night before", "test_night after"] in [x[1:] for x in lines]

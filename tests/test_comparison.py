@@ -59,7 +59,7 @@ def test_tables_show_counts_as_they_are_shares_in_percent_and_nothing_as_a_dash(
 def test_what_is_written_is_what_is_printed_and_all_of_it(tmp_path):
     found = measured(TWO, {"before": 0.2, "checkpoint": float("nan")})
     text = found.write(tmp_path, ["A", "B"], {"data": "x"}, lambda split, score: {"of": split, "is": score}, extra=[1])
-    assert text == "before: a.pt\nafter: b.pt\n\nA\n\nB"
+    assert text == "before: a.pt  \nafter: b.pt\n\ndata: x\n\nA\n\nB"
     assert (tmp_path / "results.md").read_text() == text + "\n"
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["data"], results["extra"]) == ("x", [1])
