@@ -68,7 +68,8 @@ class Config:
     """Write a network, or a darkener, as a file that works without this project."""
 
     checkpoint: Path
-    """last-epoch.pt or best.pt of any training of this project, or a darkener that ships: `night-to-look-at` or `starting-point`."""
+    """last-epoch.pt or best.pt of any training of this project, or a darkener that ships: `night-to-look-at` or
+    `starting-point`."""
     output: Path
     """The file: .onnx or .pt2 for the whole computation, .safetensors or .pth for the weights."""
     size: tuple[int, int] | None = None
