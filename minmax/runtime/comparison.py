@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minmax.runtime.checkpoints import load_checkpoint, write_atomically
 from minmax.runtime.config import ConfigT, MeasuringFlags, replace_settings, to_plain
-from minmax.runtime.errors import UsageError
+from minmax.runtime.errors import UsageError, printable
 from minmax.runtime.report import markdown_table, write_json
 from minmax.runtime.splits import Labelled
 
@@ -95,8 +95,10 @@ class Comparison(Generic[ScoreT]):
             What results.md holds, to be printed.
         """
         captions = self.captions("checkpoint")
-        files = "  \n".join(f"{captions[name]}: {path}" for name, path in self.files.items())  # spaces break lines
-        about = "  \n".join(f"{name}: {settings[name]}" for name in ("data", "size") if name in settings)
+        files = "  \n".join(
+            f"{captions[name]}: {printable(path)}" for name, path in self.files.items()
+        )  # spaces break lines
+        about = "  \n".join(f"{name}: {printable(settings[name])}" for name in ("data", "size") if name in settings)
         text = "\n\n".join(filter(None, [files, about, *tables]))
         write_atomically(folder / "results.md", lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
         results = {

@@ -1,5 +1,6 @@
 """Counts the trials of the table of faults, and writes it where `make reliability` asks for it."""
 
+import os
 import time
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def report_text(rows, seconds):
         "What users' files, sizes and habits bring, tried on purpose. `make reliability` makes every trial anew and",
         "writes this page; `make test` makes two of each row.",
         "",
-        f"**{len(trials)} trials of {len(rows)} situations**, in {seconds / 60:.0f} minutes: "
+        f"**{len(trials)} trials of {len(rows)} situations**, in {seconds / 60:.0f} minutes on {os.cpu_count()} cores: "
         + ", ".join(f"{count} {name}" for name, count in counts.items())
         + ".",
         "",
