@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -400,6 +401,8 @@ def run_script(config_class: type[ConfigT], main: Callable[[ConfigT], object], d
     except RunError as error:
         sys.exit(_fail(error, 1))
     except (OSError, EOFError, MemoryError, RuntimeError) as error:
+        if hasattr(signal, "SIGCHLD"):  # by which torch's data loader would raise once more, in the midst of the end
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         problem = problem_of_the_machine(error)
         if problem is None:
             raise
