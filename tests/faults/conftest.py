@@ -74,8 +74,8 @@ def report_text(rows, seconds):
         "seed. *Refused* means: nothing was done, exit code 2, one line that says what is wrong, where, and what was",
         "expected.",
         "",
-        "What no trial can show to be noticed: bytes changed within pixels or weights that still decode; copies of night",
-        "images in another size or format among those of training; networks whose outputs are finite and wrong.",
+        "What no trial can show to be noticed: bytes changed within pixels or weights that still decode; copies of",
+        "night images in another size or format among those of training; networks whose outputs are finite and wrong.",
     ]
     for kind in dict.fromkeys(sorted(kind for kind, _, _ in rows)):
         lines += [
