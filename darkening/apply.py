@@ -13,7 +13,6 @@ import logging
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,6 +35,7 @@ from media.pictures import (
     count_of,
     decode_fully,
     find_pictures,
+    is_file,
     listed_below,
     reading_problem,
     told_losses,
@@ -156,12 +156,12 @@ def main(config: Config) -> None:
         }
         _refuse_overwriting(config, marked)
         _make_folder(config)
-        _remove_leftovers(target for jobs in marked.values() for target, _ in jobs)
+        remove_leftovers(target for jobs in marked.values() for target, _ in jobs)
         _refuse_other_settings(config)
         work: Work = {}
         for file, jobs in marked.items():
             # Of a folder, what is done is left alone; of a single file nothing would tell what it was darkened with.
-            left = [job for job in jobs if _is_file(config.input) or not _is_file(job[0])]
+            left = [job for job in jobs if is_file(config.input) or not is_file(job[0])]
             if left:
                 work[file] = left
         asked, to_do = len(files) * len(views), sum(map(len, work.values()))
@@ -170,7 +170,7 @@ def main(config: Config) -> None:
         outcome = Outcome()
         darken_pictures(config, {file: jobs for file, jobs in work.items() if not _is_video(file)}, runtime, outcome)
         darken_videos(config, {file: jobs for file, jobs in work.items() if _is_video(file)}, runtime, outcome)
-    place = config.output if _is_file(config.output) or config.output.is_dir() else config.output.parent
+    place = config.output if is_file(config.output) or config.output.is_dir() else config.output.parent
     log.info("%s darkened into %s", count_of(outcome.done, "file"), place)
     if outcome.losses:
         log.warning("not kept: %s", told_losses(outcome.losses))
@@ -186,13 +186,6 @@ def main(config: Config) -> None:
 def _quieten(_: int = 0) -> None:
     """Leave out Pillow's warnings of odd entries and large sizes: what matters is told in our own words."""
     warnings.filterwarnings("ignore", module="PIL")
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # such as a name that is too long for the disk
-        return False
 
 
 def _night_views(config: Config, runtime: Runtime) -> dict[str, NightView]:
@@ -270,16 +263,6 @@ def darken_videos(config: Config, work: Work, runtime: Runtime, outcome: Outcome
             outcome.losses.update(losses)
 
 
-def _remove_leftovers(targets: Iterable[Path]) -> None:
-    """Remove what a killed process left beside its targets, most of which are in folders without any."""
-    littered: dict[Path, bool] = {}
-    for target in targets:
-        folder = target.parent
-        if littered.setdefault(folder, any(folder.glob(".*.tmp"))):
-            remove_leftovers(target)
-            littered[folder] = any(folder.glob(".*.tmp"))
-
-
 def _draws_name(config: Config, file: Path) -> str:
     """What a file's draws depend on: its path below the input."""
     return file.name if file == config.input else file.relative_to(config.input).as_posix()
@@ -305,7 +288,7 @@ def _refuse_other_settings(config: Config) -> None:
     }
     # What an earlier version recorded of a folder of images says nothing of videos.
     record = config.output / SETTINGS_FILE
-    remove_leftovers(record)
+    remove_leftovers([record])
     try:
         before = {"crf": config.video.crf} | read_or_record(now, record)
     except (ValueError, TypeError) as error:  # JSON of another kind, or none
@@ -352,7 +335,7 @@ def _refuse_overwriting(config: Config, marked: Work) -> None:
 
 def _make_folder(config: Config) -> None:
     """Make the folder of the output, or refuse one that cannot be made or written to."""
-    single = _is_file(config.input) and bool(config.output.suffix) and not config.output.is_dir()
+    single = is_file(config.input) and bool(config.output.suffix) and not config.output.is_dir()
     folder = config.output.parent if single else config.output
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from clips import ClipConfig
 from recogniser import RELEASED_CLASSES
 
-from media.data_files import data_files, is_file, listed_file, refuse_shared, refuse_two_labels, subfolders
-from media.pictures import files_below, told_skipped
+from media.data_files import data_files, listed_file, refuse_shared, refuse_two_labels, subfolders
+from media.pictures import files_below, is_file, told_skipped
 from media.video_frames import VIDEO_SUFFIXES
 from minmax.runtime.errors import UsageError, printable
 from minmax.runtime.seeding import derive_seed

@@ -1,24 +1,24 @@
 """Files of data sets: found, called by names that are text, kept below their folder, and apart from nights."""
 
+import filecmp
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from media.pictures import files_below
+from media.pictures import is_file, names_below
 from minmax.runtime.errors import RunError, UsageError, printable
-
-_END = 4096  # bytes by which copies of a file are told before all of them are compared
 
 
 def data_files(folder: Path, endings: tuple[str, ...] | str) -> list[Path]:
-    """`files_below`, after a look for links to nothing: left out silently, they would make another data set.
+    """`files_below`, but for links to nothing: left out silently, they would make another data set.
 
     Raises:
         UsageError: names such a link.
     """
-    for place, _, names in os.walk(folder):
-        _refuse_dangling(Path(place, name) for name in names)
-    return files_below(folder, endings)
+    names = names_below(folder)
+    files = [name for name in names if is_file(name)]
+    _refuse_dangling(sorted(set(names).difference(files)))
+    return sorted(file for file in files if file.name.lower().endswith(endings))
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -46,14 +46,6 @@ def _refuse_dangling(links: Iterable[Path]) -> None:
                 f"{printable(link)} is a link to {printable(link.readlink())}, which is not there; mount what it "
                 "leads to, or remove it"
             )
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is such a file; none for a path that is too long for the disk, where Path.is_file raises."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
 
 
 def listed_file(folder: Path, name: str, where: object, root: Path | None = None) -> Path:
@@ -143,12 +135,6 @@ def refuse_shared(day: Sequence[Path], night: Sequence[Path], split: str) -> Non
 
 def _is_copy(one: Path, other: Path) -> bool:
     try:
-        return _end(one) == _end(other) and one.read_bytes() == other.read_bytes()
+        return filecmp.cmp(one, other, shallow=False)
     except OSError as error:
         raise RunError(f"cannot read {printable(one)} or {printable(other)} any more: {error.strerror}") from error
-
-
-def _end(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        stream.seek(max(0, file.stat().st_size - _END))
-        return stream.read()

@@ -56,10 +56,10 @@ def files_below(folder: Path, ending: str | tuple[str, ...]) -> list[Path]:
     Each folder is read once, however many links lead to it; by its own path if that is below the folder too. Folders
     that cannot be read are told.
     """
-    return sorted(file for file in _names_below(folder) if file.name.lower().endswith(ending) and _is_file(file))
+    return sorted(file for file in names_below(folder) if file.name.lower().endswith(ending) and is_file(file))
 
 
-def _names_below(folder: Path, but: Path | None = None) -> list[Path]:
+def names_below(folder: Path, but: Path | None = None) -> list[Path]:
     """Everything below a folder that is no folder, as `files_below` finds it, without what is in the folder `but`."""
     found, seen, starts = [], set(), [folder]
     if but is not None and but.is_dir():
@@ -83,7 +83,7 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
     """Whether it is a file, or a link to one; no, where a link leads nowhere or to what may not be looked at."""
     try:
         return path.is_file()
@@ -103,15 +103,15 @@ def find_pictures(source: Path, kinds: frozenset[str] = PICTURE_SUFFIXES, but: P
         UsageError: when there is nothing, or no such file.
     """
     what = "picture" if kinds == PICTURE_SUFFIXES else "picture or video"
-    if _is_file(source):
+    if is_file(source):
         if source.suffix.lower() not in kinds:
             listed = ", ".join(sorted(kinds))
             raise UsageError(f"{source} is of a kind that is not read; expected a {what}, one of {listed}")
         return [source]
     if not source.is_dir():
         raise UsageError(f"no file or folder {source}")
-    names = _names_below(source, but)
-    found = sorted(file for file in names if file.name.lower().endswith(tuple(kinds)) and _is_file(file))
+    names = names_below(source, but)
+    found = sorted(file for file in names if file.name.lower().endswith(tuple(kinds)) and is_file(file))
     skipped = _skipped(names, set(found))
     if not found:
         hint = f"; {skipped}" if skipped else ""
@@ -123,13 +123,13 @@ def find_pictures(source: Path, kinds: frozenset[str] = PICTURE_SUFFIXES, but: P
 
 def told_skipped(folder: Path, found: Iterable[Path]) -> str:
     """What is below a folder beside the files that were found there, in words; nothing if there is nothing."""
-    return _skipped(_names_below(folder), set(found))
+    return _skipped(names_below(folder), set(found))
 
 
 def _skipped(names: Sequence[Path], found: set[Path]) -> str:
     """What is not read of a folder, as `skipped 3 files of kinds that are not read: 2 .heic, 1 .gif`."""
     others = [name for name in names if name not in found]
-    files = [name for name in others if _is_file(name)]
+    files = [name for name in others if is_file(name)]
     counted = Counter(printable(name.suffix.lower()) or "without an ending" for name in files)
     counts = sorted(counted.items(), key=lambda kind: (-kind[1], kind[0]))
     kinds = [f"{count} {kind}" for kind, count in counts[:_SHOWN_KINDS]]

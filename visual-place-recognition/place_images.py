@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from media.data_files import is_file
-from media.pictures import DECODING_ERRORS, as_rgb, listed_below, upright_picture
+from media.pictures import DECODING_ERRORS, as_rgb, is_file, listed_below, upright_picture
 from minmax.runtime.errors import RunError, UsageError, check, printable
 from minmax.runtime.file_checks import find_problems, fingerprint_files
 from minmax.runtime.splits import Examples

@@ -9,7 +9,7 @@ import pickle
 import platform
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,19 @@ def _temporary_prefix(path: Path) -> str:
     return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.{_HOST}"
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove what `write_atomically` left beside `path` in killed processes of this machine; others keep theirs."""
-    prefix = _temporary_prefix(path)
-    for file in path.parent.glob(f"{prefix}*.tmp"):
-        number = file.name.removeprefix(prefix).removesuffix(".tmp")
-        if number.isdecimal() and not _is_alive(int(number)):
-            file.unlink(missing_ok=True)
+def remove_leftovers(paths: Iterable[Path]) -> None:
+    """Remove what `write_atomically` left beside files in killed processes of this machine; others keep theirs.
+
+    Each folder is read once, however many files are in it.
+    """
+    prefixes: dict[Path, set[str]] = {}
+    for path in paths:
+        prefixes.setdefault(path.parent, set()).add(_temporary_prefix(path))
+    for folder, own in prefixes.items():
+        for file in list(folder.glob(".*.tmp")):
+            before, dash, number = file.name.removesuffix(".tmp").rpartition("-")
+            if before + dash in own and number.isdecimal() and not _is_alive(int(number)):
+                file.unlink(missing_ok=True)
 
 
 def _is_alive(process: int) -> bool:
