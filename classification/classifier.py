@@ -2,7 +2,6 @@
 
 import difflib
 import functools
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,19 @@ from minmax.features import (
     InputNormalization,
     last_feature_layer,
 )
-from minmax.pretrained import find_weights, load_start, read_start, rebuild_network, require_size, save_network
+from minmax.pretrained import (
+    find_weights,
+    load_start,
+    read_start,
+    rebuild_network,
+    require_size,
+    save_network,
+    warn_of_other_settings,
+)
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly
 from minmax.runtime.config import DataclassInstance, require, to_plain
 from minmax.runtime.errors import UsageError
 from minmax.runtime.splits import Split
-
-log = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = "similarity-minmax/classifier"
 TIMM = "timm/"
@@ -144,9 +149,7 @@ def load_classifier(
     """
     payload = load_checkpoint(path)
     if payload.get("format") == CHECKPOINT_FORMAT:
-        trained = ((payload.get("config") or {}).get("images") or {}).get("size")
-        if None not in (image_size, trained) and trained != image_size:
-            log.warning("%s was trained at --images.size %s, not %s", path, trained, image_size)
+        warn_of_other_settings(payload, "images", {"size": image_size}, path)
         network, settings = rebuild_network(payload, ClassifierSettings, build_classifier, path)
     else:
         weights = find_weights(payload, path)

@@ -1,6 +1,5 @@
 """Networks for clips: I3D, torchvision's 3D ResNets, and the files that hold them."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,17 @@ from i3d import DEPTHS, build_i3d, inflate
 from torch import nn
 
 from minmax.features import IMAGENET_STATISTICS, FeatureModel, InputNormalization
-from minmax.pretrained import find_weights, load_start, read_start, rebuild_network, save_network
+from minmax.pretrained import (
+    find_weights,
+    load_start,
+    read_start,
+    rebuild_network,
+    save_network,
+    warn_of_other_settings,
+)
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly
 from minmax.runtime.errors import UsageError
 
-log = logging.getLogger(__name__)
 CHECKPOINT_FORMAT = "similarity-minmax/recogniser"
 I3D = "i3d_"
 TORCHVISION = ("r3d_18", "r2plus1d_18", "mc3_18")
@@ -152,10 +157,7 @@ def load_recogniser(path: Path, clips: Mapping[str, Any] | None = None) -> tuple
     """
     payload = load_checkpoint(path)
     if payload.get("format") == CHECKPOINT_FORMAT:
-        trained = (payload.get("config") or {}).get("clips") or {}
-        for name, value in (clips or {}).items():
-            if name in trained and trained[name] != value:
-                log.warning("%s was trained with --clips.%s %s, not %s", path, name, trained[name], value)
+        warn_of_other_settings(payload, "clips", clips or {}, path)
         return rebuild_network(payload, RecogniserSettings, build_recogniser, path)
     weights = {
         name.removeprefix(_RELEASED_NETWORK): tensor

@@ -3,6 +3,7 @@
 Nothing is loaded by halves: `load_strictly` then wants every tensor of both sides.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from minmax.runtime.checkpoints import load_checkpoint, load_strictly, refuse_ab
 from minmax.runtime.config import DataclassInstance, from_plain, to_plain
 from minmax.runtime.errors import UsageError
 
+log = logging.getLogger(__name__)
 SettingsT = TypeVar("SettingsT", bound=DataclassInstance)
 
 OURS = "similarity-minmax/"
@@ -61,6 +63,29 @@ def rebuild_network(
     network = build(settings)
     load_strictly(network.model, state, source)
     return network, settings
+
+
+def trained_settings(payload: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """One group of the flags that a checkpoint's network was trained with; none in files of other programs."""
+    config = payload.get("config")  # where these may keep other things
+    found = config.get(group) if isinstance(config, dict) else None
+    return dict(found or {})
+
+
+def warn_of_other_settings(payload: Mapping[str, Any], group: str, wanted: Mapping[str, Any], source: Path) -> None:
+    """Log a warning for each setting that a checkpoint's network was trained with another value of.
+
+    Args:
+        payload: what `load_checkpoint` read.
+        group: of the flags, as `images`.
+        wanted: the settings to come, by name; None is any.
+        source: the file, for messages.
+    """
+    trained = trained_settings(payload, group)
+    for name, value in wanted.items():
+        before, now = (" ".join(map(str, v)) if isinstance(v, list | tuple) else v for v in (trained.get(name), value))
+        if None not in (before, now) and before != now:
+            log.warning("%s was trained at --%s.%s %s, not %s", source, group, name, before, now)
 
 
 def find_weights(payload: Mapping[str, Any], source: Path | str) -> dict[str, Tensor]:

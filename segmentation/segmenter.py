@@ -1,6 +1,5 @@
 """Segmentation networks: RefineNet and DeepLabV3 over backbones of torchvision or timm, and their files."""
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -20,13 +19,20 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
 
 from minmax.byol import ByolConfig, Projector
 from minmax.features import IMAGENET_STATISTICS, FeatureModel, InputNormalization, one_line
-from minmax.pretrained import as_published, find_weights, load_start, read_start, rebuild_network, save_network
+from minmax.pretrained import (
+    as_published,
+    find_weights,
+    load_start,
+    read_start,
+    rebuild_network,
+    save_network,
+    warn_of_other_settings,
+)
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly
 from minmax.runtime.config import DataclassInstance, to_plain
 from minmax.runtime.errors import UsageError
 from minmax.similarity import at_least_float32
 
-log = logging.getLogger(__name__)
 CHECKPOINT_FORMAT = "similarity-minmax/segmenter"
 TIMM = "timm/"
 STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -230,10 +236,7 @@ def load_segmenter(path: Path, size: Sequence[int] | None = None) -> tuple[Featu
     """
     payload = load_checkpoint(path)
     if payload.get("format") == CHECKPOINT_FORMAT:
-        trained = (payload.get("config") or {}).get("images", {}).get("size")
-        if size is not None and trained is not None and list(trained) != list(size):
-            typed = " ".join(map(str, trained))
-            log.warning("%s was trained at --images.size %s, not %s", path, typed, " ".join(map(str, size)))
+        warn_of_other_settings(payload, "images", {"size": size}, path)
         return rebuild_network(payload, SegmenterSettings, build_segmenter, path)
     weights = {
         name: tensor for name, tensor in find_weights(payload, path).items() if not name.startswith(_TRAINING_PARTS)

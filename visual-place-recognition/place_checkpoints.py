@@ -1,6 +1,5 @@
 """Retrieval networks in files: ours, the authors' and their toolbox's, trunks of classifiers, and bare weights."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,15 @@ from typing import Any
 from place_network import TIMM, PlaceSettings, build_place_network, settings_for
 
 from minmax.features import IMAGENET_STATISTICS, FeatureModel
-from minmax.pretrained import find_weights, rebuild_network, save_network
+from minmax.pretrained import (
+    find_weights,
+    rebuild_network,
+    save_network,
+    warn_of_other_settings,
+)
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly
 from minmax.runtime.errors import UsageError
 
-log = logging.getLogger(__name__)
 CHECKPOINT_FORMAT = "similarity-minmax/place-network"
 CLASSIFIER_FORMAT = "similarity-minmax/classifier"
 
@@ -42,9 +45,7 @@ def load_place_network(
     payload = load_checkpoint(path)
     kind = payload.get("format")
     if kind == CHECKPOINT_FORMAT:
-        trained = ((payload.get("config") or {}).get("images") or {}).get("size")
-        if None not in (size, trained) and trained != size:
-            log.warning("%s was trained at --images.size %s, not %s", path, trained, size)
+        warn_of_other_settings(payload, "images", {"size": size}, path)
         return rebuild_network(payload, PlaceSettings, build_place_network, path)
     if isinstance(payload.get("meta"), Mapping):
         return rebuild_released(payload, path)

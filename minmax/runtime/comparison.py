@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
+from minmax.pretrained import trained_settings
 from minmax.runtime.checkpoints import load_checkpoint, write_atomically
 from minmax.runtime.config import ConfigT, MeasuringFlags, replace_settings, to_plain
 from minmax.runtime.errors import UsageError, printable
@@ -135,8 +136,7 @@ def as_trained(config: ConfigT, group: str, names: Sequence[str]) -> ConfigT:
     """
     flags: Any = config
     typed: frozenset[str] = getattr(config, "_typed", frozenset())
-    settings = load_checkpoint(flags.checkpoint).get("config")  # other programs keep other things there
-    trained = settings.get(group) or {} if isinstance(settings, dict) else {}
+    trained = trained_settings(load_checkpoint(flags.checkpoint), group)
     defaults = to_plain(getattr(flags, group))
     own = {
         name: tuple(trained[name]) if isinstance(trained[name], list) else trained[name]

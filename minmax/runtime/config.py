@@ -268,11 +268,9 @@ def read_defaults(config_class: type[ConfigT], path: Path) -> ConfigT:
         UsageError: names the file, the script and the first thing that does not fit.
     """
     plain, source = read_yaml(path), f"--config {path}"
-    sections = isinstance(plain, dict) and set(plain) - set(SECTIONS.values())
-    if isinstance(plain, dict) and sections and all(isinstance(value, dict) for value in plain.values()):
-        known = {field.name for field in dataclasses.fields(config_class)}
-        if not sections <= known:
-            unknown = " ".join(map(str, sorted(sections - known, key=str)))
+    if isinstance(plain, dict) and all(isinstance(value, dict) for value in plain.values()):
+        known = {*SECTIONS.values(), *(field.name for field in dataclasses.fields(config_class))}
+        if unknown := " ".join(sorted(map(str, plain.keys() - known))):
             raise UsageError(f"{source}: no section or group {unknown}; a recipe has {' '.join(SECTIONS.values())}")
     if _is_recipe(plain):
         script = _file_of(config_class)
