@@ -22,6 +22,7 @@ from darkening.night_view import NightConfig, build_night_view
 from minmax.adapt import adaptation_losses
 from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair
+from minmax.keep import KeepConfig, choose_mixture, class_divergence, day_losses, frozen_copy
 from minmax.photometric_jitter import jitter
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings
@@ -52,6 +53,7 @@ class Config(ForeignFlags, CommonFlags):
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     night: NightConfig = field(default_factory=NightConfig)
     byol: ByolConfig = field(default_factory=ByolConfig)
+    keep: KeepConfig = field(default_factory=KeepConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(milestones=(30, 60)))
 
     def __post_init__(self) -> None:
@@ -61,16 +63,20 @@ class Config(ForeignFlags, CommonFlags):
 
 
 def step(
-    pair: nn.Module, day: Tensor, night: Tensor, labels: Tensor, byol_weight: float, runtime: Runtime
+    pair: nn.Module, daytime: nn.Module, day: Tensor, night: Tensor, labels: Tensor, config: Config, runtime: Runtime
 ) -> dict[str, Tensor]:
-    """The weighted losses of one batch: cross-entropy of both views, and BYOL's distance between their features."""
+    """The weighted losses of one batch: cross-entropy of both views, BYOL's distance between them, what keeps the day.
+
+    `daytime` is the frozen model that the day is kept of.
+    """
 
     def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits.float(), labels)
 
     with runtime.autocast():
         outputs = pair(day, night)
-    return adaptation_losses(outputs, labels, cross_entropy, byol_weight)
+        kept = day_losses(config.keep, daytime, day, outputs.day_prediction, class_divergence)
+    return adaptation_losses(outputs, labels, cross_entropy, config.byol.weight) | kept
 
 
 def main(config: Config) -> Path:
@@ -85,12 +91,19 @@ def main(config: Config) -> Path:
         training = open_split(config.data, "train", config.images, settings.classes, config.quick, config.runs)
         validation = open_split(config.data, "val", config.images, settings.classes, config.quick, config.runs)
         seed_globally(config.seed, "heads")
+        daytime = runtime.place(frozen_copy(network))
         pair = runtime.place(build_pair(network, config.byol))
         dataset = TrainingViews(training, config.images.size, config.seed, config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
         optimizer, schedule = config.optim.build(pair, len(loader))
-        parallel = runtime.parallel(pair)
+        parallel, frozen = runtime.parallel(pair), runtime.spread(daytime)
+
+        def validate() -> dict[str, float]:
+            return selection_score(pair.online, validation, config.images, runtime)
+
+        def keep_day() -> dict[float, float]:
+            return choose_mixture(pair.online, daytime, config.keep.shares, lambda: validate()["score"])
 
         def save(path: Path) -> None:
             save_classifier(pair.online, settings, path, config)
@@ -107,12 +120,12 @@ def main(config: Config) -> Path:
                     if run.progress.step == 0 and runtime.is_main:
                         save_picture(picture_grid([day[:8], night[:8]]), run.directory / "pictures" / "first_batch.png")
                     labels = views.label.to(runtime.device)
-                    losses = step(parallel, day, night, labels, config.byol.weight, runtime)
+                    losses = step(parallel, frozen, day, night, labels, config, runtime)
                     run.update(optimizer, losses, schedule)
                     pair.update_target()
-                score = selection_score(pair.online, validation, config.images, runtime)
+                score = validate()
                 run.finish_epoch(score, score["score"], save)
-            return run.finish(save)
+            return run.finish(save, keep_day)
 
 
 if __name__ == "__main__":

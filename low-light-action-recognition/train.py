@@ -31,6 +31,7 @@ from darkening.night_view import NightConfig, build_night_view
 from minmax.adapt import adaptation_losses
 from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair
+from minmax.keep import KeepConfig, choose_mixture, class_divergence, day_losses, frozen_copy
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings, to_plain
 from minmax.runtime.devices import Runtime
@@ -61,6 +62,7 @@ class Config(CommonFlags):
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     night: NightConfig = field(default_factory=NightConfig)
     byol: ByolConfig = field(default_factory=lambda: ByolConfig(hidden=64, outputs=64))
+    keep: KeepConfig = field(default_factory=KeepConfig)
     optim: ClipOptim = field(default_factory=ClipOptim)
 
     def __post_init__(self) -> None:
@@ -72,14 +74,20 @@ class Config(CommonFlags):
 
 
 def step(
-    pair: nn.Module, day: Tensor, night: Tensor, labels: Tensor, config: Config, runtime: Runtime
+    pair: nn.Module, daytime: nn.Module, day: Tensor, night: Tensor, labels: Tensor, config: Config, runtime: Runtime
 ) -> dict[str, Tensor]:
-    """The weighted losses of one batch."""
+    """The weighted losses of one batch: cross-entropy of both views, BYOL's distance between them, what keeps the day.
+
+    `daytime` is the frozen model that the day is kept of.
+    """
+
+    def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), labels)
+
     with runtime.autocast():
         outputs = pair(day, night)
-    return adaptation_losses(
-        outputs, labels, lambda logits, labels: F.cross_entropy(logits.float(), labels), config.byol.weight
-    )
+        kept = day_losses(config.keep, daytime, day, outputs.day_prediction, class_divergence)
+    return adaptation_losses(outputs, labels, cross_entropy, config.byol.weight) | kept
 
 
 def main(config: Config) -> Path:
@@ -97,12 +105,19 @@ def main(config: Config) -> Path:
         validation = open_clips(config.data, "val", config.clips, settings.classes, config.quick, config.runs)
         darkened = find_darkened(training, config.darkened, config.runs) if config.darkened else None
         seed_globally(config.seed, "heads")
+        daytime = runtime.place(frozen_copy(network))
         pair = runtime.place(build_pair(network, config.byol))
         dataset = TrainingClips(training, config.clips, config.seed, darkened, config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
         trained = [parameter for parameter in pair.parameters() if parameter.requires_grad]
         optimizer, schedule = config.optim.build(trained, runtime.world_size)
-        parallel = runtime.parallel(pair)
+        parallel, frozen = runtime.parallel(pair), runtime.spread(daytime)
+
+        def validate() -> dict[str, float]:
+            return selection_score(pair.online, validation, config.clips, runtime, workers=config.workers)
+
+        def keep_day() -> dict[float, float]:
+            return choose_mixture(pair.online, daytime, config.keep.shares, lambda: validate()["score"])
 
         def save(path: Path) -> None:
             save_recogniser(pair.online, settings, path, to_plain(config))
@@ -123,12 +138,12 @@ def main(config: Config) -> Path:
                     day = shift_hls(runtime.intensities(views.day), config.shift, run.generator("day shift"))
                     if run.progress.step == 0 and runtime.is_main:
                         draw_pairs(day[:4], night[:4], run.directory)
-                    losses = step(parallel, day, night, views.label.to(runtime.device), config, runtime)
+                    losses = step(parallel, frozen, day, night, views.label.to(runtime.device), config, runtime)
                     run.update(optimizer, losses, schedule)
                     pair.update_target()
-                score = selection_score(pair.online, validation, config.clips, runtime, workers=config.workers)
+                score = validate()
                 run.finish_epoch(score, score["score"], save)
-            return run.finish(save)
+            return run.finish(save, keep_day)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from darkening.night_view import NightConfig, build_night_view
 from minmax.adapt import adaptation_losses
 from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair
+from minmax.keep import KeepConfig, choose_mixture, class_divergence, day_losses, frozen_copy
 from minmax.pretrained import require_size
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings
@@ -59,6 +60,7 @@ class Config(CommonFlags):
     night: NightConfig = FOLLOWING_DAY
     # The authors add 0.1 of the distance for either direction; ours is the mean of both.
     byol: ByolConfig = field(default_factory=lambda: ByolConfig(weight=0.2))
+    keep: KeepConfig = field(default_factory=KeepConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(
             epochs=100, batch_size=4, method="sgd", head_lr=1e-3, weight_decay=1e-4, milestones=(30, 60, 90)
@@ -80,12 +82,16 @@ class Config(CommonFlags):
 
 
 def step(
-    pair: nn.Module, day: Tensor, night: Tensor, labels: Tensor, byol_weight: float, runtime: Runtime
+    pair: nn.Module, daytime: nn.Module, day: Tensor, night: Tensor, labels: Tensor, config: Config, runtime: Runtime
 ) -> dict[str, Tensor]:
-    """The weighted losses of one batch: cross-entropy of both views, and BYOL's distance between their features."""
+    """The weighted losses of one batch: cross-entropy of both views, BYOL's distance between them, what keeps the day.
+
+    `daytime` is the frozen model that the day is kept of.
+    """
     with runtime.autocast():
         outputs = pair(day, night)
-    return adaptation_losses(outputs, labels, pixel_cross_entropy, byol_weight)
+        kept = day_losses(config.keep, daytime, day, outputs.day_prediction, class_divergence)
+    return adaptation_losses(outputs, labels, pixel_cross_entropy, config.byol.weight) | kept
 
 
 def main(config: Config) -> Path:
@@ -109,6 +115,7 @@ def main(config: Config) -> Path:
         if config.darkened:
             darkened = find_darkened(training, config.darkened, config.images.size, config.runs, config.quick)
         seed_globally(config.seed, "heads")
+        daytime = runtime.place(frozen_copy(network))
         pair = runtime.place(build_pair(network, config.byol, build_projectors))
         require_size(network, "--images.size", *config.images.size)
         require_size(network, "--images.crop", *config.images.crop_size)
@@ -116,7 +123,13 @@ def main(config: Config) -> Path:
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
         optimizer, schedule = config.optim.build(pair, len(loader), network=pair.online)
-        parallel = runtime.parallel(pair)
+        parallel, frozen = runtime.parallel(pair), runtime.spread(daytime)
+
+        def validate() -> dict[str, float]:
+            return selection_score(pair.online, validation, config.images.size, runtime, workers=config.workers)
+
+        def keep_day() -> dict[float, float]:
+            return choose_mixture(pair.online, daytime, config.keep.shares, lambda: validate()["score"])
 
         def save(path: Path) -> None:
             save_segmenter(pair.online, settings, path, config)
@@ -134,12 +147,12 @@ def main(config: Config) -> Path:
                     )
                     if run.progress.step == 0 and runtime.is_main:
                         save_picture(picture_grid([day[:4], night[:4]]), run.directory / "pictures" / "first_batch.png")
-                    losses = step(parallel, day, night, labels, config.byol.weight, runtime)
+                    losses = step(parallel, frozen, day, night, labels, config, runtime)
                     run.update(optimizer, losses, schedule)
                     pair.update_target()
-                score = selection_score(pair.online, validation, config.images.size, runtime, workers=config.workers)
+                score = validate()
                 run.finish_epoch(score, score["score"], save)
-            return run.finish(save)
+            return run.finish(save, keep_day)
 
 
 if __name__ == "__main__":

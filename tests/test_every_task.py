@@ -172,6 +172,21 @@ def test_a_run_that_is_interrupted_within_an_epoch_goes_on_exactly(name, request
 
 
 @pytest.mark.parametrize("name", TASKS)
+def test_the_day_is_kept_by_distillation_and_by_a_mixture_of_weights(name, request, tmp_path):
+    task = TASKS[name]
+    flags = flags_of(task, request, tmp_path)
+    kept = ("--keep.distillation", 1, "--keep.shares", 0.25, "--optim.epochs", 2)
+    adapted = task.scripts.start("train", *flags, *GAMMA, *kept)
+    files = flags[flags.index("--checkpoint") + 1], adapted, adapted.parent / "kept.pt"
+    before, after, mixed = (task.load(path)[0].state_dict() for path in files)
+    for tensor, value in mixed.items():
+        share = torch.lerp(before[tensor], after[tensor], 0.25) if value.is_floating_point() else after[tensor]
+        torch.testing.assert_close(value, share)
+    lines = [json.loads(line) for line in (adapted.parent / "metrics.jsonl").read_text().splitlines()]
+    assert [line["kept"] for line in lines if line["kind"] == "train"][-1] > 0
+
+
+@pytest.mark.parametrize("name", TASKS)
 def test_two_processes_train_together(name, request, tmp_path):
     """Two gloo ranks run the real script; they must agree and write one run."""
     task = TASKS[name]

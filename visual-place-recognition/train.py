@@ -22,11 +22,12 @@ from place_pairs import open_pairs
 from retrieval_pictures import draw_tuple
 from torch import Tensor, nn
 from tuple_mining import QUICK, EpochTuples, TupleConfig, contrastive_loss
-from tuple_pair import TuplePair, few_at_a_time
+from tuple_pair import ImagesOfManyShapes, TuplePair, few_at_a_time
 
 from darkening.darkener_files import load_darkener
 from darkening.night_view import NightConfig, build_night_view
 from minmax.byol import ByolConfig, build_pair, byol_loss
+from minmax.keep import KeepConfig, choose_mixture, day_losses, descriptor_distance, frozen_copy
 from minmax.runtime.batches import epoch_loader
 from minmax.runtime.config import CommonFlags, run_script, shrink_settings, to_plain
 from minmax.runtime.devices import Runtime
@@ -59,6 +60,7 @@ class Config(CommonFlags):
     # LayerNorm in the heads: equal formats alone go through the network together, one query by default, which has no
     # statistics of a batch.
     byol: ByolConfig = field(default_factory=lambda: ByolConfig(batch_norm="frozen", head_norm="layer"))
+    keep: KeepConfig = field(default_factory=KeepConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(epochs=5, batch_size=5, lr=5e-7, head_lr=1e-3, weight_decay=1e-6)
     )
@@ -75,17 +77,29 @@ class Config(CommonFlags):
 
 
 def step(
-    pair: nn.Module, days: list[Tensor], nights: list[Tensor], others: list[Tensor], config: Config, runtime: Runtime
+    pair: nn.Module,
+    daytime: nn.Module,
+    days: list[Tensor],
+    nights: list[Tensor],
+    others: list[Tensor],
+    config: Config,
+    runtime: Runtime,
 ) -> dict[str, Tensor]:
-    """The weighted losses of a few tuples, each a sum over them; `others` are the positive and negatives of each."""
+    """The weighted losses of a few tuples, each a sum over them; `others` are the positive and negatives of each.
+
+    `daytime` is the frozen model that the day is kept of: a data base that it described can still be searched in.
+    """
     with runtime.autocast():
         compared, described = pair(days, nights, others)
+        by_day = torch.cat([compared.day_prediction, described])
+        kept = day_losses(config.keep, daytime, [*days, *others], by_day, descriptor_distance)
     query, night = compared.day_prediction.float(), compared.night_prediction.float()
     positive, negatives = described.float().unflatten(0, (len(days), -1)).split([1, config.tuples.negatives], dim=1)
     positives = torch.cat([night.unsqueeze(1), positive], dim=1)
     return {
         "contrastive": contrastive_loss(query, positives, negatives, config.tuples.margin),
         "byol": config.byol.weight * len(days) * byol_loss(compared),
+        **kept,
     }
 
 
@@ -102,13 +116,17 @@ def main(config: Config) -> Path:
         tuples = EpochTuples(training, config.tuples, config.images.size, config.seed)
         loader = epoch_loader(tuples, config.optim.batch_size, config.seed, config.workers, runtime, list)
         seed_globally(config.seed, "heads")
+        daytime = runtime.place(frozen_copy(network))
         pair = runtime.place(build_pair(network, config.byol, build_projectors))
         groups = parameter_groups(pair.online, config.optim.lr, config.optim.weight_decay)
         optimizer, schedule = config.optim.build(pair, len(loader), groups=groups)
-        parallel = runtime.joined(TuplePair(pair, runtime))
+        parallel, frozen = runtime.joined(TuplePair(pair, runtime)), ImagesOfManyShapes(daytime, runtime)
 
         def validate() -> dict[str, float]:
             return selection_score(pair.online, validation, config.images.size, runtime, workers=config.workers)
+
+        def keep_day() -> dict[float, float]:
+            return choose_mixture(pair.online, daytime, config.keep.shares, lambda: validate()["score"])
 
         def save(path: Path) -> None:
             save_place_network(pair.online, settings, path, to_plain(config))
@@ -134,7 +152,7 @@ def main(config: Config) -> Path:
                         others = [runtime.intensities(image) for place in few for image in place.others]
                         if run.progress.step == first == 0 and runtime.is_main:
                             draw_tuple(days[0], nights[0], others[: 1 + config.tuples.negatives], run.directory)
-                        losses = step(parallel, days, nights, others, config, runtime)
+                        losses = step(parallel, frozen, days, nights, others, config, runtime)
                         run.backward(losses)
                         for name, loss in losses.items():
                             totals[name] = totals.get(name, 0) + loss.detach()
@@ -143,7 +161,7 @@ def main(config: Config) -> Path:
                 score = validate()
                 run.finish_epoch(score, score["score"], save)
                 warn_of_fall(score["score"], tuples.start_score, run)
-            return run.finish(save)
+            return run.finish(save, keep_day)
 
 
 if __name__ == "__main__":

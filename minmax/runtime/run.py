@@ -407,17 +407,36 @@ class Run:
                 save_best(self.directory / "best.pt")
         self.save()
 
-    def finish(self, save_last: Callable[[Path], object] | None = None) -> Path:
-        """Draw the curves of a run that is done, and give its network: the last epoch's if it is saved, or the best."""
-        best, last = self.directory / "best.pt", self.directory / "last-epoch.pt"
+    def finish(
+        self,
+        save_last: Callable[[Path], object] | None = None,
+        keep_day: Callable[[], Mapping[float, float]] | None = None,
+    ) -> Path:
+        """Draw the curves of a run that is done, and give its network: the last epoch's if it is saved, or the best.
+
+        Args:
+            save_last: writes the network into a file.
+            keep_day: leaves the network with a mixture of its weights and the daytime model's, to be saved as well;
+                returns the score of each share, the best first.
+        """
+        files = {f"best epoch {self.progress.best_epoch}": self.directory / "best.pt"}
+        if save_last:
+            files["last epoch"] = self.directory / "last-epoch.pt"
         if self.runtime.is_main:
             if save_last:
-                save_last(last)
+                save_last(files["last epoch"])
             draw_curves(self.directory / "metrics.jsonl", self.directory / "pictures" / "curves.png")
-        if save_last:
-            log.info("last epoch: %s", last)
-        log.info("best epoch %d: %s", self.progress.best_epoch, best)
-        return last if save_last else best
+        if save_last and keep_day:
+            scores = keep_day()
+            share = next(iter(scores))
+            files[f"{100 * share:.0f} % of what it learned"] = self.directory / "kept.pt"
+            told = ", ".join(f"{100 * share:.0f} %: {100 * score:.1f}" for share, score in scores.items())
+            log.info("day and darkened validation images by the share of adapted weights: %s", told)
+            if self.runtime.is_main:
+                save_last(self.directory / "kept.pt")
+        for what, path in files.items():
+            log.info("%s: %s", what, path)
+        return self.directory / ("last-epoch.pt" if save_last else "best.pt")
 
     # ------------------------------------------------------------------------------------------ records
 
