@@ -1,4 +1,4 @@
-"""Which street images there are: Cityscapes, three layouts of nights, nights made in advance, and built-in scenes."""
+"""Which street images there are: Cityscapes, the layouts of nights, nights made in advance, and built-in scenes."""
 
 import logging
 from collections.abc import Sequence
@@ -28,7 +28,14 @@ from minmax.runtime.splits import Split, check_split
 log = logging.getLogger(__name__)
 DEFAULT_FOLDER = Path(__file__).resolve().parent / "data"
 DEFAULT_DATA = DEFAULT_FOLDER / "Cityscapes"
-DEFAULT_NIGHTS = ("NighttimeDrivingTest", "Dark_Zurich_val_anon", "Dark_Zurich_test_anon_withoutGt")
+DEFAULT_NIGHTS = (
+    *("NighttimeDrivingTest", "Dark_Zurich_val_anon", "Dark_Zurich_test_anon_withoutGt"),
+    *("ACDC", "NightCity", "nightcity-fine"),
+)
+_ZERO_SHOT = (
+    "zero-shot adaptation must not see it in training or choosing: give day images as --data, nights as test.py's "
+    "--night"
+)
 EXPECTED = "{leftImg8bit,gtFine}/{train,val}/CITY/NAME{_leftImg8bit,_gtFine_labelIds}.png"
 
 
@@ -39,6 +46,9 @@ class Layout(NamedTuple):
     image_mark: str
     labels: str | None = None
     labels_end: str = ""
+    name: str = "Cityscapes, val"
+    published: int | None = None
+    """How many images were published, where that is known."""
 
 
 CITYSCAPES: dict[Split, Layout] = {
@@ -46,15 +56,26 @@ CITYSCAPES: dict[Split, Layout] = {
     "val": Layout("leftImg8bit/val", "_leftImg8bit", "gtFine/val", "_gtFine_labelIds.png"),
 }
 COARSE = "gtCoarse_daytime_trainvaltest/test/night"
+ACDC = ("_gt_labelIds.png", "ACDC by night, val")
 NIGHTS = (
-    Layout("leftImg8bit/test/night", "_leftImg8bit", COARSE, "_gtCoarse_labelIds.png"),  # Nighttime Driving
-    Layout("rgb_anon/val/night", "_rgb_anon", "gt/val/night", "_gt_labelIds.png"),  # Dark Zurich
-    Layout("rgb_anon/test/night", "_rgb_anon"),  # Dark Zurich's test split, whose labels are not public
-    CITYSCAPES["val"],
+    Layout("leftImg8bit/test/night", "_leftImg8bit", COARSE, "_gtCoarse_labelIds.png", "Nighttime Driving", 50),
+    Layout("rgb_anon/val/night", "_rgb_anon", "gt/val/night", "_gt_labelIds.png", "Dark Zurich, val", 50),
+    Layout("rgb_anon/test/night", "_rgb_anon", name="Dark Zurich, test", published=151),  # its labels are not public
+    Layout("rgb_anon/night/val", "_rgb_anon", "gt/night/val", *ACDC),
+    Layout("rgb_anon_trainvaltest/rgb_anon/night/val", "_rgb_anon", "gt_trainval/gt/night/val", *ACDC),
+    Layout("NightCity-images/images/val", "", "NightCity-label/label/val", "_labelIds.png", "NightCity, val"),
+    Layout("val/img", "", "val/lbl", "_trainIds.png", "NightCity-fine, val"),
 )
 
 
-_NIGHT_FOLDERS = {layout.images for layout in NIGHTS if layout.images.endswith("/night")}
+def _splits(folder: str) -> list[str]:
+    """The folders of all splits of a night data set, by the one of its test images."""
+    parts = ["{}" if part in ("val", "test") else part for part in folder.split("/")]
+    return ["/".join(parts).format(split) for split in ("train", "val", "test")]
+
+
+_NIGHT_FOLDERS = {folder: layout.name.partition(",")[0] for layout in NIGHTS for folder in _splits(layout.images)}
+_LED_TO = {folder.lower() for folder in [*_NIGHT_FOLDERS, *_splits("nightcity-fine/val/img")] if folder.count("/") > 1}
 
 
 def open_streets(
@@ -76,46 +97,55 @@ def open_streets(
     if split not in CITYSCAPES:
         raise UsageError(f"{data} has no split {split}: Cityscapes' layout has train and val, both by day")
     root = Path(data).expanduser()
-    _refuse_linked_night(root / CITYSCAPES[split].images)
+    night = next((folder for folder in _NIGHT_FOLDERS if (root / folder).is_dir()), None)
+    if night and not (root / CITYSCAPES[split].images).is_dir():
+        raise UsageError(f"--data {root} holds {night}/ of {_NIGHT_FOLDERS[night]}, a night data set; {_ZERO_SHOT}")
     images = pair_up(f"{printable(root.name)}, {split}", root, CITYSCAPES[split], is_night=False)
     return check_split(check_files(images.subset(QUICK_IMAGES) if quick else images, cache / "checked"), split)
 
 
-def open_night(root: Path, quick: bool = False, cache: Path = DEFAULT_RUNS) -> StreetFiles:
-    """Open night images for reporting, in whatever layout is there; Dark Zurich's test images have no labels.
+def open_nights(root: Path, quick: bool = False, cache: Path = DEFAULT_RUNS) -> list[StreetFiles]:
+    """Open the night images for reporting of every layout that is there; Dark Zurich's test images have no labels.
 
     Raises:
-        UsageError: when the layout is unknown, or files are missing, surplus or broken.
+        UsageError: when no layout is known, or files are missing, surplus or broken.
     """
     found = [layout for layout in NIGHTS if (root / layout.images).is_dir()]
+    day = CITYSCAPES["val"]
+    if (root / day.images).is_dir():
+        if found:
+            told = "--night %s: %s is passed over for %s; give it a root of its own"
+            log.warning(told, root, day.images, found[0].images)
+        else:
+            found = [day]
     if not found:
-        known = ", ".join(f"{layout.images}/" for layout in NIGHTS)
+        known = ", ".join(f"{layout.images}/" for layout in (*NIGHTS, day))
         there = _first_entries(root) if root.is_dir() else "no such folder"
         raise UsageError(
-            f"--night {root}: expected the layout of Nighttime Driving, Dark Zurich (val or test) or Cityscapes, told "
-            f"by one of {known}; found {there}"
+            f"--night {root}: expected the layout of Nighttime Driving, Dark Zurich (val or test), ACDC, NightCity "
+            f"(val, never train) or Cityscapes, told by one of {known}; found {there}"
         )
-    layout, *others = found
-    for other in others:
-        told = "--night %s: %s is passed over for %s; give it a root of its own"
-        log.warning(told, root, other.images, layout.images)
-    name = printable(root.name)
-    title = f"{name}, val" if layout == CITYSCAPES["val"] else name
-    images = pair_up(title, root, layout, is_night=True)
-    return check_files(images.subset(QUICK_IMAGES) if quick else images, cache / "checked")
+    opened = []
+    for layout in found:
+        name = printable(root.name)
+        if layout == day:
+            name += ", val"
+        elif len(found) > 1:
+            name += f", {layout.name}"
+        images = pair_up(name, root, layout, is_night=True)
+        if layout.published not in (None, len(images)):
+            log.warning("%s holds %d images; %s as published has %d", name, len(images), layout.name, layout.published)
+        opened.append(check_files(images.subset(QUICK_IMAGES) if quick else images, cache / "checked"))
+    return opened
 
 
-def _refuse_linked_night(folder: Path) -> None:
-    """Refuse a day split that is a link to one of the night data sets, or holds links to its folders."""
-    places = [folder, *(entry for entry in folder.iterdir() if entry.is_dir())] if folder.is_dir() else []
-    for place in places:
+def _refuse_linked_night(images: Sequence[Path]) -> None:
+    """Refuse day images that lie in one of the night data sets, where links are followed."""
+    for place in sorted({image.parent for image in images} | {image for image in images if image.is_symlink()}):
         there = place.resolve()
-        below = {"/".join(there.parts[start : start + 3]) for start in range(len(there.parts))}
-        if not below.isdisjoint(_NIGHT_FOLDERS):
-            raise UsageError(
-                f"{printable(place)} leads to {printable(there)}, a night data set; zero-shot adaptation must not see "
-                "it in training or choosing: give day images as --data, nights as test.py's --night"
-            )
+        parts = [part.lower() for part in there.parts]
+        if not _LED_TO.isdisjoint("/".join(parts[start : start + 3]) for start in range(len(parts))):
+            raise UsageError(f"{printable(place)} leads to {printable(there)}, a night data set; {_ZERO_SHOT}")
 
 
 def find_darkened(images: StreetImages, folder: Path, size: Size, cache: Path, quick: bool = False) -> StreetFiles:
@@ -186,21 +216,29 @@ def pair_up(title: str, root: Path, layout: Layout, is_night: bool) -> StreetFil
         UsageError: when a folder or all images are missing, or some without labels or labels without an image, which
             are named.
     """
+    expected = EXPECTED
+    if is_night and layout.labels:
+        expected = f"{layout.images}/NAME{layout.image_mark}.png with {layout.labels}/NAME{layout.labels_end}"
     if not root.is_dir():
         raise UsageError(f"no data at {root}; expected {root}/{EXPECTED}, or --data scenes for the built-in data")
     for folder in (layout.images, layout.labels or layout.images):
         if not (root / folder).is_dir():
-            raise UsageError(f"no folder {root / folder}; expected {root}/{EXPECTED}, found {_first_entries(root)}")
+            raise UsageError(f"no folder {root / folder}; expected {root}/{expected}, found {_first_entries(root)}")
     images = data_files(root / layout.images, tuple(PICTURE_SUFFIXES))
     if not images:
         raise UsageError(f"no images of {title} in {root}")
+    if not is_night:
+        _refuse_linked_night(images)
     if layout.labels is None:
         return StreetFiles(title, root, [StreetFile(image, None) for image in images], is_night)
+    endings = (layout.labels_end, layout.labels_end.replace("labelIds", "labelTrainIds"))
+    found = [data_files(root / layout.labels, ending.lower()) for ending in endings]
+    there, ending = (found[1], endings[1]) if found[1] and not found[0] else (found[0], endings[0])
     wanted = []
     for image in images:
         beside = root / layout.labels / image.relative_to(root / layout.images)
-        wanted.append(beside.with_name(image.stem.partition(layout.image_mark)[0] + layout.labels_end))
-    there = data_files(root / layout.labels, layout.labels_end.lower())
+        name = image.stem.partition(layout.image_mark)[0] if layout.image_mark else image.stem
+        wanted.append(beside.with_name(name + ending))
     missing, surplus = set(wanted) - set(there), set(there) - set(wanted)
     for problem, names in (("images without labels, missing", missing), ("labels without an image", surplus)):
         if names:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,6 +116,12 @@ class StreetFiles(StreetImages):
         """Hash of the files and those of their labels."""
         return fingerprint_files(filter(None, chain.from_iterable(self.files)), self.root)
 
+    @property
+    def labels_folder(self) -> Path:
+        """The folder that holds all labels, where links are followed."""
+        folders = {file.labels.parent for file in self.files if file.labels}
+        return Path(os.path.commonpath([folder.resolve() for folder in folders]))
+
     def subset(self, count: int) -> "StreetFiles":
         """At most `count` images, evenly spread."""
         return StreetFiles(self.title, self.root, evenly_spaced(self.files, count), self.is_night)
@@ -207,12 +214,16 @@ class WholeStreets(Dataset[Street]):
 
 
 def read_labels(file: Path, size: Size | None = None) -> Tensor:
-    """Decode label ids to train ids, uint8 `(H, W)`, resized to the nearest pixel.
+    """Decode label ids, or train ids in a file named so, to train ids, uint8 `(H, W)`, resized to the nearest pixel.
 
     Raises:
         ValueError: when the file holds colours or unknown ids; one of DECODING_ERRORS, as for broken files.
     """
-    return _resized(Image.fromarray(to_train_ids(_read_ids(file))), size)
+    return _resized(Image.fromarray(to_train_ids(_read_ids(file), _is_trained(file))), size)
+
+
+def _is_trained(file: Path) -> bool:
+    return file.name.lower().endswith("trainids.png")
 
 
 def _read_ids(file: Path) -> NDArray[np.uint8]:
@@ -225,7 +236,7 @@ def _read_ids(file: Path) -> NDArray[np.uint8]:
 def _refuse_train_ids(images: StreetFiles) -> None:
     """Refuse train ids under the name of label ids: each would be taken for another class or for none."""
     ids: set[int] = set()
-    labelled = [file.labels for file in images.files if file.labels is not None]
+    labelled = [file.labels for file in images.files if file.labels is not None and not _is_trained(file.labels)]
     for file in evenly_spaced(labelled, _SAMPLE):
         try:
             ids |= set(np.unique(_read_ids(file)).tolist())

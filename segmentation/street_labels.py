@@ -21,28 +21,29 @@ LABEL_IDS: Final = 34
 _TRAIN_ID_OF = {kind.id: kind.train_id for kind in _TRAINED}
 _NO_ID: Final = 255
 _TABLE = np.array([_TRAIN_ID_OF.get(label_id, VOID) for label_id in range(_NO_ID + 1)], np.uint8)
+_KEPT = np.minimum(np.arange(_NO_ID + 1), VOID).astype(np.uint8)
 
 
 _SELDOM = {5, 6, 9, 10, 14, 15, 16, 18, _NO_ID}
 """Label ids of things that are not trained on, but of classes (or void) where they are train ids."""
 
 
-def to_train_ids(label_ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Train ids 0 to 18 and VOID of label ids, uint8 `(H, W)`.
+def to_train_ids(ids: NDArray[np.uint8], trained: bool = False) -> NDArray[np.uint8]:
+    """Train ids 0 to 18 and VOID of label ids, or with `trained` of train ids as files hold them, uint8 `(H, W)`.
 
     255 is void too: so bytes store the id -1 of licence plates, and many programs what has no class.
 
     Raises:
         ValueError: names the ids that Cityscapes does not have.
     """
-    if int(label_ids.max(initial=0)) >= LABEL_IDS and (
-        foreign := sorted(set(np.unique(label_ids).tolist()) - {*range(LABEL_IDS), _NO_ID})
-    ):
+    known = VOID if trained else LABEL_IDS
+    if int(ids.max(initial=0)) >= known and (foreign := sorted(set(np.unique(ids).tolist()) - {*range(known), _NO_ID})):
+        kind = "train ids of Cityscapes" if trained else "label ids of Cityscapes"
+        told = "" if trained else " (a *labelIds file, not train ids or colours)"
         raise ValueError(
-            f"holds the ids {', '.join(map(str, foreign[:5]))}; expected label ids of Cityscapes, 0 to {LABEL_IDS - 1} "
-            "and 255 (a *labelIds file, not train ids or colours)"
+            f"holds the ids {', '.join(map(str, foreign[:5]))}; expected {kind}, 0 to {known - 1} and {_NO_ID}{told}"
         )
-    return np.asarray(_TABLE[label_ids])
+    return np.asarray((_KEPT if trained else _TABLE)[ids])
 
 
 def told_train_ids(ids: set[int]) -> str | None:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cityscapes import DEFAULT_DATA, DEFAULT_FOLDER, DEFAULT_NIGHTS, open_night, open_streets
+from cityscapes import DEFAULT_DATA, DEFAULT_FOLDER, DEFAULT_NIGHTS, open_nights, open_streets
 from miou import ScoredClasses, StreetScore, measure
 from segmenter import load_segmenter
-from street_images import SCENES, StreetConfig, StreetImages
+from street_images import SCENES, StreetConfig, StreetFiles, StreetImages
 from street_labels import CLASSES, VOID
 from street_pictures import draw_predictions
 from street_submission import write_submission
@@ -27,7 +27,7 @@ from minmax.pretrained import require_size
 from minmax.runtime.comparison import as_trained, compare, file_name
 from minmax.runtime.config import MeasuringFlags, run_script
 from minmax.runtime.devices import open_runtime
-from minmax.runtime.errors import UsageError
+from minmax.runtime.errors import UsageError, printable
 from minmax.runtime.report import draw_confusion
 from minmax.runtime.splits import TEST_SPLITS
 
@@ -44,8 +44,8 @@ class Config(MeasuringFlags):
     data: str = str(DEFAULT_DATA)
     """Day data in Cityscapes' layout (its split val), or `scenes` for the built-in day and night."""
     night: tuple[Path, ...] = ()
-    """Night data sets: Nighttime Driving, Dark Zurich (val or test), or Cityscapes' layout; by default those in
-    segmentation/data."""
+    """Night data sets: Nighttime Driving, Dark Zurich (val, test), ACDC, NightCity (val), or Cityscapes' layout; by
+    default those in segmentation/data."""
     classes: ScoredClasses = "all"
     """Means over all classes that occur or are predicted, or only over those occurring in a data set's truth."""
     labels: Literal["network", "full"] = "network"
@@ -73,13 +73,16 @@ def main(config: Config) -> dict[str, dict[str, StreetScore]]:
         output = config.open_output()
         size, loading = config.images.size, (config.batch_size, config.workers)
         labelled: dict[str, StreetImages] = {}
+        about = []
         for title, images in sets.items():
             if images.load(0).labels is not None:
                 labelled[title] = images
                 continue
             target = output / f"{file_name(title, '_')}-submission.zip"
             write_submission(networks["checkpoint"], images, size, runtime, target, *loading, str(config.checkpoint))
-            log.info("%s has no labels here; its evaluation server takes %s", title, target)
+            about.append(
+                f"{title} has no labels here; its evaluation server takes {printable(target)}, of {len(images)} images"
+            )
 
         def measure_one(name: str, network: nn.Module, images: StreetImages) -> StreetScore:
             how = (config.labels == "full", SHOWN, *loading, str(config.checkpoints[name]))
@@ -87,6 +90,10 @@ def main(config: Config) -> dict[str, dict[str, StreetScore]]:
             return score
 
         found = compare(config, networks, labelled, measure_one)
+    files = {title: images for title, images in labelled.items() if isinstance(images, StreetFiles)}
+    folders = {title: printable(images.labels_folder) for title, images in files.items()}
+    # Labels of several versions have the same names, such as Nighttime Driving's: only where they lie tells them.
+    about += [f"labels of {title}: {folder}" for title, folder in folders.items()]
     tables = [
         found.summary(
             ["mean IoU %", "classes", "pixels right %"],
@@ -100,11 +107,13 @@ def main(config: Config) -> dict[str, dict[str, StreetScore]]:
         "data": config.data,
         "size": list(config.images.size),
         "labels": config.labels,
+        "label_folders": folders,
         "classes": list(CLASSES),
         "scored": config.classes,
         "precision": config.precision,
         "quick": config.quick,
     }
+    tables = ["  \n".join(about), *(tables if labelled else [])]
     print(found.write(output, tables, settings, lambda _, score: score.as_plain(config.classes)))  # noqa: T201
     if labelled:
         draw_confusion(found.panels(confusion_panel), (*CLASSES, "void"), output / "confusion.png", "pixels")
@@ -125,7 +134,7 @@ def open_sets(config: Config) -> dict[str, StreetImages]:
     else:
         there = [DEFAULT_FOLDER / name for name in DEFAULT_NIGHTS if (DEFAULT_FOLDER / name).is_dir()]
         nights = config.night or there
-        opened = [open_night(root.expanduser().resolve(), config.quick) for root in nights]
+        opened = [images for root in nights for images in open_nights(root.expanduser().resolve(), config.quick)]
         if nights and config.data == str(DEFAULT_DATA) and not DEFAULT_DATA.exists():
             log.info("only by night: no --data given, and no %s", DEFAULT_DATA)
         else:

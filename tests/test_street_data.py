@@ -5,10 +5,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from cityscapes import StreetConfig, open_night, open_streets
+from cityscapes import StreetConfig, open_nights, open_streets
 from miou import StreetScore, measure, selection_score
 from PIL import Image
-from segmentation_scripts import RUNTIME
+from segmentation_scripts import PUBLISHED, RUNTIME, SIZE, publish_night, start
 from segmenter import load_segmenter
 from street_images import SceneStreets, StreetFile, StreetFiles, TrainingStreets, WholeStreets, read_labels
 from street_labels import VOID
@@ -59,13 +59,13 @@ def test_labels_are_resized_without_inventing_classes(streets, tmp_path):
     ],
 )
 def test_night_data_are_told_apart_by_their_folders(name, count, streets, tmp_path):
-    images = open_night(streets / name, cache=tmp_path)
+    images = open_nights(streets / name, cache=tmp_path)[0]
     assert len(images) == count and images.is_night
     assert (images.load(0).labels is None) == ("test" in name and "Zurich" in name)
 
 
 def test_night_images_are_never_trained_or_selected_on(streets, segmenter, tmp_path):
-    images = open_night(streets / "NighttimeDrivingTest", cache=tmp_path)
+    images = open_nights(streets / "NighttimeDrivingTest", cache=tmp_path)[0]
     network, _ = load_segmenter(segmenter)
     for use in (
         lambda: TrainingStreets(images, CONFIG, seed=0),
@@ -106,9 +106,9 @@ def test_a_folder_of_no_known_layout_is_refused(tmp_path):
         open_streets(str(tmp_path / "none"), "train", CONFIG)
     (tmp_path / "jpg").mkdir()
     with pytest.raises(UsageError, match="expected the layout of Nighttime Driving.*found jpg"):
-        open_night(tmp_path)
+        open_nights(tmp_path)
     with pytest.raises(UsageError, match="found no such folder"):
-        open_night(tmp_path / "none")
+        open_nights(tmp_path / "none")
 
 
 def test_linked_cities_are_followed(cityscapes, tmp_path):
@@ -183,11 +183,87 @@ def test_a_turned_picture_keeps_to_its_labels(tmp_path):
     assert files.load(0).image[0, :, 0].tolist() == list(range(16))
 
 
-def test_a_second_layout_in_a_night_folder_is_told_of(streets, tmp_path, caplog):
-    shutil.copytree(streets / "Dark_Zurich_val_anon", tmp_path / "both")
-    shutil.copytree(streets / "Dark_Zurich_test_anon_withoutGt", tmp_path / "both", dirs_exist_ok=True)
-    assert len(open_night(tmp_path / "both", cache=tmp_path)) == 2
-    assert "rgb_anon/test/night is passed over for rgb_anon/val/night" in caplog.text
+def test_val_and_test_of_one_folder_are_both_opened_and_too_few_images_told_of(streets, tmp_path, caplog):
+    for name in ("Dark_Zurich_val_anon", "Dark_Zurich_test_anon_withoutGt"):
+        shutil.copytree(streets / name, tmp_path / "both", dirs_exist_ok=True)
+    val, test = open_nights(tmp_path / "both", cache=tmp_path)
+    assert (val.title, test.title) == ("both, Dark Zurich, val", "both, Dark Zurich, test")
+    assert val.load(0).labels is not None and test.load(0).labels is None
+    assert "both, Dark Zurich, test holds 2 images; Dark Zurich, test as published has 151" in caplog.text
+
+
+def test_day_images_beside_nights_are_passed_over_and_told_of(streets, tmp_path, caplog):
+    for name in ("Cityscapes", "NighttimeDrivingTest"):
+        shutil.copytree(streets / name, tmp_path / "both", dirs_exist_ok=True)
+    [images] = open_nights(tmp_path / "both", cache=tmp_path)
+    assert "test/night" in images.name(0)
+    assert "leftImg8bit/val is passed over for leftImg8bit/test/night" in caplog.text
+
+
+def test_published_nights_are_measured_as_unpacked(segmenter, tmp_path):
+    nights = [publish_night(tmp_path, name) for name in PUBLISHED]
+    flags = ("--checkpoint", segmenter, "--night", *nights, *SIZE, "--quick", "--output", tmp_path / "out")
+    found = start("test", *flags)["checkpoint"]
+    assert set(found) == set(PUBLISHED)
+    for name, score in found.items():  # two images of val; train ids, label ids and both archives tell the same
+        assert torch.equal(score.confusion, found["ACDC"].confusion), name
+        truth = score.confusion.sum(dim=1)
+        assert truth[[0, 10, VOID]].tolist() == [2 * rows * 48 for rows in (12, 16, 4)] and truth.sum() == 2 * 32 * 48
+    report = (tmp_path / "out/results.md").read_text()
+    assert f"labels of NightCity: {tmp_path / 'NightCity/NightCity-label/label/val'}" in report
+
+
+def test_labels_that_are_linked_in_are_told_by_where_they_lie(streets, segmenter, tmp_path):
+    night = shutil.copytree(streets / "NighttimeDrivingTest", tmp_path / "NighttimeDrivingTest")
+    labels = night / "gtCoarse_daytime_trainvaltest/test/night"
+    shutil.move(labels, tmp_path / "corrected")
+    labels.symlink_to(tmp_path / "corrected")
+    start("test", "--checkpoint", segmenter, "--night", night, *SIZE, "--output", tmp_path / "out")
+    report = (tmp_path / "out/results.md").read_text()
+    assert f"labels of NighttimeDrivingTest: {tmp_path / 'corrected'}\n" in report
+
+
+def test_images_without_labels_alone_give_the_zip_and_no_table(streets, segmenter, tmp_path):
+    night = streets / "Dark_Zurich_test_anon_withoutGt"
+    assert start("test", "--checkpoint", segmenter, "--night", night, *SIZE, "--output", tmp_path) == {"checkpoint": {}}
+    report = (tmp_path / "results.md").read_text()
+    assert f"server takes {tmp_path / 'Dark_Zurich_test_anon_withoutGt-submission.zip'}" in report and "|" not in report
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_nights_are_no_day_data(name, tmp_path):
+    root = publish_night(tmp_path, name, ("train",))
+    for split in ("train", "val"):
+        with pytest.raises(UsageError, match="a night data set; zero-shot"):
+            open_streets(str(root), split, CONFIG, cache=tmp_path)
+    with pytest.raises(UsageError, match=r"NightCity \(val, never train\)"):
+        open_nights(root)
+
+
+HALF_UNPACKED = {
+    "no labels": (
+        lambda r: shutil.rmtree(r / "gt"),
+        "no folder .*gt/night/val; expected .*_gt_labelIds.png, found rgb",
+    ),
+    "one label less": (lambda r: next(r.glob("gt/*/val/*/*")).unlink(), "holds 1 images without labels, missing: gt"),
+    "one image less": (lambda r: next(r.glob("rgb_anon/*/val/*/*")).unlink(), "holds 1 labels without an image"),
+    "no images": (lambda r: [file.unlink() for file in r.glob("rgb_anon/*/val/*/*")], "no images of ACDC"),
+}
+
+
+@pytest.mark.parametrize("case", HALF_UNPACKED)
+def test_a_half_unpacked_night_is_refused(case, tmp_path):
+    spoil, message = HALF_UNPACKED[case]
+    root = publish_night(tmp_path, "ACDC")
+    spoil(root)
+    with pytest.raises(UsageError, match=message):
+        open_nights(root, cache=tmp_path)
+
+
+def test_label_ids_under_the_name_of_train_ids_are_refused(tmp_path):
+    Image.fromarray(np.full((4, 4), 23, np.uint8)).save(tmp_path / "a_trainIds.png")
+    with pytest.raises(ValueError, match="holds the ids 23; expected train ids of Cityscapes, 0 to 18 and 255"):
+        read_labels(tmp_path / "a_trainIds.png")
 
 
 def test_whole_images_are_not_augmented(streets, tmp_path):

@@ -945,6 +945,18 @@ def nights_of(task, root):
         shutil.move(root / "data/leftImg8bit/train/ulm", night)
         (root / "data/leftImg8bit/train/ulm").symlink_to(night)
         return lambda: cityscapes.open_streets(str(root / "data"), "train", StreetConfig((32, 48)), cache=root)
+    if task in segmentation.PUBLISHED or task == "one image of ACDC":
+        night = segmentation.publish_night(root, "ACDC" if task == "one image of ACDC" else task)
+        streets(root / "data")
+        image = night / segmentation.PUBLISHED[night.name][0].format("train", "Chicago_0001")
+        file = root / "data/leftImg8bit/train/ulm/0_leftImg8bit.png"
+        if task == "one image of ACDC":
+            file.unlink()
+            file.symlink_to(image)
+        else:
+            shutil.rmtree(file.parent)
+            file.parent.symlink_to(image.parent)
+        return lambda: cityscapes.open_streets(str(root / "data"), "train", StreetConfig((32, 48)), cache=root)
     if task in ("places", "copies of places"):
         write_folders(root, 2)
         shutil.rmtree(root / "train/place0/day")
@@ -964,7 +976,16 @@ def nights_of(task, root):
 
 @fault(
     *("zero-shot", "nights as training data of the other tasks", "refused"),
-    trials=["streets", "a city", "places", "copies of places", "videos", "copies of videos"],
+    trials=[
+        "streets",
+        "a city",
+        *segmentation.PUBLISHED,
+        "one image of ACDC",
+        "places",
+        "copies of places",
+        "videos",
+        "copies of videos",
+    ],
 )
 def test_nights_of_tasks(trial, tmp_path):
     opened = nights_of(trial, tmp_path)
