@@ -25,13 +25,7 @@ def with_statistics_of(
 ) -> NetworkT:
     """A copy of a network whose BatchNorm layers have the statistics of a data set: means over batches in random order.
 
-    Args:
-        network: stays as it is.
-        whole: its samples are pixels, or have them first: an image, or the clips of a video.
-        title: of the data set, for messages.
-        batch_size: samples per batch.
-        workers: processes that load.
-        runtime: the devices.
+    The samples of `whole` are pixels, or have them first: an image, or the clips of a video. `title` is for messages.
 
     Raises:
         UsageError: when the network has no BatchNorm.

@@ -4,6 +4,8 @@ Source: Lengyel et al., "Zero-Shot Day-Night Domain Adaptation with a Physics Pr
 Geusebroek et al., "Color invariance", TPAMI 2001.
 """
 
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,7 +66,4 @@ def behind_invariant(network: nn.Module) -> nn.Sequential:
         raise ValueError("a colour invariant goes before a convolution of RGB, and this network starts with none")
     first.weight = nn.Parameter(first.weight.detach().sum(dim=1, keepdim=True))
     first.in_channels = 1
-    parts = nn.Sequential()
-    parts.add_module("invariant", ColourInvariant())
-    parts.add_module("network", network)
-    return parts
+    return nn.Sequential(OrderedDict(invariant=ColourInvariant(), network=network))

@@ -92,7 +92,7 @@ def test_a_classifier_behind_the_invariant_goes_all_the_way(data, tmp_path):
     assert load_classifier(adapted)[0].model.invariant.scale != scale
     found = start("test", "--checkpoint", adapted, "--before", day, "--data", data, *SIZE)
     assert set(found) == {"before", "checkpoint"}
-    with pytest.raises(UsageError, match=r"begins with a colour invariant, .*; use .onnx or .pt2, not .pth"):
+    with pytest.raises(UsageError, match=r"--output .*weights.pth: expected .onnx or .pt2, as .* no colour invariant"):
         export.main(export.Config(checkpoint=day, output=tmp_path / "weights.pth"))
     export.main(export.Config(checkpoint=day, output=tmp_path / "graph.pt2"))
 

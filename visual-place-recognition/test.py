@@ -92,9 +92,8 @@ def main(config: Config) -> dict[str, dict[str, RetrievalScore]]:
 
         def measure_one(name: str, _: FeatureModel, test: RetrievalSet) -> RetrievalScore:
             stem = output / "descriptors" / name / file_name(test.title)
-            database, queries = (
-                descriptors_of(name, images, adabn=config.adabn) for images in (test.database, test.queries)
-            )
+            described = partial(descriptors_of, name, adabn=config.adabn)
+            database, queries = described(test.database), described(test.queries)
             if name in whitenings:
                 database, queries = whitenings[name](database), whitenings[name](queries)
             save_descriptors(database, test.database, Path(f"{stem}-database"))
