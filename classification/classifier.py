@@ -11,6 +11,7 @@ import torch
 from class_folders import class_names
 from torch import nn
 
+from minmax.colour_invariant import behind_invariant
 from minmax.features import (
     IDENTITY_STATISTICS,
     IMAGENET_STATISTICS,
@@ -35,7 +36,7 @@ from minmax.runtime.splits import Split
 CHECKPOINT_FORMAT = "similarity-minmax/classifier"
 TIMM = "timm/"
 
-Normalization = Literal["imagenet", "half", "clip", "dpn", "none"]
+Normalization = Literal["imagenet", "half", "clip", "dpn", "none", "ciconv"]
 NormalizationFlag = Literal["auto", Normalization]
 STATISTICS: dict[Normalization, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": IMAGENET_STATISTICS,
@@ -43,6 +44,7 @@ STATISTICS: dict[Normalization, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "dpn": ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3),
     "none": IDENTITY_STATISTICS,
+    "ciconv": IDENTITY_STATISTICS,  # a colour invariant instead, which is part of the network, as its scale is learned
 }
 """Mean and standard deviation per channel that published weights were trained with."""
 
@@ -65,7 +67,7 @@ class ClassifierSettings:
     classes: tuple[str, ...]
     """In the order of the outputs."""
     normalization: Normalization = "imagenet"
-    """Statistics by which the first layer normalises the input."""
+    """Statistics by which the first layer normalises the input; or the colour invariant of CIConv."""
     image_size: int | None = None
     """The side in pixels of the only images that the model takes; None for one that takes any."""
     layers: tuple[str, ...] = ()
@@ -117,6 +119,8 @@ def build_classifier(settings: ClassifierSettings, pretrained: bool = False, ini
     generator = torch.Generator().manual_seed(0)  # the global one is the weights' and must not depend on this trial
     example = torch.rand(2, 3, side, side, generator=generator)
     try:
+        if settings.normalization == "ciconv":
+            network = behind_invariant(network)
         layers = settings.layers or [last_feature_layer(network, example)]
         return FeatureModel(network, layers, InputNormalization(*STATISTICS[settings.normalization]), example)
     except ValueError as error:

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from class_accuracy import ClassAccuracy, measure
-from class_folders import DEFAULT_DATA, ImageConfig, LabelledImages, has_split, open_split
+from class_folders import DEFAULT_DATA, ImageConfig, LabelledImages, WholeImages, has_split, open_split
 from classifier import ForeignFlags, load_classifiers
 from torch import Tensor, nn
 from verdict_pictures import CHANGES, changed_verdicts, draw_verdicts
 
+from darkening.brightening import brighten_inputs
 from darkening.selection_nights import by_day
+from minmax.adabn import with_statistics_of
 from minmax.runtime.comparison import as_trained, compare, shared_classes
 from minmax.runtime.config import MeasuringFlags, run_script
 from minmax.runtime.devices import open_runtime
@@ -51,12 +53,17 @@ def main(config: Config) -> dict[str, dict[str, ClassAccuracy]]:
         loaded = load_classifiers(list(files.values()), config, config.data, wanted[0], config.images.size)
         classes = shared_classes(config, [settings.classes for _, settings in loaded])
         networks = {name: runtime.place(network) for name, (network, _) in zip(files, loaded, strict=True)}
+        for network in networks.values():
+            brighten_inputs(network, config.brighten)
         splits: dict[str, LabelledImages] = {}
         for split in wanted:
             splits[split] = open_split(config.data, split, config.images, classes, config.quick)
         output = config.open_output()
 
         def measure_one(name: str, network: nn.Module, images: LabelledImages) -> ClassAccuracy:
+            if config.adabn:
+                whole = WholeImages(images, config.images)
+                network = with_statistics_of(network, whole, images.split, config.batch_size, config.workers, runtime)
             how = (config.batch_size, config.workers, str(files[name]))
             [accuracy] = measure(network, images, config.images, runtime, (by_day,), *how)
             return accuracy

@@ -45,7 +45,8 @@ class Config(CommonFlags):
     """Start from the weights in this file: a state_dict under the model's own names; a last layer of another number of
     classes is made anew."""
     normalization: NormalizationFlag = "auto"
-    """Statistics by which the network's first layer normalises its input; auto: as its published weights expect."""
+    """Statistics by which the network's first layer normalises its input; auto: as its published weights expect;
+    ciconv: the colour invariant of Lengyel et al. instead, a rival of adaptation."""
     jitter: float = 0.3
     """Strength of the random brightness, contrast, saturation and hue."""
     images: ImageConfig = field(default_factory=ImageConfig)

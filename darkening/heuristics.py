@@ -32,7 +32,7 @@ def gamma_night(images: Tensor, exposure: Tensor, generator: Generator, draws: T
     The mean is min(request, the day's mean) where g = 6 is dark enough for it, and otherwise, as under a burnt-out
     sky, that of v^6: brighter than asked for.
     """
-    return images ** _power(images, _target(images, exposure))
+    return images ** solve_power(images, _target(images, exposure))
 
 
 def brightness_night(images: Tensor, exposure: Tensor, generator: Generator, draws: Tensor | None = None) -> Tensor:
@@ -61,7 +61,7 @@ def dimmed(images: Tensor, exposure: Tensor, share: Tensor) -> Tensor:
         share: `(N,)` in [0, 1].
     """
     target = _target(images, exposure).view(-1, 1, 1, 1)
-    power = 1.0 + share.to(images).view(-1, 1, 1, 1) * (_power(images, target) - 1.0)
+    power = 1.0 + share.to(images).view(-1, 1, 1, 1) * (solve_power(images, target) - 1.0)
     bent = images.clamp_min(1e-3) ** power  # the slope of a power is infinite at 0
     return bent * (target / bent.mean(dim=(1, 2, 3), keepdim=True)).clamp(max=1.0)
 
@@ -114,8 +114,8 @@ def _target(images: Tensor, exposure: Tensor) -> Tensor:
     return exposure.to(images).mean(dim=(1, 2, 3)).clamp_min(0.0).expand(images.shape[0])
 
 
-def _power(images: Tensor, target: Tensor) -> Tensor:
-    """The power per image, `(N, 1, 1, 1)`, at which its mean is the target, or the nearest end of [1, 6].
+def solve_power(images: Tensor, target: Tensor, ends: tuple[float, float] = (1.0, LARGEST_POWER)) -> Tensor:
+    """The power per image, `(N, 1, 1, 1)`, at which its mean is the target `(N,)`, or the nearest of two ends.
 
     Works on histograms of 256 levels: the error is below half a level whatever the size of the images.
     """
@@ -128,7 +128,7 @@ def _power(images: Tensor, target: Tensor) -> Tensor:
         codes += 256 * torch.arange(count, device=images.device).view(-1, 1)
         found = torch.bincount(codes.flatten(), minlength=256 * count).view(count, 256)
     share = found / codes.shape[1]
-    lower, upper = (torch.full((count, 1), end, device=images.device) for end in (1.0, LARGEST_POWER))
+    lower, upper = (torch.full((count, 1), end, device=images.device) for end in ends)
     for _ in range(24):  # to the last bit of a float
         middle = (lower + upper) / 2
         too_bright = (share * levels**middle).sum(dim=1, keepdim=True) > target.view(-1, 1)

@@ -15,12 +15,15 @@ from pathlib import Path
 from clip_accuracy import ClipAccuracy, measure
 from clip_pictures import draw_strips
 from clip_sets import open_clips
+from clip_views import WholeClips
 from clips import SCENES, ClipConfig, LabelledClips
 from recogniser import load_recogniser
 from torch import nn
 from video_trees import DEFAULT_DATA, has_split
 
+from darkening.brightening import brighten_inputs
 from darkening.selection_nights import by_day
+from minmax.adabn import with_statistics_of
 from minmax.runtime.comparison import as_trained, compare, shared_classes
 from minmax.runtime.config import MeasuringFlags, run_script, shrink_settings
 from minmax.runtime.devices import open_runtime
@@ -64,10 +67,15 @@ def main(config: Config) -> dict[str, dict[str, ClipAccuracy]]:
         loaded = {name: load_recogniser(path, expected) for name, path in config.checkpoints.items()}
         classes = shared_classes(config, [settings.classes for _, settings in loaded.values()])
         networks = {name: runtime.place(network) for name, (network, _) in loaded.items()}
+        for network in networks.values():
+            brighten_inputs(network, config.brighten)
         splits = open_splits(config, classes)
         output = config.open_output()
 
         def measure_one(name: str, network: nn.Module, clips: LabelledClips) -> ClipAccuracy:
+            if config.adabn:
+                whole, at_once = WholeClips(clips, config.clips), max(1, config.batch_size // config.clips.rounds)
+                network = with_statistics_of(network, whole, clips.split, at_once, config.workers, runtime)
             how = (config.batch_size, config.workers, str(config.checkpoints[name]))
             [accuracy] = measure(network, clips, config.clips, runtime, (by_day,), None, *how)
             return accuracy

@@ -158,6 +158,9 @@ def _network(config: Config) -> Network:
     else:
         graph, settings = loaded
         model = graph.model
+        nameless = config.output.suffix in WEIGHTS and getattr(settings, "normalization", "") == "ciconv"
+        expected = ".onnx or .pt2, as torchvision and timm have no colour invariant, with which this network begins"
+        require(not nameless, "--output", config.output, expected)
         normalization = dict(graph.normalization.named_buffers())
         about |= {key: normalization[key].flatten().tolist() for key in ("mean", "std")}
         about |= {"layers": list(graph.layers), "settings": asdict(settings)}

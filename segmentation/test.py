@@ -16,13 +16,16 @@ from typing import Literal
 from cityscapes import DEFAULT_DATA, DEFAULT_FOLDER, DEFAULT_NIGHTS, open_nights, open_streets
 from miou import ScoredClasses, StreetScore, measure
 from segmenter import load_segmenter
-from street_images import SCENES, StreetConfig, StreetFiles, StreetImages
+from street_images import SCENES, StreetConfig, StreetFiles, StreetImages, WholeStreets
 from street_labels import CLASSES, VOID
 from street_pictures import draw_predictions
 from street_submission import write_submission
-from torch import Tensor, nn
+from torch import Tensor
 
+from darkening.brightening import brighten_inputs
 from darkening.selection_nights import by_day
+from minmax.adabn import with_statistics_of
+from minmax.features import FeatureModel
 from minmax.pretrained import require_size
 from minmax.runtime.comparison import as_trained, compare, file_name
 from minmax.runtime.config import MeasuringFlags, run_script
@@ -69,9 +72,15 @@ def main(config: Config) -> dict[str, dict[str, StreetScore]]:
         for name, path in config.checkpoints.items():
             networks[name] = runtime.place(load_segmenter(path, config.images.size)[0])
             require_size(networks[name], "--images.size", *config.images.size)
+            brighten_inputs(networks[name], config.brighten)
         sets = open_sets(config)
         output = config.open_output()
         size, loading = config.images.size, (config.batch_size, config.workers)
+
+        def for_images(network: FeatureModel, images: StreetImages) -> FeatureModel:
+            whole = WholeStreets(images, size)
+            return with_statistics_of(network, whole, images.title, *loading, runtime) if config.adabn else network
+
         labelled: dict[str, StreetImages] = {}
         about = []
         for title, images in sets.items():
@@ -79,14 +88,15 @@ def main(config: Config) -> dict[str, dict[str, StreetScore]]:
                 labelled[title] = images
                 continue
             target = output / f"{file_name(title, '_')}-submission.zip"
-            write_submission(networks["checkpoint"], images, size, runtime, target, *loading, str(config.checkpoint))
+            network = for_images(networks["checkpoint"], images)
+            write_submission(network, images, size, runtime, target, *loading, str(config.checkpoint))
             about.append(
                 f"{title} has no labels here; its evaluation server takes {printable(target)}, of {len(images)} images"
             )
 
-        def measure_one(name: str, network: nn.Module, images: StreetImages) -> StreetScore:
+        def measure_one(name: str, network: FeatureModel, images: StreetImages) -> StreetScore:
             how = (config.labels == "full", SHOWN, *loading, str(config.checkpoints[name]))
-            [score] = measure(network, images, size, runtime, (by_day,), *how)
+            [score] = measure(for_images(network, images), images, size, runtime, (by_day,), *how)
             return score
 
         found = compare(config, networks, labelled, measure_one)

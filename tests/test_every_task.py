@@ -96,6 +96,22 @@ def test_four_scripts_on_built_in_data(name, tmp_path, capsys):
     assert shown.printed in capsys.readouterr().out
     stored = json.loads((out / "results.json").read_text())["results"]["checkpoint"]
     assert shown.agrees(stored[night], found["checkpoint"][night])
+    for rival in (["--adabn"], ["--brighten", "clahe"]):
+        start(
+            "test",
+            "--checkpoint",
+            adapted,
+            "--data",
+            "scenes",
+            "--quick",
+            *shown.test,
+            "--output",
+            tmp_path / "2",
+            *rival,
+        )
+        assert (
+            json.loads((tmp_path / "2" / "results.json").read_text())["results"]["checkpoint"][night] != stored[night]
+        )
     (first,) = (adapted.parent / "pictures").glob("first_*.png")
     drawn = [darkener.parent / "pictures" / "darkened.png", adapted.parent / "pictures" / "curves.png", first]
     for picture in (*drawn, *(out / picture for picture in shown.pictures)):

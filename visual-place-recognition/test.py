@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from descriptors import describe, save_descriptors
+from descriptors import WholePlaces, describe, save_descriptors
 from place_checkpoints import load_place_network
 from place_images import DEFAULT_DATA, PlaceConfig, PlaceImages
 from place_pairs import open_whitening_pairs
@@ -23,6 +23,8 @@ from retrieval_sets import RetrievalSet, open_retrieval_sets
 from torch import Tensor
 from whitening import Whitening, find_whitening
 
+from darkening.brightening import brighten_inputs
+from minmax.adabn import with_statistics_of
 from minmax.features import FeatureModel
 from minmax.runtime.comparison import compare, file_name
 from minmax.runtime.config import MeasuringFlags, require, run_script
@@ -69,10 +71,15 @@ def main(config: Config) -> dict[str, dict[str, RetrievalScore]]:
         pairs = open_whitening_pairs(config.data, config.images, config.quick) if config.whitening else None
         output = config.open_output()
 
-        def descriptors_of(name: str, images: PlaceImages, positions: Sequence[int] | None = None) -> Tensor:
+        def descriptors_of(
+            name: str, images: PlaceImages, positions: Sequence[int] | None = None, adabn: bool = False
+        ) -> Tensor:
+            network, size = networks[name], config.images.size
+            if adabn:  # each image is a batch, as they have sizes of their own
+                whole = WholePlaces(images, range(len(images)), size)
+                network = with_statistics_of(network, whole, images.title, 1, config.workers, runtime)
             how = (config.scales, config.batch_size, config.workers)
-            called = str(files[name])
-            return describe(networks[name], images, config.images.size, runtime, positions, *how, called=called)
+            return describe(network, images, size, runtime, positions, *how, called=str(files[name]))
 
         whitenings: dict[str, Whitening] = {}
         if pairs is not None:
@@ -80,9 +87,13 @@ def main(config: Config) -> dict[str, dict[str, RetrievalScore]]:
             for name, file in files.items():
                 whitenings[name] = find_whitening(file, pairs, partial(descriptors_of, name), how)
 
+        for network in networks.values():  # behind the whitening, which is learned by day and kept
+            brighten_inputs(network, config.brighten)
+
         def measure_one(name: str, _: FeatureModel, test: RetrievalSet) -> RetrievalScore:
             stem = output / "descriptors" / name / file_name(test.title)
-            database, queries = descriptors_of(name, test.database), descriptors_of(name, test.queries)
+            described = partial(descriptors_of, name, adabn=config.adabn)
+            database, queries = described(test.database), described(test.queries)
             if name in whitenings:
                 database, queries = whitenings[name](database), whitenings[name](queries)
             save_descriptors(database, test.database, Path(f"{stem}-database"))

@@ -27,11 +27,11 @@ class Comparison(Generic[ScoreT]):
     """Scores by checkpoint (`before`, if there is one, and `checkpoint`) and split.
 
     Args:
-        files: the checkpoints by name.
+        config: how they were measured.
         found: their scores by name and split.
     """
 
-    files: Mapping[str, Path]
+    config: MeasuringFlags
     found: dict[str, dict[str, ScoreT]]
 
     def captions(self, alone: str = "") -> dict[str, str]:
@@ -96,17 +96,22 @@ class Comparison(Generic[ScoreT]):
             What results.md holds, to be printed.
         """
         captions = self.captions("checkpoint")
-        files = "  \n".join(
-            f"{captions[name]}: {printable(path)}" for name, path in self.files.items()
-        )  # spaces break lines
-        about = "  \n".join(f"{name}: {printable(settings[name])}" for name in ("data", "size") if name in settings)
-        text = "\n\n".join(filter(None, [files, about, *tables]))
+        paths, brighten, adabn = self.config.checkpoints, self.config.brighten, self.config.adabn
+        files = [f"{captions[name]}: {printable(path)}" for name, path in paths.items()]
+        notes = [f"{name}: {printable(settings[name])}" for name in ("data", "size") if name in settings]
+        if brighten != "none":
+            notes.append(f"brightened before the network, day and night: {brighten}")
+        if adabn:
+            notes.append("not zero-shot: saw the test images (AdaBN, BatchNorm's statistics of each test set)")
+        heading = ["  \n".join(lines) for lines in (files, notes)]  # spaces break lines
+        text = "\n\n".join(filter(None, [*heading, *tables]))
         write_atomically(folder / "results.md", lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
         results = {
-            name: {"file": str(self.files[name]), **{split: as_plain(split, score) for split, score in scores.items()}}
+            name: {"file": str(paths[name]), **{split: as_plain(split, score) for split, score in scores.items()}}
             for name, scores in self.found.items()
         }
-        write_json({**settings, "results": results, **more}, folder / "results.json")
+        known = {**settings, "brighten": brighten, "adabn": adabn}
+        write_json({**known, "results": results, **more}, folder / "results.json")
         return text
 
 
@@ -123,7 +128,7 @@ def compare(
         for title, split in splits.items():
             log.info("measuring %s on %s", config.checkpoints[name], title)
             found[name][title] = measure(name, network, split)
-    return Comparison(config.checkpoints, found)
+    return Comparison(config, found)
 
 
 def as_trained(config: ConfigT, group: str, names: Sequence[str]) -> ConfigT:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Protocol, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, get_type_hints
 
 import cattrs
 import tyro
@@ -108,6 +108,9 @@ class CommonFlags:
         require(self.save_minutes > 0, "--save-minutes", self.save_minutes, "more than 0")
 
 
+Brightening = Literal["none", "gamma", "clahe"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class MeasuringFlags:
     """The flags that every script that only measures has."""
@@ -118,6 +121,11 @@ class MeasuringFlags:
     """A second network to compare with, such as the daytime one."""
     output: Path | None = None
     """Folder of the results; by default test/ beside the checkpoint."""
+    brighten: Brightening = "none"
+    """What brightens every image before the network: gamma, a power that brings a darker one to a mean of 0.45; clahe,
+    local equalisation."""
+    adabn: bool = False
+    """AdaBN: count BatchNorm's statistics anew on each data set before it is measured. Not zero-shot."""
     device: str = "auto"
     """auto, cpu, mps, cuda or cuda:1."""
     precision: Precision = "fp32"
