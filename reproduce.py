@@ -457,7 +457,8 @@ def paper_table(config: Config, results: dict[str, list[dict[str, Any]]], data: 
     table, titles = load_tables().tables[config.table], titles_of(config.rows)
     lines = {**table.rows, **{name: Line(title) for name, title in titles.items() if name not in table.rows}}
     lines |= {title: Line(title, paper) for title, paper in table.others.items()}
-    has_figures = any(line.paper for line in lines.values())
+    digits = max((len(str(figure).partition(".")[2]) for line in lines.values() for figure in line.paper), default=0)
+    has_figures = digits > 0
     header = [""]
     for column in table.columns:
         header += [f"{column.title}, paper"] * has_figures + [f"{column.title}, ours"]
@@ -472,10 +473,10 @@ def paper_table(config: Config, results: dict[str, list[dict[str, Any]]], data: 
             ours = [_share(found, (split, *MEASURES[config.task][column.measure])) for found in by_seed]
             figure = line.paper[number] if line.paper else math.nan
             gain = 100 * statistics.fmean(ours) - figure if ours else math.nan
-            cells += [_number(figure, f"{figure}")] * has_figures + [_spread(ours) if ours else "-"]
+            cells += [_number(figure, f"{figure:.{digits}f}")] * has_figures + [_spread(ours) if ours else "-"]
             cells += [_number(gain, f"{gain:+z.1f}")] * (has_figures and column.comparable)
         rows.append([*cells, str(len(by_seed) or "-")])
-    parts = [f"# {table.title}"]
+    parts = [f"# {table.title}{' (--quick: the figures mean nothing)' if config.quick else ''}"]
     if has_figures:
         parts += [f"Luo et al., ICCV 2023, Table {config.table}. Ours: mean and, in brackets, lowest and highest seed."]
     parts += [markdown_table([*header, "seeds"], rows), table.note]
