@@ -1,12 +1,13 @@
 """A chain of scripts, with small scripts in place of the real ones: what is started, resumed, repeated and reported."""
 
 import json
+import logging
 import subprocess
 
 import pytest
 
 from minmax.runtime import commands
-from minmax.runtime.commands import Commands
+from minmax.runtime.commands import Commands, Job
 from minmax.runtime.errors import RunError, UsageError
 
 TRAIN = """
@@ -200,3 +201,41 @@ def test_control_c_waits_for_the_script(log, monkeypatch):
     assert waited[0].returncode == 0, "the script was left alone"
     assert (log.parent / "runs" / "task" / "day" / "best.pt").is_file()
     assert not is_done(log, "day"), "it may have stopped half-way"
+
+
+def trainings(ours, *names):
+    """Trainings of which each needs the one before."""
+    needs = [(), *((name,) for name in names)]
+    return [
+        Job(name, lambda name=name: ours.train("train.py", name, "best.pt"), needs[i], "train.py", f"{name} titled")
+        for i, name in enumerate(names)
+    ]
+
+
+def test_jobs_are_done_in_order_and_what_is_left_is_told(log, caplog):
+    caplog.set_level(logging.INFO)
+    ours = chain(log)
+    ours.train("train.py", "a", "best.pt")
+    file = ours.run_of("a") / "finished"
+    made = json.loads(file.read_text())
+    assert made.pop("seconds") >= 0
+    file.write_text(json.dumps(made))  # as before seconds were noted
+    jobs = [*trainings(ours, "a", "b"), Job("test b", lambda: 7, ("b",))]
+    caplog.clear()
+    done = ours.run_jobs(jobs)
+    assert list(done) == ["a", "b", "test b"] and done["test b"] == 7
+    told = [message.strip() for message in caplog.messages if "$" not in message]
+    assert told == ["1 trainings to go, 1 finished", "[2/2] train.py b titled"], "no training has told its time"
+    file.write_text(json.dumps(made | {"seconds": 3600}))
+    caplog.clear()
+    ours.run_jobs(trainings(ours, "a", "c", "d", "e"), 2)
+    told = [message.strip() for message in caplog.messages if "titled" in message]
+    # Of three hours two trainings at a time make one and a half.
+    assert told[0] == "[2/4] train.py c titled, about 1 h 30 min left"
+
+
+def test_a_stopped_training_tells_no_time(log):
+    with pytest.raises(RunError):
+        chain(log).train("train.py", "day", "best.pt", "--fail")
+    chain(log).train("train.py", "day", "best.pt")
+    assert "seconds" not in json.loads((log.parent / "runs" / "task" / "day" / "finished").read_text())

@@ -14,6 +14,7 @@ import pytest
 from action_scripts import SCRIPTS as ACTION_SCRIPTS
 from classification_scripts import SCRIPTS
 from place_scripts import SCRIPTS as PLACE_SCRIPTS
+from scipy import stats
 from segmentation_scripts import SCRIPTS as SEGMENTATION_SCRIPTS
 from torch import nn
 
@@ -41,6 +42,8 @@ class Scripts:
         self.failing = set()
         self.shares = {}  # top-1 by day and by night of a run
         self.splits = ("test_day", "test_night")
+        self.streets, self.places = ("day", "night"), "tokyo"
+        self.slow = {}  # events that runs wait for
         self.task = "classification"
         self.running = self.most_running = 0
         self.lock = threading.Lock()
@@ -61,6 +64,8 @@ class Scripts:
 
     def run(self, script, run, given, stderr):
         time.sleep(0.01)
+        if run in self.slow:
+            assert self.slow[run].wait(20), f"{run} was waited for"
         failed = run in self.failing
         if script == "test.py" and "--output" in given:
             day, night = self.shares.get(run, (0.5, 0.5))
@@ -72,9 +77,11 @@ class Scripts:
             if self.task == "low-light-action-recognition":
                 found = {"test_night": {"top1": night, "top5": day}}
             if self.task == "segmentation":
-                found = {"file": "best.pt", "day": {"mean_iou": day}, "night": {"mean_iou": night}}
+                found = {"file": "best.pt"} | dict(
+                    zip(self.streets, [{"mean_iou": day}, {"mean_iou": night}], strict=True)
+                )
             if self.task == "visual-place-recognition":
-                found = {"file": "best.pt", "tokyo": {"mean_average_precision": day, "recall": {"1": night}}}
+                found = {"file": "best.pt", self.places: {"mean_average_precision": day, "recall": {"1": night}}}
             given["--output"].mkdir(parents=True, exist_ok=True)
             found = {"results": {"checkpoint": found}}
             (given["--output"] / "results.json").write_text(json.dumps(found))
@@ -200,10 +207,10 @@ def rows_of(found):
 @pytest.mark.parametrize(
     ("task", "count"),
     [
-        ("classification", 20),
-        ("segmentation", 17),
-        ("visual-place-recognition", 15),
-        ("low-light-action-recognition", 17),
+        ("classification", 23),
+        ("segmentation", 18),
+        ("visual-place-recognition", 16),
+        ("low-light-action-recognition", 18),
     ],
 )
 @pytest.mark.parametrize("recipe", ["paper", "small"])
@@ -239,7 +246,9 @@ def test_the_flags_of_the_rows_mean_what_their_titles_say(parsed, jobs, quick):
     assert (
         rows["full"].darkener and not rows["dim-camera"].darkener
     )  # where there is one, nights are learned by default
-    assert {name for name, config in rows.items() if config.byol.weight == 0} == {"continued", "no-byol"}
+    assert {name for name, config in rows.items() if config.byol.weight == 0} == {
+        *("continued", "no-byol", "neither-similarity")
+    }
     assert {name for name, config in rows.items() if config.night.camera.share == 1} == {
         *("camera", "gamma-camera", "dim-camera")
     }
@@ -252,6 +261,8 @@ def test_the_flags_of_the_rows_mean_what_their_titles_say(parsed, jobs, quick):
         "darkener-unnormalised"
     }
     assert {name for name, config in rows.items() if config.byol.distance == "cosine"} == {"cosine"}
+    curves = {name: config.darkener.curve for name, config in darkeners.items() if config.init == "scratch"}
+    assert curves == {"darkener-gamma-curve": "gamma", "darkener-reciprocal-curve": "reciprocal"}
 
 
 def test_segmentation_is_told_its_nights(parsed):
@@ -311,7 +322,7 @@ def test_the_rows_compare_features_by_what_their_titles_say(parsed):
     build = SCRIPTS["train"].build_pair
     rows = {run: config for (script, run), config in parsed(recipe="small").items() if script == "train.py"}
     plain = {name for name, config in rows.items() if type(build(network, config.byol)) is ViewPair}
-    assert plain == {"continued", "no-byol", "cosine"}
+    assert plain == {"continued", "no-byol", "neither-similarity", "cosine"}
     assert all(isinstance(build(network, rows[name].byol), MomentumPair) for name in set(rows) - plain)
 
 
@@ -327,10 +338,11 @@ def test_the_commands_of_the_help_text_are_accepted(reproduce, tmp_path, monkeyp
     (tmp_path / "mine.yaml").touch()
     lines = re.findall(r"^    python reproduce.py (.*)$", reproduce.__doc__, re.MULTILINE)
     configs = [parse_flags(reproduce.Config, None, line.split()) for line in lines]
-    names = [config.recipe_file.relative_to(reproduce.REPOSITORY).parts[0] for config in configs[:4]]
-    assert names == [*["classification"] * 3, "segmentation"]
-    assert configs[4].recipe_file == tmp_path / "mine.yaml"
-    assert (len(configs[0].rows), configs[1].jobs, configs[2].flip) == (20, 2, False)
+    names = [config.recipe_file.relative_to(reproduce.REPOSITORY).parts[0] for config in configs[:6]]
+    assert names == ["classification", "segmentation", *["classification"] * 3, "segmentation"]
+    assert [config.recipe_file.stem for config in configs[:2]] == ["demo", "paper"]
+    assert configs[6].recipe_file == tmp_path / "mine.yaml"
+    assert (len(configs[2].rows), configs[3].jobs, configs[4].flip) == (23, 2, False)
 
 
 @pytest.mark.parametrize(
@@ -352,6 +364,12 @@ def test_the_commands_of_the_help_text_are_accepted(reproduce, tmp_path, monkeyp
             {"task": "visual-place-recognition", "flip": False},
             "--flip false: expected no such flag for visual-place-recognition, which mirrors nothing",
         ),
+        ({"against": "full"}, "--against full: expected one of the rows, day, continued, gamma"),
+        ({"shard": "0/2"}, "--shard 0/2: expected i/n, such as 1/3, 2/3 and 3/3"),
+        ({"shard": "3/2"}, "--shard 3/2: expected i/n, such as 1/3, 2/3 and 3/3"),
+        ({"table": "6", "data": ""}, "--table 6: expected one of 1, 2, 3, 4, 5, demo"),
+        ({"table": "1"}, "--data scenes: expected its data"),
+        ({"table": "demo", "data": "photos"}, "--data photos: expected none: this table is of the built-in scenes"),
         ({"night": (Path("dusk"),)}, "--night dusk: expected none: the nights of classification are in its --data"),
     ],
 )
@@ -391,9 +409,9 @@ def test_the_table_holds_the_mean_and_the_range_over_the_seeds(reproduce, script
     reproduce.main(config_of(reproduce, tmp_path, rows=("gamma", "continued"), seeds=(2, 0, 1)))
     text = (tmp_path / "comparison.md").read_text()
     assert text in capsys.readouterr().out
-    head, table, choice = text.split("\n\n")
-    assert head == "scenes, recipe small, seeds 2 0 1"
-    assert choice == "By day images only one would choose: gamma night\n"
+    head, table, _, gains, choice, _ = text.split("\n\n")
+    assert head == "scenes, recipe small, seeds 2 0 1; a smoke test (--quick): the figures mean nothing"
+    assert choice == "By day images only one would choose: gamma night"
     by_seed = "25.0 (25.0, 25.0, 25.0)"
     half = ["50.0 (50.0 to 50.0)", "25.0 (25.0 to 25.0)"]
     day = ["88.0 (80.0 to 94.0)", "44.0 (40.0 to 47.0)", "40.0 (30.0 to 50.0)", "20.0 (15.0 to 25.0)"]
@@ -403,7 +421,24 @@ def test_the_table_holds_the_mean_and_the_range_over_the_seeds(reproduce, script
         ["gamma night", *half, *half, by_seed],
         ["trained on by day", *2 * ["40.0 (40.0 to 40.0)", "20.0 (20.0 to 20.0)"], by_seed],
     ]
+    # The daytime model minus the row trained on by day: 54, 50 and 40 points by day, 0, 10 and -10 by night, of which
+    # the half intervals are 4.303 times the standard errors 4.163 and 5.774.
+    assert cells(gains)[1:2] == [
+        [
+            "daytime model",
+            "+48.0 (+30.1 to +65.9)",
+            "+24.0 (+15.0 to +33.0)",
+            "+0.0 (-24.8 to +24.8)",
+            "+0.0 (-12.4 to +12.4)",
+        ]
+    ]
+    assert [row[0] for row in cells(gains)] == ["", "daytime model", "gamma night"]
     found = json.loads((tmp_path / "comparison.json").read_text())
+    gain = found["differences"]["daytime model"]["night, top-1"]
+    test = stats.ttest_1samp(gain["by_seed"], 0).confidence_interval(0.95)
+    assert (gain["low"], gain["high"]) == pytest.approx((test.low, test.high)) and found[
+        "against"
+    ] == "trained on by day"
     assert (found["seeds"], found["chosen"]) == ([2, 0, 1], "gamma night")
     assert [by_seed["test_night"]["top1"] for by_seed in found["results"]["daytime model"]] == [0.4, 0.5, 0.3]
     # The score of the last epoch, whose weights are tested, not the best one.
@@ -422,8 +457,8 @@ def test_the_table_holds_the_mean_and_the_range_over_the_seeds(reproduce, script
 def test_each_task_reports_its_own_measures_of_what_there_is(reproduce, scripts, tmp_path, task, columns, day):
     scripts.task, scripts.shares, scripts.splits = task, {"day-3": (0.25, 0.125)}, ("test_night",)
     reproduce.main(config_of(reproduce, tmp_path, task=task, data="", rows=("gamma",), seeds=(3,)))
-    head, table, _ = (tmp_path / "comparison.md").read_text().split("\n\n")
-    assert head == f"{task}, recipe small, seeds 3"
+    head, table, _, gains, *_ = (tmp_path / "comparison.md").read_text().split("\n\n")
+    assert head.startswith(f"{task}, recipe small, seeds 3")
     gamma = ["50.0", "25.0" if task == "classification" else "50.0"]
     assert cells(table) == [
         ["", *columns, CHOOSING],
@@ -431,6 +466,9 @@ def test_each_task_reports_its_own_measures_of_what_there_is(reproduce, scripts,
         ["gamma night", *gamma, "25.0 (25.0)"],
     ]
     assert not any("--data" in flags for _, _, flags in scripts.started)
+    # Without `continued` against the daytime model; one seed has no interval.
+    by = [f"{100 * (float(found) - float(before)) / 100:+.1f}" for found, before in zip(gamma, day, strict=True)]
+    assert cells(gains)[1:] == [["gamma night", *by]]
 
 
 def test_the_row_with_the_best_mean_for_choosing_is_named(reproduce):
@@ -474,23 +512,192 @@ def test_a_failing_darkener_ends_everything_side_by_side(reproduce, scripts, tmp
     said = "some line\nerror: no memory left"
     assert str(caught.value) == f"classification/train_darkener.py ended with exit code 1: {said}"
     assert capfd.readouterr().err == "", "what runs side by side is quiet"
-    assert set(scripts.trained()) == {"day-1", "darkener-1"}
+    assert set(scripts.trained()) <= {"day-1", "day-2", "darkener-1", "darkener-2", "continued-1"}
 
 
-def test_control_c_cancels_the_queue_and_waits_for_what_runs(reproduce, tmp_path, monkeypatch):
-    begun, done = threading.Event(), []
-
-    def interrupted():
-        begun.wait()
+def test_control_c_starts_nothing_more_and_waits_for_what_runs(reproduce, scripts, tmp_path, monkeypatch):
+    def interrupted(running, **_):
+        time.sleep(0.005)
         raise KeyboardInterrupt
 
-    def start_seed(commands, config, seed, pool):
-        pool.submit(lambda: (begun.set(), time.sleep(0.1), done.append("running")))
-        pool.submit(done.append, "queued")
-        return {"daytime model": SimpleNamespace(result=interrupted)}
-
-    monkeypatch.setattr(reproduce, "start_seed", start_seed)
+    monkeypatch.setattr(commands, "wait", interrupted)
     with pytest.raises(RunError) as caught:
-        reproduce.main(config_of(reproduce, tmp_path))
+        reproduce.main(config_of(reproduce, tmp_path, seeds=(0, 1, 2), jobs=2))
     assert str(caught.value) == "stopped; the same command goes on from here"
-    assert done == ["running"]
+    assert scripts.ended and sorted(scripts.ended) == sorted((script, run) for script, run, _ in scripts.started)
+    assert {run for _, run in scripts.ended} == {"day-0", "day-1"}
+
+
+# ------------------------------------------------------------------------------------------ side by side, and in shares
+
+
+def test_no_thread_waits_for_a_daytime_model_while_another_seed_could_go_on(reproduce, scripts, tmp_path):
+    done = scripts.slow["day-0"] = threading.Event()
+    config = config_of(reproduce, tmp_path, seeds=(0, 1), jobs=2, rows=("continued", "gamma", "full"))
+    thread = threading.Thread(target=reproduce.main, args=[config])
+    thread.start()
+    for _ in range(400):
+        if ("test.py", "full-1") in scripts.ended:
+            break
+        time.sleep(0.01)
+    assert ("test.py", "full-1") in scripts.ended, "all of seed 1 was possible beside the daytime model of seed 0"
+    done.set()
+    thread.join()
+    assert (tmp_path / "comparison.md").is_file()
+
+
+def test_shares_of_seeds_are_trained_apart_and_measured_by_the_last(reproduce, scripts, tmp_path):
+    def share(shard):
+        scripts.started.clear()
+        reproduce.main(config_of(reproduce, tmp_path, rows=("gamma", "full"), seeds=(0, 1, 2), shard=shard))
+        return scripts.trained(), len(scripts.tested())
+
+    of = [[f"{run}-{seed}" for run in ("day", "darkener", "gamma", "full")] for seed in range(3)]
+    assert share("1/2") == ([*of[0], *of[2]], 0) and not (tmp_path / "comparison.md").exists()
+    assert share("1/2") == ([], 0)
+    assert share("2/2") == (of[1], 9) and (tmp_path / "comparison.md").is_file()
+    assert share("") == ([], 9)
+
+
+def test_shares_of_rows_need_what_they_have_in_common(reproduce, scripts, tmp_path):
+    def share(shard, **given):
+        scripts.started.clear()
+        reproduce.main(
+            config_of(reproduce, tmp_path, **{"rows": ("gamma", "full", "no-byol"), "shard": shard, **given})
+        )
+        return scripts.trained()
+
+    with pytest.raises(UsageError) as caught:
+        share("1/2")
+    assert str(caught.value) == (
+        "--shard 1/2: expected at most 1 shares, a seed each, until what rows start from is finished; "
+        "not yet: day-0 darkener-0"
+    )
+    assert scripts.started == []
+    assert share("", rows=("full",)) == ["day-0", "darkener-0", "full-0"]
+    assert (share("1/2"), share("2/2")) == (["gamma-0", "no-byol-0"], [])
+
+
+# ------------------------------------------------------------------------------------------ tables of the paper
+
+STREETS = ("NighttimeDrivingTest", "Dark_Zurich_val_anon")
+
+
+@pytest.fixture
+def data_of(reproduce, tmp_path):
+    """Folders that hold a file of every part of a table's data sets, as flags."""
+
+    def data_of(table, lacking=""):
+        known = reproduce.load_tables()
+        table = known.tables[table]
+        places = {name: tmp_path / "data" for name in table.data}
+        places |= {name: tmp_path / Path(known.datasets[name].place).name for name in table.night}
+        for name, place in places.items():
+            for globs in known.datasets[name].files.values() if name != lacking else ():
+                for glob in globs:
+                    file = place / glob.replace("[A-Z]", "A").replace("*", "a")
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.touch()
+        night = tuple(places[name] for name in table.night)
+        return {"data": str(tmp_path / "data") if table.data else "", "night": night, "rows": (), "recipe": "paper"}
+
+    return data_of
+
+
+def test_tables_name_rows_measures_and_data_sets_that_there_are(reproduce):
+    known, rows = reproduce.load_tables(), reproduce.load_rows().rows
+    assert list(known.tables) == ["1", "2", "3", "4", "5", "demo"]
+    assert set(known.datasets) == {name for table in known.tables.values() for name in (*table.data, *table.night)}
+    for dataset in known.datasets.values():
+        assert set(dataset.counts) <= set(dataset.files) and "http" in dataset.source
+    for table in known.tables.values():
+        assert all(name == "day" or table.task not in rows[name].lacking for name in table.rows)
+        figures = [*(line.paper for line in table.rows.values()), *table.others.values()]
+        assert {len(paper) for paper in figures} <= {0, len(table.columns)}
+        assert {column.measure for column in table.columns} <= set(reproduce.MEASURES[table.task])
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "paper"),
+    [
+        ("1", ["similarity min-max", "65.87", "25.0", "-40.9", "1"], ["CIConv", "60.32", "-", "-", "-"]),
+        ("2", ["full", "65.87", "25.0", "-40.9", "1"],
+         ["darkener and model in turns (section 3.4)", "63.84", "-", "-", "-"]),
+        ("3", ["similarity min-max", "44.9", "75.0", "+30.1", "40.2", "25.0", "1"],
+         ["CIConv", "41.2", "-", "-", "34.5", "-", "-"]),
+        ("4", ["the same with BYOL between descriptors", "-", "75.0", "-", "1"], ["CIConv-GeM", "88.3", "-", "-", "-"]),
+        ("5", ["similarity min-max", "51.52", "25.0", "-26.5", "1"], ["AdaBN", "46.17", "-", "-", "-"]),
+        ("demo", ["similarity min-max", "75.0", "25.0", "1"], None),
+    ],
+)  # fmt: skip
+def test_a_table_has_the_papers_figures_beside_ours(reproduce, scripts, data_of, tmp_path, name, ours, paper):
+    table = reproduce.load_tables().tables[name]
+    scripts.task, scripts.streets, scripts.places = table.task, STREETS, "247tokyo1k"
+    scripts.shares = {"full-0": (0.75, 0.25)}
+    reproduce.main(config_of(reproduce, tmp_path, table=name, **data_of(name)))
+    text = (tmp_path / f"table-{name}.md").read_text()
+    lines = cells(text.split("\n\n")[2 if paper else 1])
+    assert [line[0] for line in lines[1:]] == [*(row.title for row in table.rows.values()), *table.others]
+    assert ours in lines and (paper is None or paper in lines)
+    assert (f"Luo et al., ICCV 2023, Table {name}." in text) == (paper is not None)
+    assert table.note in text and "no night image chose anything" in text
+    assert {run.rsplit("-", 1)[0] for run in scripts.tested()} == set(table.rows)
+    nights = {tuple(flags[flags.index("--night") + 1 :]) for _, _, flags in scripts.started if "--night" in flags}
+    assert len(nights) == bool(table.night) and all(Path(folder).is_dir() for night in nights for folder in night)
+    assert ("NOT COMPLETE" in text) == (name in ("1", "2", "3", "5"))
+    assert ("; fingerprint " in text) == bool(table.night)
+
+
+def test_rows_beside_those_of_a_table_stand_below_its_own(reproduce, scripts, data_of, tmp_path):
+    given = {**data_of("1"), "rows": ("gamma",), "seeds": (0, 1)}
+    reproduce.main(config_of(reproduce, tmp_path, table="1", **given))
+    lines = cells((tmp_path / "table-1.md").read_text().split("\n\n")[2])
+    assert ["similarity min-max", "65.87", "-", "-", "-"] in lines, "not asked for"
+    assert ["gamma night", "-", "50.0 (50.0 to 50.0)", "-", "2"] in lines
+
+
+@pytest.mark.parametrize(("name", "lacking"), [("1", "codan"), ("3", "dark-zurich"), ("4", "tokyo247"), ("5", "arid")])
+def test_without_its_data_a_table_tells_where_they_are_to_be_had(reproduce, scripts, data_of, tmp_path, name, lacking):
+    with pytest.raises(UsageError) as caught:
+        reproduce.main(config_of(reproduce, tmp_path, table=name, **data_of(name, lacking)))
+    head, line = str(caught.value).split("\n")
+    dataset = reproduce.load_tables().datasets[lacking]
+    assert head == f"--table {name} needs data that are not there" and line.startswith(
+        f"{dataset.title}: not found in "
+    )
+    assert line.endswith(f"; from {dataset.source}") and scripts.started == []
+
+
+def test_check_tells_what_is_there_and_whether_it_is_complete(
+    reproduce, scripts, data_of, tmp_path, capsys, monkeypatch
+):
+    config = config_of(reproduce, tmp_path, table="4", check=True, **data_of("4"))
+    (tmp_path / "data/test/247tokyo1k/jpg/.DS_Store").touch()
+    reproduce.main(config)
+    where = tmp_path / "data"
+    assert capsys.readouterr().out == (
+        f"retrieval-SfM-120k: there, 2 of 2 lists, 1 images, in {where}\n"
+        f"Tokyo 24/7: there, 1 of 1 list, 1 images, in {where}\n"
+    )
+    (where / "train/retrieval-SfM-120k/retrieval-SfM-120k-whiten.pkl").unlink()
+    (where / "test/247tokyo1k/gnd_247tokyo1k.pkl").unlink()
+    with pytest.raises(RunError, match="not all data are there and complete"):
+        reproduce.main(config_of(reproduce, tmp_path, task="visual-place-recognition", check=True, data=str(where)))
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"retrieval-SfM-120k: NOT COMPLETE, 1 of 2 lists, 1 images, in {where}"
+    assert second.startswith(f"Tokyo 24/7: not found in {where}, no test/247tokyo1k/gnd_247tokyo1k.pkl; from ")
+    reproduce.main(config_of(reproduce, tmp_path, check=True))
+    assert "need no files" in capsys.readouterr().out and scripts.started == []
+
+
+@pytest.mark.parametrize("flag", ["task segmentation", "task classification", "recipe small"])
+def test_a_table_sets_task_and_recipe(reproduce, scripts, flag):
+    config = parse_flags(reproduce.Config, None, ["--table", "demo", *f"--{flag}".split()])
+    with pytest.raises(UsageError, match=f"--table demo sets --{flag.split()[0]}: leave it out, or --table"):
+        reproduce.main(config)
+
+
+def test_smoke_tests_and_the_demo_have_runs_of_their_own(reproduce):
+    flags = (["--table", "1"], ["--table", "2", "--quick"], ["--table", "demo"], ["--table", "demo", "--quick"], [])
+    runs = [parse_flags(reproduce.Config, None, line).runs.name for line in flags]
+    assert runs == ["reproduce", "reproduce-quick", "reproduce-demo", "reproduce-demo-quick", "reproduce"]

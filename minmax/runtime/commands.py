@@ -2,10 +2,15 @@
 
 import json
 import logging
+import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,25 @@ from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.report import write_json
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A step of a chain.
+
+    Args:
+        name: of its run, where it is a training.
+        do: does it; may be done already.
+        needs: the jobs that must be done before.
+        script: that trains; None for a measurement, which is not counted.
+        title: what the log calls a training.
+    """
+
+    name: str
+    do: Callable[[], Any]
+    needs: tuple[str, ...] = ()
+    script: str | None = None
+    title: str = ""
 
 
 class Commands:
@@ -49,6 +73,10 @@ class Commands:
         """The folder of a run."""
         return self.runs / self.task / name
 
+    def is_finished(self, name: str) -> bool:
+        """Whether a run has come to its end."""
+        return (self.run_of(name) / "finished").exists()
+
     def check(self) -> None:
         """Let every script read its section of the recipe.
 
@@ -78,6 +106,7 @@ class Commands:
         made = {"flags": " ".join(given), "recipe": self._sections[SECTIONS[Path(script).stem]]}
         if finished.exists():
             before = json.loads(finished.read_text(encoding="utf-8"))
+            before.pop("seconds", None)
             if before != made:
                 what = f"`{before['flags']}`, where `{made['flags']}` is asked for"
                 if before["flags"] == made["flags"]:
@@ -85,8 +114,10 @@ class Commands:
                 raise UsageError(f"the finished run {run} is of {what}; choose another --runs, or remove it")
         else:
             resume = ("--resume",) if (run / "config.yaml").exists() else ()
+            began = time.monotonic()
             self._start(script, *flags, "--name", name, "--runs", str(self.runs), *resume, quiet=self.quiet)
-            write_json(made, finished)
+            # Of a run that was stopped the last part alone is known.
+            write_json(made | ({} if resume else {"seconds": round(time.monotonic() - began, 1)}), finished)
         return run / result
 
     def test(self, name: str, checkpoint: Path, *flags: str) -> dict[str, Any]:
@@ -99,6 +130,66 @@ class Commands:
         self._start("test.py", "--checkpoint", str(checkpoint), "--output", str(output), *flags, quiet=True)
         found = json.loads((output / "results.json").read_text(encoding="utf-8"))["results"]["checkpoint"]
         return dict(found)
+
+    def run_jobs(self, jobs: Sequence[Job], side_by_side: int = 1) -> dict[str, Any]:
+        """Do each job once what it needs is done, those that stand first before others.
+
+        Args:
+            jobs: with all that they need among them.
+            side_by_side: so many at a time, at most.
+
+        Returns:
+            What each returned, by its name.
+
+        Raises:
+            RunError: when one fails, or Ctrl-C stops them; those that run are waited for.
+        """
+        named = {job.name: job for job in jobs}
+        order = TopologicalSorter({job.name: job.needs for job in jobs})
+        order.prepare()
+        trainings = [job for job in jobs if job.script]
+        begun = sum(self.is_finished(job.name) for job in trainings)
+        log.info("%d trainings to go, %d finished", len(trainings) - begun, begun)
+        ready: list[str] = []
+        running: dict[Future[Any], str] = {}
+        done: dict[str, Any] = {}
+        try:
+            with ThreadPoolExecutor(side_by_side) as pool:
+                while order.is_active():
+                    ready = sorted([*ready, *order.get_ready()], key=list(named).index)
+                    while ready and len(running) < side_by_side:
+                        job = named[ready.pop(0)]
+                        if job.script and not self.is_finished(job.name):
+                            begun += 1
+                            left = self._time_left(trainings, side_by_side)
+                            log.info("\n[%d/%d] %s %s%s", begun, len(trainings), job.script, job.title, left)
+                        running[pool.submit(job.do)] = job.name
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        name = running.pop(future)
+                        done[name] = future.result()
+                        order.done(name)
+        except KeyboardInterrupt:  # the scripts were told as well: they have written their checkpoints
+            raise RunError("stopped; the same command goes on from here") from None
+        return done
+
+    def _time_left(self, trainings: Sequence[Job], side_by_side: int) -> str:
+        """What the trainings that are not finished may take, once one of each of their scripts has told its time."""
+        taken: dict[str | None, list[float]] = {}
+        left = []
+        for job in trainings:
+            if not self.is_finished(job.name):
+                left.append(job.script)
+                continue
+            made = json.loads((self.run_of(job.name) / "finished").read_text(encoding="utf-8"))
+            if "seconds" in made:
+                taken.setdefault(job.script, []).append(made["seconds"])
+        if not taken.keys() >= set(left):
+            return ""
+        seconds = sum(statistics.fmean(taken[script]) for script in left) / min(side_by_side, len(left))
+        hours, minutes = divmod(round(seconds / 60), 60)
+        return (
+            f", about {f'{hours} h ' if hours else ''}{minutes} min left" if seconds >= 60 else ", under a minute left"
+        )
 
     def _start(self, script: str, *flags: str, quiet: bool) -> None:
         if self._failure is not None:  # of a script that ran beside or before in another thread
