@@ -275,12 +275,10 @@ def build_own(
     """
     function = typed.rpartition(":")[2]
     model = _run_function(typed)
-    if not isinstance(model, nn.Module) or _as_logits in model._forward_hooks.values():
-        given = "the same module twice" if isinstance(model, nn.Module) else f"a {type(model).__name__}"
-        raise UsageError(f"--model {typed}: {function}() gave {given}; expected a new nn.Module at each call")
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+    if not isinstance(model, nn.Module) or not any(parameter.requires_grad for parameter in model.parameters()):
+        given = type(model).__name__
         raise UsageError(
-            f"--model {typed}: {function}() gave a module without parameters to train; leave them unfrozen"
+            f"--model {typed}: {function}() gave a {given}; expected an nn.Module with parameters to train"
         )
     model.register_forward_hook(_as_logits)
     example = torch.rand(2, 3, 128, 256, generator=torch.Generator().manual_seed(0))
@@ -299,7 +297,7 @@ def build_own(
 
 
 def _run_function(typed: str) -> Any:
-    """What FILE.py:FUNCTION gives."""
+    """What FILE.py:FUNCTION gives; the file is run anew, so that no two networks share anything."""
     file, _, function = typed.rpartition(":")
     path = Path(file).expanduser()
     if path.suffix != ".py" or not path.is_file():
@@ -307,22 +305,16 @@ def _run_function(typed: str) -> Any:
             f"--model {typed}: expected FILE.py:FUNCTION of a network of your own; no file {file or typed}"
         )
     try:
-        module = _run_file(path.absolute())
+        spec = importlib.util.spec_from_file_location("own_model", path)
+        assert spec is not None and spec.loader is not None
+        module = sys.modules["own_model"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
         build = getattr(module, function, None)
         if callable(build):
             return build()
     except (Exception, SystemExit) as error:  # the user's code
         raise UsageError(f"--model {typed}: this code raises {type(error).__name__}: {one_line(error)}") from error
     raise UsageError(f"--model {typed}: {path} has no function or class {function}")
-
-
-@functools.cache
-def _run_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("own_model", path)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules["own_model"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _as_logits(_: nn.Module, inputs: Sequence[Any], output: Any) -> Tensor:
@@ -349,14 +341,13 @@ def load_segmenters(
         UsageError: as there, when flags are given that no file needs, and when --model was read from a file of flags:
             code is only run when its name was typed.
     """
-    names = " and ".join(map(str, paths))
     if flags.model is None and (flags.layers or flags.normalization):
         raise UsageError("--normalization and --layers are those of a network of your own; name it by --model")
     if flags.model is not None and "model" not in getattr(flags, "_typed", {"model"}):
         raise UsageError(f"--model {flags.model} would run code; type it, as a file of flags does not suffice for that")
     loaded = [load_segmenter(path, size, flags) for path in paths]
     if flags.model is not None and not any(settings.model.startswith(OWN) for _, settings in loaded):
-        raise UsageError(f"--model {flags.model}: {names} tells its own architecture; drop this flag")
+        raise UsageError(f"--model {flags.model}: {paths[-1]} tells its own architecture; drop this flag")
     return loaded
 
 
