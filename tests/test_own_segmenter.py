@@ -120,7 +120,7 @@ WRONG = {
     "{code}:raises": "this code raises KeyError: 'no such thing'",
     "{code}:leaves": "this code raises SystemExit: 3",
     "{code}:number": r"number\(\) gave a int; expected an nn.Module",
-    "{code}:frozen": r"frozen\(\) gave a Net; expected an nn.Module with parameters to train",
+    "{code}:frozen": r"frozen\(\) gave a Net; expected an nn.Module that can be trained",
     "{code}:Few": r"\(2, 11, 32, 64\); expected logits \(N, 19 or 20, h, w\)",
     "{code}:FewInTraining": r"\(2, 5, 32, 64\); expected logits",
     "{code}:Other": "does not fit Other: tensors 2 missing",
