@@ -277,9 +277,7 @@ def build_own(
     model = _run_function(typed)
     if not isinstance(model, nn.Module) or not any(parameter.requires_grad for parameter in model.parameters()):
         given = type(model).__name__
-        raise UsageError(
-            f"--model {typed}: {function}() gave a {given}; expected an nn.Module with parameters to train"
-        )
+        raise UsageError(f"--model {typed}: {function}() gave a {given}; expected an nn.Module that can be trained")
     model.register_forward_hook(_as_logits)
     example = torch.rand(2, 3, 128, 256, generator=torch.Generator().manual_seed(0))
     try:
