@@ -17,7 +17,7 @@ from darkening.darkener import Darkener, DarkenerSettings
 from darkening.exposures import RequestConfig, as_clips, as_images
 from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
 from darkening.planned_night import planned_night
-from minmax.features import FeatureModel, check_intensities
+from minmax.features import FeatureModel, check_intensities, independent_copy
 from minmax.runtime.errors import check
 
 Encoder = Callable[[Tensor], Sequence[Tensor]]
@@ -183,7 +183,7 @@ def fit_darkener(
     darkener.trained_on = request
     check_training(darkener, encoder, loss)
     if isinstance(encoder, nn.Module):
-        encoder = copy.deepcopy(encoder).to(device).requires_grad_(False).eval()
+        encoder = independent_copy(encoder).to(device).requires_grad_(False).eval()
     observe = None if encoder is None else Observer(encoder, loss)
     generator = torch.Generator().manual_seed(seed)
     optimizer = optim.adam(darkener)

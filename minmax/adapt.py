@@ -7,7 +7,6 @@ Source: Luo et al., ICCV 2023, section 3.3. The task folders' train.py write the
 and several devices; whoever has a loop already takes `MomentumPair` and `adaptation_losses` into it.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from minmax.byol import BatchNormDomains, HeadNorm, MomentumPair, Pair, ViewPair, byol_loss
-from minmax.features import FeatureModel, check_intensities, last_feature_layer
+from minmax.features import FeatureModel, check_intensities, independent_copy, last_feature_layer
 
 
 def adapt(
@@ -66,7 +65,7 @@ def adapt(
     """
     if epochs < 1:
         raise ValueError(f"epochs: expected 1 or more, got {epochs}")
-    network = copy.deepcopy(model)
+    network = independent_copy(model)
     place = torch.device(device) if device is not None else next(network.parameters()).device
     batches = iter(day)
     first = next(batches, None)

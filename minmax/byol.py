@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minmax.features import FeatureModel
+from minmax.features import FeatureModel, independent_copy
 from minmax.runtime.errors import check
 from minmax.similarity import feature_similarity
 
@@ -245,7 +245,7 @@ class MomentumPair(ViewPair):
         self.predictors = nn.ModuleList(
             MultilayerPerceptron(outputs, hidden, outputs, head_norm) for _ in network.widths
         )
-        self.target = copy.deepcopy(network).requires_grad_(False)
+        self.target = independent_copy(network).requires_grad_(False)
         for name, parameter in self.target.model.named_parameters():
             if name not in network.feature_parameters:
                 parameter.data = parameter.data.new_empty(0)  # of the head, which never runs

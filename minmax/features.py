@@ -8,8 +8,10 @@ other call of the model. So it works for what no tracer understands, and under D
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from threading import local
+from types import CellType, FunctionType
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -245,7 +247,7 @@ def check_intensities(images: Any, name: str) -> None:
         )
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The start of an error's message, in one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
@@ -290,6 +292,23 @@ def _positions(output: object) -> int:
     assert isinstance(output, Tensor)
     *_, a, b = output.shape
     return a if output.dim() == 3 else min(a * b, output.shape[-3] * a)
+
+
+def independent_copy(module: ModuleT) -> ModuleT:
+    """A deep copy, also where a module keeps a function of its own parts, such as a lambda for its `forward`.
+
+    `copy.deepcopy` takes functions over as they are: they would go on to compute with the original's weights.
+    """
+    copies: dict[int, Any] = {}
+    copied = copy.deepcopy(module, copies)
+    for part in copied.modules():
+        for name, value in list(vars(part).items()):
+            if isinstance(value, FunctionType) and value.__closure__:
+                cells = tuple(CellType(copy.deepcopy(cell.cell_contents, copies)) for cell in value.__closure__)
+                vars(part)[name] = FunctionType(
+                    value.__code__, value.__globals__, value.__name__, value.__defaults__, cells
+                )
+    return copied
 
 
 def freeze(module: ModuleT) -> ModuleT:

@@ -5,7 +5,6 @@ Sources: distillation, Hinton et al., https://arxiv.org/abs/1503.02531, of the m
 fine-tuning of zero-shot models" (WiSE-FT), https://arxiv.org/abs/2109.01903.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minmax.features import FeatureModel, freeze
+from minmax.features import FeatureModel, freeze, independent_copy
 from minmax.runtime.errors import check
 from minmax.similarity import at_least_float32
 
@@ -37,7 +36,7 @@ class KeepConfig:
 
 def frozen_copy(network: FeatureModel) -> FeatureModel:
     """The daytime model as it is before adaptation."""
-    return freeze(copy.deepcopy(network))
+    return freeze(independent_copy(network))
 
 
 def day_losses(

@@ -1,11 +1,15 @@
-"""Segmentation networks: RefineNet and DeepLabV3 over backbones of torchvision or timm, and their files."""
+"""Segmentation networks: RefineNet and DeepLabV3 over backbones of torchvision or timm, a user's own; their files."""
 
+import functools
+import importlib.util
+import logging
 import re
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -18,7 +22,16 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
 
 from minmax.byol import ByolConfig, Projector
-from minmax.features import IMAGENET_STATISTICS, FeatureModel, InputNormalization, one_line
+from minmax.features import (
+    IDENTITY_STATISTICS,
+    IMAGENET_STATISTICS,
+    FeatureModel,
+    InputNormalization,
+    attempt,
+    independent_copy,
+    last_feature_layer,
+    one_line,
+)
 from minmax.pretrained import (
     as_published,
     find_weights,
@@ -30,12 +43,22 @@ from minmax.pretrained import (
 )
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly
 from minmax.runtime.config import DataclassInstance, to_plain
-from minmax.runtime.errors import UsageError
+from minmax.runtime.errors import UsageError, printable
 from minmax.similarity import at_least_float32
 
+log = logging.getLogger(__name__)
 CHECKPOINT_FORMAT = "similarity-minmax/segmenter"
 TIMM = "timm/"
+OWN = "own:"
 STAGES = ("layer1", "layer2", "layer3", "layer4")
+
+Normalization = Literal["imagenet", "half", "none"]
+STATISTICS: dict[Normalization, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": IMAGENET_STATISTICS,
+    "half": ((0.5,) * 3, (0.5,) * 3),
+    "none": IDENTITY_STATISTICS,
+}
+"""Mean and standard deviation per channel."""
 
 _RESNETS = tuple(
     name for name in torchvision.models.list_models(module=torchvision.models) if re.search("(resnet|resnext)", name)
@@ -52,11 +75,16 @@ class SegmenterSettings:
     """What rebuilds a segmentation network around its weights."""
 
     model: str = "refinenet_resnet101"
-    """DECODER_BACKBONE: refinenet or deeplabv3, over a ResNet of torchvision or, for refinenet, timm/NAME."""
+    """DECODER_BACKBONE: refinenet or deeplabv3, over a ResNet of torchvision or, for refinenet, timm/NAME. Or
+    own:FUNCTION for a network of the user's, whose code is never looked for: the user names its file."""
     outputs: int = len(CLASSES)
     """Channels of the prediction: the 19 classes, or 20 with one for void as in the authors' networks."""
     width: int = 256
     """Channels of RefineNet's decoder."""
+    normalization: Normalization = "imagenet"
+    """Of a network of the user's own."""
+    layers: tuple[str, ...] = ()
+    """Of a network of the user's own, those whose outputs are compared."""
 
     def __post_init__(self) -> None:
         """Refuse what no network can be built of."""
@@ -67,6 +95,19 @@ class SegmenterSettings:
             )
         if self.width < 1:
             raise UsageError(f"--width {self.width}: expected 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnFlags:
+    """A network of the user's own."""
+
+    model: str | None = None
+    """FILE.py:FUNCTION, for weights of a network of your own: FILE is run, and FUNCTION or class is called without
+    arguments; it gives an nn.Module of images to logits of the 19 classes, or of 20 with void last."""
+    normalization: Normalization | None = None
+    """Statistics by which it expects its input: imagenet (the default), half (-1 to 1) or none (0 to 1)."""
+    layers: tuple[str, ...] = ()
+    """Its layers whose outputs by day and night are compared; by default the last that gives a map of features."""
 
 
 def build_segmenter(settings: SegmenterSettings, pretrained: bool = False, init: Path | None = None) -> FeatureModel:
@@ -221,14 +262,104 @@ def save_segmenter(
     save_network(network, settings, CHECKPOINT_FORMAT, path, to_plain(config) if config else None)
 
 
-def load_segmenter(path: Path, size: Sequence[int] | None = None) -> tuple[FeatureModel, SegmenterSettings]:
-    """Rebuild a segmentation network from a checkpoint of this project, of the authors, or of torchvision's DeepLabV3.
+def build_own(
+    typed: str, normalization: Normalization = "imagenet", layers: Sequence[str] = ()
+) -> tuple[FeatureModel, SegmenterSettings]:
+    """Build a network of the user's own, for which `typed` is FILE.py:FUNCTION. **This runs the code in FILE.**
+
+    It may give a sequence or a mapping: what counts is `out`, or the first; a smaller prediction is brought to the size
+    of the images.
+
+    Raises:
+        UsageError: when there is no such file or function, either raises, or what it gives is no segmentation network.
+    """
+    function = typed.rpartition(":")[2]
+    model = _run_function(typed)
+    if not isinstance(model, nn.Module) or not any(parameter.requires_grad for parameter in model.parameters()):
+        given = type(model).__name__
+        raise UsageError(f"--model {typed}: {function}() gave a {given}; expected an nn.Module that can be trained")
+    model.register_forward_hook(_as_logits)
+    example = torch.rand(2, 3, 128, 256, generator=torch.Generator().manual_seed(0))
+    try:
+        layers = layers or [last_feature_layer(model, example)]
+        network = FeatureModel(model, layers, InputNormalization(*STATISTICS[normalization]), example)
+        with torch.no_grad():
+            for training in (True, False):  # some give more in training; a copy keeps the statistics
+                logits = attempt(independent_copy(network).train(training), example)
+    except ValueError as error:
+        raise UsageError(f"--model {typed}: {error}") from error
+    log.info("%s: day and night are compared at %s", function, ", ".join(network.layers))
+    return network, SegmenterSettings(
+        f"{OWN}{function}", logits.shape[1], normalization=normalization, layers=network.layers
+    )
+
+
+def _run_function(typed: str) -> Any:
+    """What FILE.py:FUNCTION gives; the file is run anew, so that no two networks share anything."""
+    file, _, function = typed.rpartition(":")
+    path = Path(file).expanduser()
+    if path.suffix != ".py" or not path.is_file():
+        raise UsageError(
+            f"--model {typed}: expected FILE.py:FUNCTION of a network of your own; no file {file or typed}"
+        )
+    try:
+        spec = importlib.util.spec_from_file_location("own_model", path)
+        assert spec is not None and spec.loader is not None
+        module = sys.modules["own_model"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        build = getattr(module, function, None)
+        if callable(build):
+            return build()
+    except (Exception, SystemExit) as error:  # the user's code
+        raise UsageError(f"--model {typed}: this code raises {type(error).__name__}: {one_line(error)}") from error
+    raise UsageError(f"--model {typed}: {path} has no function or class {function}")
+
+
+def _as_logits(_: nn.Module, inputs: Sequence[Any], output: Any) -> Tensor:
+    """A forward hook: whatever a network gives becomes logits `(N, outputs, H, W)` of the size of its images."""
+    while isinstance(output, Mapping | list | tuple) and output:
+        values = list(output.values()) if isinstance(output, Mapping) else output
+        output = output["out"] if isinstance(output, Mapping) and "out" in output else values[0]
+    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    classes = len(CLASSES)
+    if not isinstance(output, Tensor) or output.dim() != 4 or output.shape[1] not in (classes, classes + 1):
+        raise ValueError(
+            f"it gave {shape}; expected logits (N, {classes} or {classes + 1}, h, w) of Cityscapes' train ids"
+        )
+    size = inputs[0].shape[-2:]
+    return output if output.shape[-2:] == size else F.interpolate(output, size, mode="bilinear", align_corners=False)
+
+
+def load_segmenters(
+    paths: Sequence[Path], flags: OwnFlags, size: Sequence[int] | None = None
+) -> list[tuple[FeatureModel, SegmenterSettings]]:
+    """`load_segmenter` of each path.
+
+    Raises:
+        UsageError: as there, when flags are given that no file needs, and when --model was read from a file of flags:
+            code is only run when its name was typed.
+    """
+    if flags.model is None and (flags.layers or flags.normalization):
+        raise UsageError("--normalization and --layers are those of a network of your own; name it by --model")
+    if flags.model is not None and "model" not in getattr(flags, "_typed", {"model"}):
+        raise UsageError(f"--model {flags.model} would run code; type it, as a file of flags does not suffice for that")
+    loaded = [load_segmenter(path, size, flags) for path in paths]
+    if flags.model is not None and not any(settings.model.startswith(OWN) for _, settings in loaded):
+        raise UsageError(f"--model {flags.model}: {paths[-1]} tells its own architecture; drop this flag")
+    return loaded
+
+
+def load_segmenter(
+    path: Path, size: Sequence[int] | None = None, own: OwnFlags | None = None
+) -> tuple[FeatureModel, SegmenterSettings]:
+    """Rebuild a segmentation network from a checkpoint of this project, of the authors, or of any other program.
 
     - Ours (`save_segmenter`) carries what rebuilds it.
     - The authors' RefineNet, daytime or adapted (RefineNet_BYOL), with or without `module.` before its names.
     - torchvision's DeepLabV3 (`backbone.*`, `classifier.*`) for 19 or 20 classes of Cityscapes.
+    - The weights of a network of the user's `own`, if that names one; our checkpoints of such a network need it too.
 
-    Backbone and sizes of the last two are told from their tensors; parts that only training needs are left out. A
+    Backbone and sizes of the middle two are told from their tensors; parts that only training needs are left out. A
     warning is logged when ours was trained at another `size`, height and width.
 
     Raises:
@@ -237,7 +368,11 @@ def load_segmenter(path: Path, size: Sequence[int] | None = None) -> tuple[Featu
     payload = load_checkpoint(path)
     if payload.get("format") == CHECKPOINT_FORMAT:
         warn_of_other_settings(payload, "images", {"size": size}, path)
-        return rebuild_network(payload, SegmenterSettings, build_segmenter, path)
+        return rebuild_network(payload, SegmenterSettings, functools.partial(_rebuild, own=own, source=path), path)
+    if own is not None and own.model is not None:
+        network, settings = build_own(own.model, own.normalization or "imagenet", own.layers)
+        load_strictly(network.model, find_weights(payload, path), path)
+        return network, settings
     weights = {
         name: tensor for name, tensor in find_weights(payload, path).items() if not name.startswith(_TRAINING_PARTS)
     }
@@ -248,7 +383,8 @@ def load_segmenter(path: Path, size: Sequence[int] | None = None) -> tuple[Featu
     else:
         raise UsageError(
             f"{path} holds none of the networks known here: one of ours, the authors' RefineNet (resnet.*, clf_conv.*) "
-            f"or torchvision's DeepLabV3 (backbone.*, classifier.*); found {', '.join(list(weights)[:3])}, ..."
+            f"or torchvision's DeepLabV3 (backbone.*, classifier.*); found {', '.join(list(weights)[:3])}, ...; "
+            "for a network of your own add --model FILE.py:FUNCTION"
         )
     pattern = re.compile(backbone + r"\.layer([1-4])\.\d+\.conv1\.weight")
     stages = Counter(found[1] for name in weights if (found := pattern.fullmatch(name)))
@@ -263,3 +399,19 @@ def load_segmenter(path: Path, size: Sequence[int] | None = None) -> tuple[Featu
     network = build_segmenter(settings)
     load_strictly(network.model, from_released_names(weights), path)
     return network, settings
+
+
+def _rebuild(settings: SegmenterSettings, own: OwnFlags | None, source: Path) -> FeatureModel:
+    """What one of our checkpoints asks for; the code of the user's own network is run only from where `own` says."""
+    if not settings.model.startswith(OWN):
+        return build_segmenter(settings)
+    name = printable(settings.model.removeprefix(OWN))
+    if own is None or own.model is None:
+        raise UsageError(
+            f"{source} holds a network of your own, whose code is run only when you type its file: add --model "
+            f"FILE.py:{name} (or load the entry `network` of this checkpoint into {name} yourself)"
+        )
+    for flag, given in (("normalization", own.normalization), ("layers", own.layers)):
+        if given and given != getattr(settings, flag):
+            raise UsageError(f"--{flag} {given}: {source} was made with {getattr(settings, flag)}; drop this flag")
+    return build_own(own.model, settings.normalization, settings.layers)[0]

@@ -15,7 +15,7 @@ from typing import Literal
 
 from cityscapes import DEFAULT_DATA, DEFAULT_FOLDER, DEFAULT_NIGHTS, open_nights, open_streets
 from miou import ScoredClasses, StreetScore, measure
-from segmenter import load_segmenter
+from segmenter import OwnFlags, load_segmenters
 from street_images import SCENES, StreetConfig, StreetFiles, StreetImages, WholeStreets
 from street_labels import CLASSES, VOID
 from street_pictures import draw_predictions
@@ -39,11 +39,12 @@ SHOWN = 5  # images per picture
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(MeasuringFlags):
+class Config(OwnFlags, MeasuringFlags):
     """Measure a segmentation network by day and by night."""
 
     checkpoint: Path
-    """The network to measure: best.pt or last-epoch.pt of a run, a released checkpoint, or torchvision's DeepLabV3."""
+    """The network to measure: best.pt or last-epoch.pt of a run, a released checkpoint, torchvision's DeepLabV3,
+    or --model's."""
     data: str = str(DEFAULT_DATA)
     """Day data in Cityscapes' layout (its split val), or `scenes` for the built-in day and night."""
     night: tuple[Path, ...] = ()
@@ -69,8 +70,9 @@ def main(config: Config) -> dict[str, dict[str, StreetScore]]:
     config = as_trained(config, "images", ["size"])
     with open_runtime(config.device, config.precision, config.threads) as runtime:
         networks = {}
-        for name, path in config.checkpoints.items():
-            networks[name] = runtime.place(load_segmenter(path, config.images.size)[0])
+        loaded = load_segmenters([*config.checkpoints.values()], config, config.images.size)
+        for name, (network, _) in zip(config.checkpoints, loaded, strict=True):
+            networks[name] = runtime.place(network)
             require_size(networks[name], "--images.size", *config.images.size)
             brighten_inputs(networks[name], config.brighten)
         sets = open_sets(config)

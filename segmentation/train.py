@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cityscapes import DEFAULT_DATA, find_darkened, open_streets
 from miou import selection_score
-from segmenter import build_projectors, load_segmenter, pixel_cross_entropy, save_segmenter
+from segmenter import OwnFlags, build_projectors, load_segmenters, pixel_cross_entropy, save_segmenter
 from street_images import StreetConfig, TrainingStreets
 from street_photometry import PhotometryConfig, change_views
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ FOLLOWING_DAY = NightConfig(contrast=(0.5, 1.5), cell=8)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(CommonFlags):
+class Config(OwnFlags, CommonFlags):
     """Adapt a daytime segmentation network to the night."""
 
     name: str = "adapt"
@@ -49,7 +49,7 @@ class Config(CommonFlags):
     data: str = str(DEFAULT_DATA)
     """Folder with leftImg8bit/ and gtFine/ in Cityscapes' layout, or `scenes` for the built-in data."""
     checkpoint: Path
-    """The daytime network: a best.pt of train_day.py, a released checkpoint, or torchvision's DeepLabV3."""
+    """The daytime network: a best.pt of train_day.py, a released checkpoint, torchvision's DeepLabV3, or --model's."""
     darkener: Path | None = None
     """The darkener, a best.pt of train_darkener.py or the name of a shipped one; by default nights are made by hand."""
     darkened: Path | None = None
@@ -106,7 +106,7 @@ def main(config: Config) -> Path:
         )
     with prepare_run(TASK, config) as runtime:
         runtime.require_pairs(config.optim.batch_size)
-        network, settings = load_segmenter(config.checkpoint, config.images.size)
+        [(network, settings)] = load_segmenters([config.checkpoint], config, config.images.size)
         darkener = load_darkener(config.darkener) if config.darkener else None
         night_view = None if config.darkened else build_night_view(config.night, darkener, runtime)
         training = open_streets(config.data, "train", config.images, config.quick, config.runs)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from cityscapes import DEFAULT_DATA, open_streets
-from segmenter import load_segmenter
+from segmenter import OwnFlags, load_segmenters
 from street_images import StreetConfig, WholeStreets
 
 from darkening.exposures import RequestConfig
@@ -28,13 +28,13 @@ VALIDATION_IMAGES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(DarkenerFlags):
+class Config(OwnFlags, DarkenerFlags):
     """Train a darkener against a daytime segmentation network."""
 
     data: str = str(DEFAULT_DATA)
     """Folder with leftImg8bit/ and gtFine/ in Cityscapes' layout, or `scenes` for the built-in data."""
     checkpoint: Path
-    """The daytime network: a best.pt of train_day.py, a released checkpoint, or torchvision's DeepLabV3."""
+    """The daytime network: a best.pt of train_day.py, a released checkpoint, torchvision's DeepLabV3, or --model's."""
     request: RequestConfig = field(default_factory=lambda: RequestConfig(contrast=(0.0, 1.5)))
     images: StreetConfig = field(default_factory=lambda: StreetConfig(size=(256, 512)))
     """Whole images are shown; crop and scale do not matter here."""
@@ -51,7 +51,8 @@ def main(config: Config) -> Path:
             workers=0,
         )
     with prepare_run(TASK, config) as runtime:
-        network = runtime.place(load_segmenter(config.checkpoint)[0])
+        [(network, _)] = load_segmenters([config.checkpoint], config)
+        network = runtime.place(network)
         require_size(network, "--images.size", *config.images.size)
         training = open_streets(config.data, "train", config.images, config.quick, config.runs)
         validation = open_streets(config.data, "val", config.images, config.quick, config.runs)

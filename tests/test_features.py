@@ -15,7 +15,7 @@ from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.resnet import BasicBlock
 
 from minmax.byol import MomentumPair, byol_loss
-from minmax.features import FeatureModel, InputNormalization, freeze, last_feature_layer
+from minmax.features import FeatureModel, InputNormalization, freeze, independent_copy, last_feature_layer
 
 CLASSES = 5
 models = torchvision.models
@@ -419,3 +419,16 @@ def test_a_compiled_pass_is_one_graph_with_the_same_results(kind):
                 gradients = {name: parameter.grad for name, parameter in net.named_parameters()}
                 found.append([prediction, features, alone, net(images), gradients, net.state_dict()])
             torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+def test_a_copy_of_a_module_with_a_lambda_computes_with_its_own_weights():
+    model = nn.Sequential(nn.Module(), nn.Conv2d(4, 2, 1))
+    part = model[0]
+    part.inner = nn.Conv2d(3, 4, 1)
+    part.forward = lambda images: part.inner(images)
+    copied, images = independent_copy(model), torch.rand(1, 3, 8, 8)
+    assert torch.equal(copied(images), model(images))
+    expected = copied(images)
+    with torch.no_grad():
+        part.inner.weight.zero_()
+    assert torch.equal(copied(images), expected) and not torch.equal(model(images), expected)
