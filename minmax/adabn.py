@@ -3,14 +3,13 @@
 Source: Li et al., "Revisiting batch normalization for practical domain adaptation", https://arxiv.org/abs/1603.04779.
 """
 
-import copy
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from minmax.features import one_line
+from minmax.features import independent_copy, one_line
 from minmax.runtime.batches import one_pass
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError, UsageError
@@ -31,7 +30,7 @@ def with_statistics_of(
         UsageError: when the network has no BatchNorm.
         RunError: when a batch holds but one value per channel.
     """
-    adapted = copy.deepcopy(network).eval()
+    adapted = independent_copy(network).eval()
     layers = [layer for layer in adapted.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     if not layers:
         raise UsageError("--adabn: the network has no BatchNorm, whose statistics it would count anew; drop it")
