@@ -63,6 +63,14 @@ class Row:
     darkener: str | None = "darkener"
     lacking: tuple[Task, ...] = ()
     """Tasks that do not have it."""
+    of: str = ""
+    """A row of training, or `day`, whose network this row is; it is not trained."""
+    result: str = "best.pt"
+    """The file of that row's run to test."""
+    day: str = ""
+    """Flags of train_day.py: the row is a daytime model of its own."""
+    test: str = ""
+    """Flags of test.py."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +162,7 @@ def load_tables() -> Tables:
 
 
 RUNS = DEFAULT_RUNS / "reproduce"
+ADAPTED = "last-epoch.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +225,9 @@ class Config:
         mirrors = self.task != "visual-place-recognition"
         require(mirrors or self.flip, "--flip", "false", f"no such flag for {self.task}, which mirrors nothing")
         object.__setattr__(self, "rows", self.rows or tuple(known))
+        for name in self.rows:
+            of = load_rows().rows[name].of
+            require(of in ("", "day", *self.rows), "--rows", name, f"{of} beside it, whose network it is")
         object.__setattr__(self, "against", self.against or ("continued" if "continued" in self.rows else "day"))
         rows = ("day", *self.rows)
         require(self.against in rows, "--against", self.against, f"one of the rows, {', '.join(rows)}")
@@ -374,14 +386,14 @@ def plan(commands: Commands, config: Config, seed: int, night: Sequence[Path]) -
         jobs.append(Job(run, do, tuple(f"{needed}-{seed}" for needed in needs), script, f"{name} seed {seed}"))
         return commands.run_of(run) / result
 
-    def test(name: str, checkpoint: Path) -> None:
+    def test(name: str, checkpoint: Path, *flags: str) -> None:
         def measure() -> dict[str, Any]:
-            found = commands.test(f"{name}-{seed}", checkpoint, *testing)
-            if name != "day":
-                found["selection"] = read_last_validation(commands.run_of(f"{name}-{seed}"))["score"]
+            found = commands.test(f"{name}-{seed}", checkpoint, *testing, *flags)
+            if checkpoint == commands.run_of(f"{name}-{seed}") / ADAPTED:
+                found["selection"] = read_last_validation(checkpoint.parent)["score"]
             return found
 
-        jobs.append(Job(f"test {name}-{seed}", measure, (f"{name}-{seed}",)))
+        jobs.append(Job(f"test {name}-{seed}", measure, (checkpoint.parent.name,)))
 
     day = train("train_day.py", "day", "best.pt", *start, *mirror)
     against = ("--checkpoint", str(day))
@@ -391,14 +403,20 @@ def plan(commands: Commands, config: Config, seed: int, night: Sequence[Path]) -
     darkeners = {
         name: train("train_darkener.py", name, "best.pt", *against, *shown, *flags.split(), needs=["day"])
         for name, flags in table.darkeners.items()
-        if any(table.rows[row].darkener == name for row in config.rows)
+        if any(table.rows[row].darkener == name and not table.rows[row].of for row in config.rows)
     }
     test("day", day)
     for name in config.rows:
         row = table.rows[name]
-        learned = ("--darkener", str(darkeners[row.darkener])) if row.darkener else ()
-        flags = (*against, *learned, *mirror, *row.flags.split())
-        test(name, train("train.py", name, "last-epoch.pt", *flags, needs=["day", row.darkener or "day"]))
+        if row.of:
+            checkpoint = commands.run_of(f"{row.of}-{seed}") / row.result
+        elif row.day:
+            checkpoint = train("train_day.py", name, row.result, *start, *mirror, *row.day.split())
+        else:
+            learned = ("--darkener", str(darkeners[row.darkener])) if row.darkener else ()
+            flags = (*against, *learned, *mirror, *row.flags.split())
+            checkpoint = train("train.py", name, ADAPTED, *flags, needs=["day", row.darkener or "day"])
+        test(name, checkpoint, *row.test.split())
     return jobs
 
 
