@@ -17,7 +17,7 @@ test: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy darkening media minmax scenes demo.py reproduce.py
+	$(BIN)/mypy darkening media minmax scenes reproduction demo.py reproduce.py
 	for task in $(TASKS); do (cd $$task && MYPYPATH=..:. ../$(BIN)/mypy --config-file ../pyproject.toml .) || exit 1; done
 
 # The oldest versions that requirements.txt allows, in an environment of its own; needs uv.

@@ -21,11 +21,11 @@ def sources_of(folder):
 
 
 PROGRAMS = ("demo", "reproduce")  # at the top; each starts the scripts of a task
-SOURCES = [file for folder in (*PACKAGES, *TASKS) for file in sources_of(folder)]
+SOURCES = [file for folder in (*PACKAGES, "reproduction", *TASKS) for file in sources_of(folder)]
 SOURCES += [REPOSITORY / f"{name}.py" for name in PROGRAMS]
 TREES = {file.relative_to(REPOSITORY).as_posix(): ast.parse(file.read_text(encoding="utf-8")) for file in SOURCES}
 MODULES_OF = {task: {file.stem for file in sources_of(task)} for task in TASKS}
-OURS = {*PACKAGES, *PROGRAMS, "benchmarks", "tests"}.union(*MODULES_OF.values())
+OURS = {*PACKAGES, *PROGRAMS, "reproduction", "benchmarks", "tests"}.union(*MODULES_OF.values())
 
 
 def imported_by(tree):
@@ -41,6 +41,7 @@ def allowed_for(name):
     if folder in TASKS:
         return {*PACKAGES, *MODULES_OF[folder]}
     below = {"scenes": {"scenes"}, "minmax": {"minmax"}, "media": {"media", "minmax"}}
+    below |= dict.fromkeys(("reproduction", "reproduce.py"), {*PACKAGES, "reproduction"})
     return below.get(folder, set(PACKAGES))
 
 
@@ -60,7 +61,7 @@ def test_every_program_at_the_top_is_checked():
     found = {file.stem for file in REPOSITORY.glob("*.py")}
     assert found == set(PROGRAMS)
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
-    (checked,) = re.findall(r"mypy (darkening media minmax scenes .*)", makefile)
+    (checked,) = re.findall(r"mypy (darkening media minmax scenes reproduction .*)", makefile)
     assert {f"{name}.py" for name in found} <= set(checked.split())
 
 

@@ -24,6 +24,7 @@ from minmax.features import FeatureModel
 from minmax.runtime import commands
 from minmax.runtime.config import parse_flags, to_plain
 from minmax.runtime.errors import RunError, UsageError
+from reproduction import table_report, table_rows
 
 MODULES = {
     "classification": SCRIPTS,
@@ -88,7 +89,7 @@ class Scripts:
         elif "--runs" in given:
             folder = given["--runs"] / self.task / run
             folder.mkdir(parents=True, exist_ok=True)
-            results = ["best.pt", *(["last-epoch.pt"] if script == "train.py" else [])]
+            results = ["best.pt", *(["last-epoch.pt", "kept.pt"] if script == "train.py" else [])]
             for name in ("config.yaml", *([] if failed else results)):
                 (folder / name).touch()
             scores = [{"kind": "validation", "score": score} for score in (0.9, 0.25)]
@@ -142,9 +143,9 @@ def test_more_jobs_run_side_by_side_and_none_before_what_it_needs(reproduce, scr
     config = config_of(reproduce, tmp_path, seeds=(0, 1), jobs=jobs, rows=())
     reproduce.main(config)  # the stand-in looks for the checkpoints that are named
     assert 1 < scripts.most_running <= jobs
-    rows, table = config.rows, reproduce.load_rows()
+    rows, table = config.rows, table_rows.load_rows()
     assert set(rows) == set(table.rows) - {"joint-pass"}
-    runs = [*rows, "day", *table.darkeners]
+    runs = ["day", *table.darkeners, *(row for row in rows if not table.rows[row].of)]
     assert sorted(scripts.trained()) == sorted(f"{run}-{seed}" for run in runs for seed in (0, 1))
     assert sorted(scripts.tested()) == sorted(f"{run}-{seed}" for run in ("day", *rows) for seed in (0, 1))
 
@@ -181,7 +182,7 @@ def test_rows_and_seeds_can_be_added(reproduce, scripts, tmp_path):
 # ------------------------------------------------------------------------------------------ flags
 
 
-PATH = re.compile(r"/([\w-]+)-0/(best|last-epoch)\.pt$")
+PATH = re.compile(r"/([\w-]+)-0/(best|last-epoch|kept)\.pt$")
 
 
 @pytest.fixture
@@ -207,18 +208,22 @@ def rows_of(found):
 @pytest.mark.parametrize(
     ("task", "count"),
     [
-        ("classification", 23),
-        ("segmentation", 18),
-        ("visual-place-recognition", 16),
-        ("low-light-action-recognition", 18),
+        ("classification", 25),
+        ("segmentation", 20),
+        ("visual-place-recognition", 18),
+        ("low-light-action-recognition", 20),
     ],
 )
 @pytest.mark.parametrize("recipe", ["paper", "small"])
 def test_the_scripts_of_every_task_accept_every_row(reproduce, parsed, task, count, recipe):
-    table = reproduce.load_rows().rows
+    table = table_rows.load_rows().rows
     found = parsed(task=task, recipe=recipe, data="streets" if task == "segmentation" else "scenes")
     rows = rows_of(found)
-    assert set(rows) == {name for name, row in table.items() if task not in row.lacking} and len(rows) == count
+    there = {name: row for name, row in table.items() if task not in row.lacking}
+    assert set(rows) == {name for name, row in there.items() if not (row.of or row.day)} and len(rows) == count
+    for name, row in there.items():
+        if row.of:
+            assert PATH.search(str(found["test.py", name].checkpoint)).groups() == (row.of, row.result[:-3])
     assert {script for script, _ in found} == {"train_day.py", "train_darkener.py", "train.py", "test.py"}
     for name, config in rows.items():
         darkener = PATH.search(str(config.darkener))
@@ -247,10 +252,10 @@ def test_the_flags_of_the_rows_mean_what_their_titles_say(parsed, jobs, quick):
         rows["full"].darkener and not rows["dim-camera"].darkener
     )  # where there is one, nights are learned by default
     assert {name for name, config in rows.items() if config.byol.weight == 0} == {
-        *("continued", "no-byol", "neither-similarity")
+        *("continued", "no-byol", "neither-similarity", "maet")
     }
     assert {name for name, config in rows.items() if config.night.camera.share == 1} == {
-        *("camera", "gamma-camera", "dim-camera")
+        *("camera", "gamma-camera", "dim-camera", "maet")
     }
     assert rows["two-pass"].byol.batch_norm == "separate"
     assert {name for name, config in rows.items() if config.byol.batch_norm == "frozen"} == {"frozen-statistics"}
@@ -261,8 +266,24 @@ def test_the_flags_of_the_rows_mean_what_their_titles_say(parsed, jobs, quick):
         "darkener-unnormalised"
     }
     assert {name for name, config in rows.items() if config.byol.distance == "cosine"} == {"cosine"}
+    assert {name for name, config in rows.items() if config.keep.distillation} == {"distilled"}
+    tests = {name: (config.adabn, config.brighten) for (script, name), config in found.items() if script == "test.py"}
+    assert {name: how for name, how in tests.items() if how != (False, "none")} == {
+        **{"adabn": (True, "none"), "brighten-gamma": (False, "gamma"), "brighten-clahe": (False, "clahe")}
+    }
+    normalised = {name: config.normalization for (script, name), config in found.items() if script == "train_day.py"}
+    assert normalised == {"day": "auto", "ciconv": "ciconv"}
     curves = {name: config.darkener.curve for name, config in darkeners.items() if config.init == "scratch"}
     assert curves == {"darkener-gamma-curve": "gamma", "darkener-reciprocal-curve": "reciprocal"}
+
+
+def test_a_row_that_is_the_network_of_another_needs_it(reproduce, scripts, tmp_path):
+    with pytest.raises(UsageError, match="--rows kept: expected full beside it, whose network it is"):
+        config_of(reproduce, tmp_path, rows=("kept",))
+    reproduce.main(config_of(reproduce, tmp_path, rows=("kept", "full", "adabn")))
+    assert scripts.trained() == ["day-0", "darkener-0", "full-0"]
+    found = json.loads((tmp_path / "comparison.json").read_text())
+    assert [title for title, (one,) in found["results"].items() if "selection" in one] == ["full method"]
 
 
 def test_segmentation_is_told_its_nights(parsed):
@@ -322,15 +343,15 @@ def test_the_rows_compare_features_by_what_their_titles_say(parsed):
     build = SCRIPTS["train"].build_pair
     rows = {run: config for (script, run), config in parsed(recipe="small").items() if script == "train.py"}
     plain = {name for name, config in rows.items() if type(build(network, config.byol)) is ViewPair}
-    assert plain == {"continued", "no-byol", "neither-similarity", "cosine"}
+    assert plain == {"continued", "no-byol", "neither-similarity", "cosine", "maet"}
     assert all(isinstance(build(network, rows[name].byol), MomentumPair) for name in set(rows) - plain)
 
 
 def test_rows_name_darkeners_and_tasks_that_there_are(reproduce):
-    table = reproduce.load_rows()
+    table = table_rows.load_rows()
     assert len({row.title for row in table.rows.values()} | {"daytime model"}) == len(table.rows) + 1
     assert {row.darkener for row in table.rows.values()} == {None, *table.darkeners}
-    assert {task for row in table.rows.values() for task in row.lacking} <= set(get_args(reproduce.Task))
+    assert {task for row in table.rows.values() for task in row.lacking} <= set(get_args(table_rows.Task))
 
 
 def test_the_commands_of_the_help_text_are_accepted(reproduce, tmp_path, monkeypatch):
@@ -342,7 +363,7 @@ def test_the_commands_of_the_help_text_are_accepted(reproduce, tmp_path, monkeyp
     assert names == ["classification", "segmentation", *["classification"] * 3, "segmentation"]
     assert [config.recipe_file.stem for config in configs[:2]] == ["demo", "paper"]
     assert configs[6].recipe_file == tmp_path / "mine.yaml"
-    assert (len(configs[2].rows), configs[3].jobs, configs[4].flip) == (23, 2, False)
+    assert (len(configs[2].rows), configs[3].jobs, configs[4].flip) == (31, 2, False)
 
 
 @pytest.mark.parametrize(
@@ -474,13 +495,13 @@ def test_each_task_reports_its_own_measures_of_what_there_is(reproduce, scripts,
 def test_the_row_with_the_best_mean_for_choosing_is_named(reproduce):
     scores = {"gamma night": (0.5, 0.6), "full method": (0.4, 0.8), "trained on by day": (0.55, 0.5)}
     results = {title: [{"selection": score} for score in by_seed] for title, by_seed in scores.items()}
-    assert reproduce.preferred_row({"daytime model": [{}, {}], **results}) == "full method"
+    assert table_report.preferred_row({"daytime model": [{}, {}], **results}) == "full method"
 
 
 def test_what_could_not_be_measured_has_a_dash(reproduce):
     day = [{"night": {"mean_iou": 0.5}}]
     found = [{"night": {"mean_iou": value}, "selection": score} for value, score in ((0.5, 0.25), (None, 0.5))]
-    table = reproduce.comparison_table({"daytime model": day, "full method": found}, "segmentation")
+    table = table_report.comparison_table({"daytime model": day, "full method": found}, "segmentation")
     assert cells(table)[1:] == [["daytime model", "50.0", "-"], ["full method", "-", "37.5 (25.0, 50.0)"]]
 
 
@@ -588,7 +609,7 @@ def data_of(reproduce, tmp_path):
     """Folders that hold a file of every part of a table's data sets, as flags."""
 
     def data_of(table, lacking=""):
-        known = reproduce.load_tables()
+        known = table_rows.load_tables()
         table = known.tables[table]
         places = {name: tmp_path / "data" for name in table.data}
         places |= {name: tmp_path / Path(known.datasets[name].place).name for name in table.night}
@@ -605,7 +626,7 @@ def data_of(reproduce, tmp_path):
 
 
 def test_tables_name_rows_measures_and_data_sets_that_there_are(reproduce):
-    known, rows = reproduce.load_tables(), reproduce.load_rows().rows
+    known, rows = table_rows.load_tables(), table_rows.load_rows().rows
     assert list(known.tables) == ["1", "2", "3", "4", "5", "demo"]
     assert set(known.datasets) == {name for table in known.tables.values() for name in (*table.data, *table.night)}
     for dataset in known.datasets.values():
@@ -614,24 +635,24 @@ def test_tables_name_rows_measures_and_data_sets_that_there_are(reproduce):
         assert all(name == "day" or table.task not in rows[name].lacking for name in table.rows)
         figures = [*(line.paper for line in table.rows.values()), *table.others.values()]
         assert {len(paper) for paper in figures} <= {0, len(table.columns)}
-        assert {column.measure for column in table.columns} <= set(reproduce.MEASURES[table.task])
+        assert {column.measure for column in table.columns} <= set(table_rows.MEASURES[table.task])
 
 
 @pytest.mark.parametrize(
     ("name", "ours", "paper"),
     [
-        ("1", ["similarity min-max", "65.87", "25.0", "-40.9", "1"], ["CIConv", "60.32", "-", "-", "-"]),
+        ("1", ["similarity min-max", "65.87", "25.0", "-40.9", "1"], ["IRM", "54.52", "-", "-", "-"]),
         ("2", ["full", "65.87", "25.0", "-40.9", "1"],
          ["darkener and model in turns (section 3.4)", "63.84", "-", "-", "-"]),
         ("3", ["similarity min-max", "44.9", "75.0", "+30.1", "40.2", "25.0", "1"],
          ["CIConv", "41.2", "-", "-", "34.5", "-", "-"]),
         ("4", ["the same with BYOL between descriptors", "-", "75.0", "-", "1"], ["CIConv-GeM", "88.3", "-", "-", "-"]),
-        ("5", ["similarity min-max", "51.52", "25.0", "-26.5", "1"], ["AdaBN", "46.17", "-", "-", "-"]),
+        ("5", ["similarity min-max", "51.52", "25.0", "-26.5", "1"], ["SGZ", "46.42", "-", "-", "-"]),
         ("demo", ["similarity min-max", "75.0", "25.0", "1"], None),
     ],
 )  # fmt: skip
 def test_a_table_has_the_papers_figures_beside_ours(reproduce, scripts, data_of, tmp_path, name, ours, paper):
-    table = reproduce.load_tables().tables[name]
+    table = table_rows.load_tables().tables[name]
     scripts.task, scripts.streets, scripts.places = table.task, STREETS, "247tokyo1k"
     scripts.shares = {"full-0": (0.75, 0.25)}
     reproduce.main(config_of(reproduce, tmp_path, table=name, **data_of(name)))
@@ -642,7 +663,8 @@ def test_a_table_has_the_papers_figures_beside_ours(reproduce, scripts, data_of,
     assert (f"Luo et al., ICCV 2023, Table {name}." in text) == (paper is not None)
     assert table.note in text and "no night image chose anything" in text
     assert {run.rsplit("-", 1)[0] for run in scripts.tested()} == set(table.rows)
-    nights = {tuple(flags[flags.index("--night") + 1 :]) for _, _, flags in scripts.started if "--night" in flags}
+    lines = [" ".join(map(str, flags)) for _, _, flags in scripts.started if "--night" in flags]
+    nights = {tuple(re.search("--night ([^-].*?)( --|$)", line)[1].split()) for line in lines}
     assert len(nights) == bool(table.night) and all(Path(folder).is_dir() for night in nights for folder in night)
     assert ("NOT COMPLETE" in text) == (name in ("1", "2", "3", "5"))
     assert ("; fingerprint " in text) == bool(table.night)
@@ -661,7 +683,7 @@ def test_without_its_data_a_table_tells_where_they_are_to_be_had(reproduce, scri
     with pytest.raises(UsageError) as caught:
         reproduce.main(config_of(reproduce, tmp_path, table=name, **data_of(name, lacking)))
     head, line = str(caught.value).split("\n")
-    dataset = reproduce.load_tables().datasets[lacking]
+    dataset = table_rows.load_tables().datasets[lacking]
     assert head == f"--table {name} needs data that are not there" and line.startswith(
         f"{dataset.title}: not found in "
     )

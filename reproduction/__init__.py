@@ -1,0 +1,1 @@
+"""The paper's tables beside ours: what `reproduce.py` is asked for, runs, and reports."""
