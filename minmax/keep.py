@@ -23,10 +23,10 @@ class KeepConfig:
     """What keeps the day."""
 
     distillation: float = 0.0
-    """Weight of the distance between what the model and the daytime model say of a day image; 0: none, and no copy."""
+    """Weight of the distance between what the model and the daytime model say of a day image; 0: none."""
     shares: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    """kept.pt has this share of the adapted weights and the rest of the daytime weights: the one of these that does
-    best on day validation images, as they are and darkened. 1 alone: no mixture is made."""
+    """Shares of the adapted weights in the mixtures with the daytime weights that are tried on day validation images, as
+    they are and darkened; the best is kept.pt. 1 alone: the adapted network as it is."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

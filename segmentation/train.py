@@ -60,6 +60,7 @@ class Config(OwnFlags, CommonFlags):
     night: NightConfig = FOLLOWING_DAY
     # The authors add 0.1 of the distance for either direction; ours is the mean of both.
     byol: ByolConfig = field(default_factory=lambda: ByolConfig(weight=0.2))
+
     keep: KeepConfig = field(default_factory=KeepConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(

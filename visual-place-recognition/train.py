@@ -60,6 +60,7 @@ class Config(CommonFlags):
     # LayerNorm in the heads: equal formats alone go through the network together, one query by default, which has no
     # statistics of a batch.
     byol: ByolConfig = field(default_factory=lambda: ByolConfig(batch_norm="frozen", head_norm="layer"))
+
     keep: KeepConfig = field(default_factory=KeepConfig)
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(epochs=5, batch_size=5, lr=5e-7, head_lr=1e-3, weight_decay=1e-6)
