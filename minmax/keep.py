@@ -24,14 +24,14 @@ class KeepConfig:
 
     distillation: float = 0.0
     """Weight of the distance between what the model and the daytime model say of a day image; 0: none."""
-    shares: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    """Shares of the adapted weights in the mixtures with the daytime weights that are tried on day validation images, as
-    they are and darkened; the best is kept.pt. 1 alone: the adapted network as it is."""
+    shares: tuple[float, ...] = ()
+    """Shares of the adapted weights, as 0.25 0.5 0.75 1, in mixtures with the daytime weights that are tried at the end
+    on day validation images, as they are and darkened; the best is kept.pt. By default there is none."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         check(self, "distillation", self.distillation >= 0, "0 or more")
-        check(self, "shares", bool(self.shares) and all(0 <= s <= 1 for s in self.shares), "shares in [0, 1]")
+        check(self, "shares", all(0 <= share <= 1 for share in self.shares), "shares in [0, 1]")
 
 
 def frozen_copy(network: FeatureModel) -> FeatureModel:
@@ -99,12 +99,14 @@ def choose_mixture(
     Args:
         network: changed in place.
         daytime: the model before adaptation.
-        shares: of the adapted weights, to be tried.
+        shares: of the adapted weights, to be tried; none changes nothing.
         score: of the network as it is, on day images.
 
     Returns:
         The score by share, the best first; of equal ones the larger share.
     """
+    if not shares:
+        return {}
     adapted = {name: value.clone() for name, value in network.state_dict().items()}
     scores: dict[float, float] = {}
     for share in shares:

@@ -25,6 +25,7 @@ def test_the_mixture_that_scores_best_is_left_and_of_equal_ones_the_larger_share
     found = choose_mixture(adapted, daytime, (0.25, 0.5, 0.75, 1.0), lambda: next(scores))
     assert list(found.items()) == [(0.75, 0.7), (0.5, 0.7), (0.25, 0.2), (1.0, 0.1)]
     before = daytime.state_dict()
+    assert choose_mixture(adapted, daytime, (), lambda: 0.0) == {}
     for name, value in adapted.state_dict().items():
         mixed = 0.25 * before[name] + 0.75 * after[name] if value.is_floating_point() else after[name]
         torch.testing.assert_close(value, mixed)
@@ -53,7 +54,7 @@ def test_the_daytime_model_is_a_constant_and_runs_only_when_it_counts():
     assert day_losses(KeepConfig(), nn.Identity(), None, day, class_divergence) == {}
 
 
-@pytest.mark.parametrize("wrong", [{"distillation": -1}, {"shares": (0.5, 1.5)}, {"shares": ()}])
+@pytest.mark.parametrize("wrong", [{"distillation": -1}, {"shares": (0.5, 1.5)}])
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(SettingError, match="expected"):
         KeepConfig(**wrong)

@@ -417,7 +417,7 @@ class Run:
         Args:
             save_last: writes the network into a file.
             keep_day: leaves the network with a mixture of its weights and the daytime model's, to be saved as well;
-                returns the score of each share, the best first.
+                returns the score of each share, the best first, or none when it made no mixture.
         """
         files = {f"best epoch {self.progress.best_epoch}": self.directory / "best.pt"}
         if save_last:
@@ -426,8 +426,7 @@ class Run:
             if save_last:
                 save_last(files["last epoch"])
             draw_curves(self.directory / "metrics.jsonl", self.directory / "pictures" / "curves.png")
-        if save_last and keep_day:
-            scores = keep_day()
+        if save_last and keep_day and (scores := keep_day()):
             share = next(iter(scores))
             files[f"{100 * share:.0f} % of what it learned"] = self.directory / "kept.pt"
             told = ", ".join(f"{100 * share:.0f} %: {100 * score:.1f}" for share, score in scores.items())
