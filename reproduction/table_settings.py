@@ -73,7 +73,7 @@ class Config:
         object.__setattr__(self, "rows", self.rows or tuple(known))
         for name in self.rows:
             of = load_rows().rows[name].of
-            require(of in ("", "day", *self.rows), "--rows", name, f"{of} beside it, whose network it is")
+            require(of in ("", "day", *self.rows), "--rows", name, f"the row {of} as well, whose network it is")
         object.__setattr__(self, "against", self.against or ("continued" if "continued" in self.rows else "day"))
         rows = ("day", *self.rows)
         require(self.against in rows, "--against", self.against, f"one of the rows, {', '.join(rows)}")
@@ -91,7 +91,12 @@ class Config:
         table = tables[self.table]
         built_in = not table.data
         fits = self.data in ("", "scenes") if built_in else self.data != "scenes"
-        require(fits, "--data", self.data, "none: this table is of the built-in scenes" if built_in else "its data")
+        expected = "none: this table is of the built-in scenes"
+        if not built_in:
+            expected = (
+                f"the data of table {self.table} (its --check names them); --table demo is of the built-in scenes"
+            )
+        require(fits, "--data", self.data, expected)
         rows = self.rows or tuple(name for name in table.rows if name != "day")
         data = "scenes" if built_in else self.data
         for name, value in {"task": table.task, "recipe": table.recipe, "rows": rows, "data": data}.items():

@@ -120,10 +120,11 @@ def open_nights(root: Path, quick: bool = False, cache: Path = DEFAULT_RUNS) -> 
             found = [day]
     if not found:
         known = ", ".join(f"{layout.images}/" for layout in (*NIGHTS, day))
-        there = _first_entries(root) if root.is_dir() else "no such folder"
+        if not root.is_dir():
+            raise UsageError(f"--night {root}: {'a file, not a folder' if root.exists() else 'no such folder'}")
         raise UsageError(
             f"--night {root}: expected the layout of Nighttime Driving, Dark Zurich (val or test), ACDC, NightCity "
-            f"(val, never train) or Cityscapes, told by one of {known}; found {there}"
+            f"(val, never train) or Cityscapes, told by one of {known}; found {_first_entries(root)}"
         )
     opened = []
     for layout in found:

@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import re
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -277,7 +278,7 @@ def build_own(
     model = _run_function(typed)
     if not isinstance(model, nn.Module) or not any(parameter.requires_grad for parameter in model.parameters()):
         given = type(model).__name__
-        raise UsageError(f"--model {typed}: {function}() gave a {given}; expected an nn.Module that can be trained")
+        raise UsageError(f"--model {typed}: {function}() gave {given}; expected an nn.Module that can be trained")
     model.register_forward_hook(_as_logits)
     example = torch.rand(2, 3, 128, 256, generator=torch.Generator().manual_seed(0))
     try:
@@ -299,9 +300,8 @@ def _run_function(typed: str) -> Any:
     file, _, function = typed.rpartition(":")
     path = Path(file).expanduser()
     if path.suffix != ".py" or not path.is_file():
-        raise UsageError(
-            f"--model {typed}: expected FILE.py:FUNCTION of a network of your own; no file {file or typed}"
-        )
+        found = f"no file {file}" if file else "a name without :FUNCTION"
+        raise UsageError(f"--model {typed}: expected FILE.py:FUNCTION of a network of your own, found {found}")
     try:
         spec = importlib.util.spec_from_file_location("own_model", path)
         assert spec is not None and spec.loader is not None
@@ -311,7 +311,11 @@ def _run_function(typed: str) -> Any:
         if callable(build):
             return build()
     except (Exception, SystemExit) as error:  # the user's code
-        raise UsageError(f"--model {typed}: this code raises {type(error).__name__}: {one_line(error)}") from error
+        own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = f" in line {own[-1]}" if own else ""
+        problem = f"this code raises {type(error).__name__}{line}: {one_line(error)}"
+        beside = "; files beside it are found by PYTHONPATH" if isinstance(error, ImportError) else ""
+        raise UsageError(f"--model {typed}: {problem}{beside}") from error
     raise UsageError(f"--model {typed}: {path} has no function or class {function}")
 
 
@@ -411,7 +415,12 @@ def _rebuild(settings: SegmenterSettings, own: OwnFlags | None, source: Path) ->
             f"{source} holds a network of your own, whose code is run only when you type its file: add --model "
             f"FILE.py:{name} (or load the entry `network` of this checkpoint into {name} yourself)"
         )
+    function = own.model.rpartition(":")[2]
+    if function != name:
+        raise UsageError(f"--model {own.model}: {source} was made with {name}, not {function}")
     for flag, given in (("normalization", own.normalization), ("layers", own.layers)):
-        if given and given != getattr(settings, flag):
-            raise UsageError(f"--{flag} {given}: {source} was made with {getattr(settings, flag)}; drop this flag")
+        before = getattr(settings, flag)
+        if given and given != before:
+            shown, made = (value if isinstance(value, str) else " ".join(value) for value in (given, before))
+            raise UsageError(f"--{flag} {shown}: {source} was made with {made}; drop this flag")
     return build_own(own.model, settings.normalization, settings.layers)[0]

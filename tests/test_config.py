@@ -194,6 +194,8 @@ def test_quick_shrinks_all_but_what_was_typed(tmp_path):
     shrunk_to = shrink_settings(found, **smaller)
     assert (shrunk_to.count, shrunk_to.steps, shrunk_to.group) == (1, (4, 5), Group(0.1, (0.2, 0.3)))
     assert shrink_settings(Flags(name="x"), **smaller).group == Group(0.1, (0.0, 0.1))
+    file.write_text("{name: x, count: 9, quick: true}")  # of a quick run, begun with --count 9
+    assert shrink_settings(parse_flags(Flags, None, ["--config", str(file)]), **smaller).count == 9
 
 
 def test_replaced_changes_values_inside_groups():

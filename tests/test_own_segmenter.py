@@ -114,13 +114,13 @@ def test_its_prediction_is_brought_to_the_size_of_the_images(own):
 
 
 WRONG = {
-    "mine.py": "expected FILE.py:FUNCTION of a network of your own; no file mine.py",
+    "mine.py": "expected FILE.py:FUNCTION of a network of your own, found a name without :FUNCTION",
     "gone.py:Net": "no file gone.py",
     "{code}:gone": "mine.py has no function or class gone",
-    "{code}:raises": "this code raises KeyError: 'no such thing'",
-    "{code}:leaves": "this code raises SystemExit: 3",
-    "{code}:number": r"number\(\) gave a int; expected an nn.Module",
-    "{code}:frozen": r"frozen\(\) gave a Net; expected an nn.Module that can be trained",
+    "{code}:raises": "this code raises KeyError in line [0-9]+: 'no such thing'",
+    "{code}:leaves": "this code raises SystemExit in line [0-9]+: 3",
+    "{code}:number": r"number\(\) gave int; expected an nn.Module",
+    "{code}:frozen": r"frozen\(\) gave Net; expected an nn.Module that can be trained",
     "{code}:Few": r"\(2, 11, 32, 64\); expected logits \(N, 19 or 20, h, w\)",
     "{code}:FewInTraining": r"\(2, 5, 32, 64\); expected logits",
     "{code}:Other": "does not fit Other: tensors 2 missing",

@@ -278,7 +278,7 @@ def test_the_flags_of_the_rows_mean_what_their_titles_say(parsed, jobs, quick):
 
 
 def test_a_row_that_is_the_network_of_another_needs_it(reproduce, scripts, tmp_path):
-    with pytest.raises(UsageError, match="--rows kept: expected full beside it, whose network it is"):
+    with pytest.raises(UsageError, match="--rows kept: expected the row full as well, whose network it is"):
         config_of(reproduce, tmp_path, rows=("kept",))
     reproduce.main(config_of(reproduce, tmp_path, rows=("kept", "full", "adabn")))
     assert scripts.trained() == ["day-0", "darkener-0", "full-0"]

@@ -107,7 +107,7 @@ def test_a_folder_of_no_known_layout_is_refused(tmp_path):
     (tmp_path / "jpg").mkdir()
     with pytest.raises(UsageError, match="expected the layout of Nighttime Driving.*found jpg"):
         open_nights(tmp_path)
-    with pytest.raises(UsageError, match="found no such folder"):
+    with pytest.raises(UsageError, match="no such folder"):
         open_nights(tmp_path / "none")
 
 

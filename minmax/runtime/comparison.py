@@ -135,7 +135,7 @@ def as_trained(config: ConfigT, group: str, names: Sequence[str]) -> ConfigT:
     """The flags of test.py with a network's own settings in place of defaults, such as the size of its images.
 
     Args:
-        config: the flags; what was typed, or stands in --config, stays.
+        config: the flags; what was typed, or without --quick stands in --config, stays.
         group: of the flags, as `images`.
         names: of the settings in it.
     """
@@ -146,7 +146,9 @@ def as_trained(config: ConfigT, group: str, names: Sequence[str]) -> ConfigT:
     own = {
         name: tuple(trained[name]) if isinstance(trained[name], list) else trained[name]
         for name in names
-        if flags.config is None and f"{group}.{name}" not in typed and trained.get(name) not in (None, defaults[name])
+        if (flags.config is None or flags.quick)
+        and f"{group}.{name}" not in typed
+        and trained.get(name) not in (None, defaults[name])
     }
     if own:
         told = ", ".join(f"--{group}.{name} {value}" for name, value in own.items())

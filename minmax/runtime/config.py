@@ -120,7 +120,7 @@ class MeasuringFlags:
     before: Path | None = None
     """A second network to compare with, such as the daytime one."""
     output: Path | None = None
-    """Folder of the results; by default test/ beside the checkpoint."""
+    """Folder of the results; by default test/ beside the checkpoint, test-adabn/ and the like of other measurements."""
     brighten: Brightening = "none"
     """What brightens every image before the network: gamma, a power that brings a darker one to a mean of 0.45; clahe,
     local equalisation."""
@@ -161,7 +161,9 @@ class MeasuringFlags:
         Raises:
             UsageError: when it cannot be made.
         """
-        folder = self.output or self.checkpoint.parent / "test"
+        variant = [*(["kept"] if self.checkpoint.stem == "kept" else []), *(["adabn"] if self.adabn else [])]
+        variant += [self.brighten] if self.brighten != "none" else []
+        folder = self.output or self.checkpoint.parent / "-".join(["test", *variant])
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -340,6 +342,8 @@ def parse_flags(config_class: type[ConfigT], description: str | None, argv: Sequ
         require(math.isfinite(value), flag, value, "a finite number")
     typed = {argument[2:].split("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")}
     object.__setattr__(config, "_typed", frozenset(typed))
+    # The config.yaml of a quick run holds what the run was made of.
+    object.__setattr__(config, "_shrunk", file is not None and read_yaml(file).get("quick") is True)
     return config
 
 
@@ -430,12 +434,15 @@ def replace_settings(config: ConfigT, **groups: Any) -> ConfigT:
         for name, value in groups.items()
     }
     copy = dataclasses.replace(config, **values)
-    object.__setattr__(copy, "_typed", getattr(config, "_typed", frozenset()))
+    for name in ("_typed", "_shrunk"):
+        object.__setattr__(copy, name, getattr(config, name, None) or frozenset())
     return copy
 
 
 def shrink_settings(config: ConfigT, **groups: Any) -> ConfigT:
-    """`replace_settings` for --quick: what was typed beside it stays."""
+    """`replace_settings` for --quick: what was typed beside it, or comes from the config of a quick run, stays."""
+    if getattr(config, "_shrunk", False):
+        return config
     typed: frozenset[str] = getattr(config, "_typed", frozenset())
     inside = {
         name: {key: new for key, new in value.items() if f"{name}.{key}" not in typed}

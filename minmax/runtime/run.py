@@ -428,9 +428,9 @@ class Run:
             draw_curves(self.directory / "metrics.jsonl", self.directory / "pictures" / "curves.png")
         if save_last and keep_day and (scores := keep_day()):
             share = next(iter(scores))
-            files[f"{100 * share:.0f} % of what it learned"] = self.directory / "kept.pt"
-            told = ", ".join(f"{100 * share:.0f} %: {100 * score:.1f}" for share, score in scores.items())
-            log.info("day and darkened validation images by the share of adapted weights: %s", told)
+            files[f"best of the mixtures, a share of {share:g} of the adapted weights"] = self.directory / "kept.pt"
+            told = ", ".join(f"{share:g}: {100 * score:.1f} %" for share, score in sorted(scores.items()))
+            log.info("score of day validation images, as they are and darkened, by share of adapted weights: %s", told)
             if self.runtime.is_main:
                 save_last(self.directory / "kept.pt")
         for what, path in files.items():
