@@ -389,7 +389,7 @@ def test_the_commands_of_the_help_text_are_accepted(reproduce, tmp_path, monkeyp
         ({"shard": "0/2"}, "--shard 0/2: expected i/n, such as 1/3, 2/3 and 3/3"),
         ({"shard": "3/2"}, "--shard 3/2: expected i/n, such as 1/3, 2/3 and 3/3"),
         ({"table": "6", "data": ""}, "--table 6: expected one of 1, 2, 3, 4, 5, demo"),
-        ({"table": "1"}, "--data scenes: expected its data"),
+        ({"table": "1"}, "--data scenes: expected the data of table 1"),
         ({"table": "demo", "data": "photos"}, "--data photos: expected none: this table is of the built-in scenes"),
         ({"night": (Path("dusk"),)}, "--night dusk: expected none: the nights of classification are in its --data"),
     ],
