@@ -360,7 +360,11 @@ def _floats(value: Any, flag: str = "-") -> Iterator[tuple[str, float]]:
 
 
 def _resumed_config(config_class: type[Any], arguments: Sequence[str]) -> Path | None:
-    """The config.yaml of the run that is to be continued, if there is one."""
+    """The config.yaml of the run that is to be continued; None without --resume.
+
+    Raises:
+        UsageError: when there is no such run.
+    """
     if "--resume" not in arguments:
         return None
     defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
@@ -369,6 +373,8 @@ def _resumed_config(config_class: type[Any], arguments: Sequence[str]) -> Path |
     finder.add_argument("--runs", type=Path, default=defaults["runs"])
     found = finder.parse_known_args(arguments)[0]
     file: Path = found.runs / _file_of(config_class).parent.name / str(found.name) / "config.yaml"
+    if not file.is_file() and "--help" not in arguments:
+        raise UsageError(f"--resume: there is no run at {file.parent}; start it without --resume")
     return file if file.is_file() else None
 
 
