@@ -91,7 +91,7 @@ def main(config: Config) -> Path:
         training = open_split(config.data, "train", config.images, settings.classes, config.quick, config.runs)
         validation = open_split(config.data, "val", config.images, settings.classes, config.quick, config.runs)
         seed_globally(config.seed, "heads")
-        daytime = runtime.place(frozen_copy(network))
+        daytime = runtime.place(frozen_copy(network, config.keep))
         pair = runtime.place(build_pair(network, config.byol))
         dataset = TrainingViews(training, config.images.size, config.seed, config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)

@@ -105,7 +105,7 @@ def main(config: Config) -> Path:
         validation = open_clips(config.data, "val", config.clips, settings.classes, config.quick, config.runs)
         darkened = find_darkened(training, config.darkened, config.runs) if config.darkened else None
         seed_globally(config.seed, "heads")
-        daytime = runtime.place(frozen_copy(network))
+        daytime = runtime.place(frozen_copy(network, config.keep))
         pair = runtime.place(build_pair(network, config.byol))
         dataset = TrainingClips(training, config.clips, config.seed, darkened, config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)

@@ -34,9 +34,9 @@ class KeepConfig:
         check(self, "shares", all(0 <= share <= 1 for share in self.shares), "shares in [0, 1]")
 
 
-def frozen_copy(network: FeatureModel) -> FeatureModel:
-    """The daytime model as it is before adaptation."""
-    return freeze(independent_copy(network))
+def frozen_copy(network: FeatureModel, config: KeepConfig) -> nn.Module:
+    """The daytime model as it is before adaptation; where nothing is to be kept of it, nothing, to save its memory."""
+    return freeze(independent_copy(network)) if config.distillation or config.shares else nn.Identity()
 
 
 def day_losses(

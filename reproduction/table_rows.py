@@ -128,4 +128,5 @@ def load_tables() -> Tables:
 
 def titles_of(rows: Sequence[str]) -> dict[str, str]:
     """What the daytime model and the rows are called, by name."""
-    return {"day": "daytime model", **{name: load_rows().rows[name].title for name in rows}}
+    table = load_rows().rows
+    return {"day": "daytime model", **{name: table[name].title for name in rows}}

@@ -60,7 +60,8 @@ class Config:
         require(self.jobs >= 1, "--jobs", self.jobs, "1 or more")
         require(0 < len(self.seeds) == len(set(self.seeds)), "--seeds", self.seeds, "at least one seed, each once")
         require(len(self.rows) == len(set(self.rows)), "--rows", self.rows, "each row once")
-        known = [name for name, row in load_rows().rows.items() if self.task not in row.lacking]
+        table = load_rows().rows
+        known = [name for name, row in table.items() if self.task not in row.lacking]
         lacking = [name for name in self.rows if name not in known]
         require(not lacking, "--rows", " ".join(lacking), f"rows that {self.task} has: {', '.join(known)}")
         if self.task in ("classification", "visual-place-recognition"):
@@ -72,7 +73,7 @@ class Config:
         require(mirrors or self.flip, "--flip", "false", f"no such flag for {self.task}, which mirrors nothing")
         object.__setattr__(self, "rows", self.rows or tuple(known))
         for name in self.rows:
-            of = load_rows().rows[name].of
+            of = table[name].of
             require(of in ("", "day", *self.rows), "--rows", name, f"the row {of} as well, whose network it is")
         object.__setattr__(self, "against", self.against or ("continued" if "continued" in self.rows else "day"))
         rows = ("day", *self.rows)

@@ -116,7 +116,7 @@ def main(config: Config) -> Path:
         if config.darkened:
             darkened = find_darkened(training, config.darkened, config.images.size, config.runs, config.quick)
         seed_globally(config.seed, "heads")
-        daytime = runtime.place(frozen_copy(network))
+        daytime = runtime.place(frozen_copy(network, config.keep))
         pair = runtime.place(build_pair(network, config.byol, build_projectors))
         require_size(network, "--images.size", *config.images.size)
         require_size(network, "--images.crop", *config.images.crop_size)

@@ -18,7 +18,7 @@ def network(seed):
 
 
 def test_the_mixture_that_scores_best_is_left_and_of_equal_ones_the_larger_share():
-    daytime, adapted = frozen_copy(network(0)), network(1)
+    daytime, adapted = frozen_copy(network(0), KeepConfig(distillation=2.0)), network(1)
     adapted(torch.rand(4, 3, 8, 8))  # moves BatchNorm's statistics and its count of batches
     after = {name: value.clone() for name, value in adapted.state_dict().items()}
     scores = iter([0.2, 0.7, 0.7, 0.1])
@@ -42,7 +42,7 @@ def test_divergence_is_that_of_probabilities_and_zero_of_equal_ones():
 
 def test_the_daytime_model_is_a_constant_and_runs_only_when_it_counts():
     online = network(1)
-    daytime, day = frozen_copy(network(0)), torch.rand(4, 3, 8, 8)
+    daytime, day = frozen_copy(network(0), KeepConfig(distillation=2.0)), torch.rand(4, 3, 8, 8)
     before = {name: value.clone() for name, value in daytime.state_dict().items()}
     said = online(day)
     losses = day_losses(KeepConfig(distillation=2.0), daytime, day, said, class_divergence)

@@ -117,7 +117,7 @@ def main(config: Config) -> Path:
         tuples = EpochTuples(training, config.tuples, config.images.size, config.seed)
         loader = epoch_loader(tuples, config.optim.batch_size, config.seed, config.workers, runtime, list)
         seed_globally(config.seed, "heads")
-        daytime = runtime.place(frozen_copy(network))
+        daytime = runtime.place(frozen_copy(network, config.keep))
         pair = runtime.place(build_pair(network, config.byol, build_projectors))
         groups = parameter_groups(pair.online, config.optim.lr, config.optim.weight_decay)
         optimizer, schedule = config.optim.build(pair, len(loader), groups=groups)

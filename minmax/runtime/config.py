@@ -440,8 +440,8 @@ def replace_settings(config: ConfigT, **groups: Any) -> ConfigT:
         for name, value in groups.items()
     }
     copy = dataclasses.replace(config, **values)
-    for name in ("_typed", "_shrunk"):
-        object.__setattr__(copy, name, getattr(config, name, None) or frozenset())
+    object.__setattr__(copy, "_typed", getattr(config, "_typed", frozenset()))
+    object.__setattr__(copy, "_shrunk", getattr(config, "_shrunk", False))
     return copy
 
 
