@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from minmax.augmentation import AugmentConfig
 from minmax.photometric_jitter import jitter
 from minmax.pretrained import refuse_two_starts, require_size
-from minmax.runtime.batches import epoch_loader
+from minmax.runtime.batches import epoch_loader, few_at_a_time
 from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings
 from minmax.runtime.devices import Runtime
 from minmax.runtime.optimisation import OptimConfig
@@ -72,7 +72,7 @@ def main(config: Config) -> Path:
     if config.quick:
         config = shrink_settings(config, images={"size": 32}, optim={"epochs": 2, "batch_size": 16}, workers=0)
     with prepare_run(TASK, config) as runtime:
-        runtime.require_pairs(config.optim.batch_size)
+        runtime.require_pairs(config.optim.batch_size, config.optim.at_once)
         training = open_split(config.data, "train", config.images, quick=config.quick, cache=config.runs)
         validation = open_split(config.data, "val", config.images, training.classes, config.quick, config.runs)
         seed_globally(config.seed, "network")
@@ -94,8 +94,11 @@ def main(config: Config) -> Path:
                 network.train()
                 for views in run.batches(loader, epoch):
                     images = jitter(runtime.intensities(views.day), config.jitter, run.generator("jitter"))
-                    loss = step(parallel, images, views.label.to(runtime.device), runtime)
-                    run.update(optimizer, {"loss": loss}, schedule)
+                    labels = views.label.to(runtime.device)
+                    for few in few_at_a_time(len(labels), config.optim.at_once, parallel):
+                        loss = step(parallel, images[few], labels[few], runtime)
+                        run.backward({"loss": loss}, len(labels[few]) / len(labels))
+                    run.step(optimizer, schedule)
                 [accuracy] = measure(network, validation, config.images, runtime)
                 run.finish_epoch({"day": accuracy.balanced}, accuracy.balanced, save)
             return run.finish()

@@ -54,7 +54,7 @@ class DarkenerOptim:
 
     def adam(self, darkener: Darkener) -> torch.optim.Adam:
         """The optimiser."""
-        return torch.optim.Adam(darkener.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        return torch.optim.Adam(darkener.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True)
 
     def rate_factor(self, epoch: float, step: int) -> float:
         """Share of the learning rate after `step` steps, which are `epoch` epochs: warm-up and tenfold falls in one.

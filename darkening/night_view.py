@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.profiler import record_function
 
 from darkening.camera import DRAWS, CameraConfig, draw_noise, photograph
 from darkening.darkener import Darkener
@@ -138,12 +139,13 @@ class NightView:
         Each image gets one exposure, one noise map and one camera, each clip one of each for all its frames. All draws
         come from the CPU `generator`, by default torch's own.
         """
-        count, (height, width) = len(images), images.shape[-2:]
-        drawn = self._draw(count, height, width, generator)
-        flat, frames = as_images(images)
-        of_each = [values.repeat_interleave(frames, dim=0) for values in drawn]
-        darkened = self._darken(self.night, flat, generator, *of_each)
-        return darkened if images.dim() == 4 else as_clips(darkened, frames)
+        with record_function("night"):
+            count, (height, width) = len(images), images.shape[-2:]
+            drawn = self._draw(count, height, width, generator)
+            flat, frames = as_images(images)
+            of_each = [values.repeat_interleave(frames, dim=0) for values in drawn]
+            darkened = self._darken(self.night, flat, generator, *of_each)
+            return darkened if images.dim() == 4 else as_clips(darkened, frames)
 
     @torch.no_grad()
     def for_video(

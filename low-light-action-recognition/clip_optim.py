@@ -18,6 +18,9 @@ class ClipOptim:
     """Passes over the training videos."""
     batch_size: int = 48
     """Clips per step and process."""
+    at_once: int = 0
+    """Clips of a step that are in memory together, gradients being accumulated part by part; 0 for all. BatchNorm sees
+    the parts one by one; nothing else of a step depends on it."""
     method: Literal["sgd", "adamw"] = "sgd"
     """sgd, the paper's; adamw learns small networks from scratch in fewer steps."""
     lr: float = 1e-3
@@ -35,6 +38,7 @@ class ClipOptim:
         """Refuse values out of range."""
         check(self, "epochs", self.epochs >= 1, "1 or more")
         check(self, "batch_size", self.batch_size >= 2, "2 or more")
+        check(self, "at_once", self.at_once >= 0, "0 or more")
         check(self, "lr", self.lr > 0, "more than 0")
         check(self, "momentum", 0 < self.momentum < 1, "more than 0, less than 1")
         check(self, "weight_decay", self.weight_decay >= 0, "0 or more")
@@ -53,10 +57,10 @@ class ClipOptim:
         """The optimiser, and its schedule, to be stepped after every step."""
         optimizer: torch.optim.Optimizer
         if self.method == "adamw":
-            optimizer = torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay)
+            optimizer = torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay, fused=True)
         else:
             optimizer = torch.optim.SGD(
-                parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=True
+                parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=True, fused=True
             )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate_factor(step, processes))
         return optimizer, schedule

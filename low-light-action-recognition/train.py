@@ -32,7 +32,7 @@ from minmax.adapt import adaptation_losses
 from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair
 from minmax.keep import KeepConfig, choose_mixture, class_divergence, day_losses, frozen_copy
-from minmax.runtime.batches import epoch_loader
+from minmax.runtime.batches import epoch_loader, few_at_a_time
 from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings, to_plain
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
@@ -97,7 +97,7 @@ def main(config: Config) -> Path:
             config, clips={"length": 4, "size": 32}, optim={"epochs": 2, "batch_size": 8}, workers=0
         )
     with prepare_run(TASK, config) as runtime:
-        runtime.require_pairs(config.optim.batch_size)
+        runtime.require_pairs(config.optim.batch_size, config.optim.at_once)
         network, settings = load_recogniser(config.checkpoint)
         darkener = load_darkener(config.darkener) if config.darkener else None
         night_view = None if config.darkened else build_night_view(config.night, darkener, runtime)
@@ -138,8 +138,11 @@ def main(config: Config) -> Path:
                     day = shift_hls(runtime.intensities(views.day), config.shift, run.generator("day shift"))
                     if run.progress.step == 0 and runtime.is_main:
                         draw_pairs(day[:4], night[:4], run.directory)
-                    losses = step(parallel, frozen, day, night, views.label.to(runtime.device), config, runtime)
-                    run.update(optimizer, losses, schedule)
+                    labels = views.label.to(runtime.device)
+                    for few in few_at_a_time(len(day), config.optim.at_once, parallel):
+                        losses = step(parallel, frozen, day[few], night[few], labels[few], config, runtime)
+                        run.backward(losses, len(labels[few]) / len(labels))
+                    run.step(optimizer, schedule)
                     pair.update_target()
                 score = validate()
                 run.finish_epoch(score, score["score"], save)

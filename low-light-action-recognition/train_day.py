@@ -11,7 +11,6 @@ Kinetics, here with --pretrained from those of ImageNet.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from clip_accuracy import measure
 from clip_optim import ClipOptim
@@ -25,12 +24,11 @@ from video_trees import DEFAULT_DATA
 
 from minmax.augmentation import AugmentConfig
 from minmax.pretrained import refuse_two_starts
-from minmax.runtime.batches import epoch_loader
+from minmax.runtime.batches import epoch_loader, few_at_a_time
 from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings, to_plain
 from minmax.runtime.devices import Runtime
 from minmax.runtime.run import Run, prepare_run
 from minmax.runtime.seeding import seed_globally
-from minmax.runtime.splits import Views
 
 TASK = "low-light-action-recognition"
 
@@ -66,12 +64,11 @@ class Config(CommonFlags):
         refuse_two_starts(self.pretrained, self.init)
 
 
-def step(network: nn.Module, views: Views, config: Config, runtime: Runtime, generator: torch.Generator) -> Tensor:
+def step(network: nn.Module, day: Tensor, labels: Tensor, runtime: Runtime) -> Tensor:
     """Cross-entropy of one batch."""
-    day = shift_hls(runtime.intensities(views.day), config.shift, generator)
     with runtime.autocast():
         logits = network(day)
-    return F.cross_entropy(logits.float(), views.label.to(logits.device))
+    return F.cross_entropy(logits.float(), labels)
 
 
 def main(config: Config) -> Path:
@@ -81,7 +78,7 @@ def main(config: Config) -> Path:
             config, clips={"length": 4, "size": 32}, optim={"epochs": 2, "batch_size": 8}, workers=0
         )
     with prepare_run(TASK, config) as runtime:
-        runtime.require_pairs(config.optim.batch_size)
+        runtime.require_pairs(config.optim.batch_size, config.optim.at_once)
         training = open_clips(config.data, "train", config.clips, quick=config.quick, cache=config.runs)
         validation = open_clips(config.data, "val", config.clips, training.classes, config.quick, config.runs)
         seed_globally(config.seed, "network")
@@ -101,8 +98,12 @@ def main(config: Config) -> Path:
             for epoch in run.epochs(config.optim.epochs):
                 network.train()
                 for views in run.batches(loader, epoch):
-                    loss = step(parallel, views, config, runtime, run.generator("shift"))
-                    run.update(optimizer, {"loss": loss}, schedule)
+                    day = shift_hls(runtime.intensities(views.day), config.shift, run.generator("shift"))
+                    labels = views.label.to(runtime.device)
+                    for few in few_at_a_time(len(labels), config.optim.at_once, parallel):
+                        loss = step(parallel, day[few], labels[few], runtime)
+                        run.backward({"loss": loss}, len(labels[few]) / len(labels))
+                    run.step(optimizer, schedule)
                 [found] = measure(network, validation, config.clips, runtime, rounds=1, workers=config.workers)
                 score = found.top(1)
                 run.finish_epoch({"day": score}, score, save)

@@ -84,7 +84,8 @@ def adapt(
     )
     pair.to(place).train()
     trained = [parameter for parameter in pair.parameters() if parameter.requires_grad]
-    chosen = optimizer(trained) if optimizer else torch.optim.AdamW(trained, lr, weight_decay=0.01)
+    fused = place.type in ("cpu", "cuda", "mps")
+    chosen = optimizer(trained) if optimizer else torch.optim.AdamW(trained, lr, weight_decay=0.01, fused=fused)
     schedule = torch.optim.lr_scheduler.MultiStepLR(chosen, [max(1, round(0.75 * epochs))])
     for epoch in range(1, epochs + 1):
         totals: dict[str, Tensor] = {}

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Self, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.profiler import record_function
 
 from minmax.features import FeatureModel, independent_copy
 from minmax.runtime.errors import check
@@ -157,11 +158,12 @@ class ViewPair(nn.Module):
 
         Further inputs of the model (targets, for a detector in training) go with each view; `joint` takes none.
         """
-        (day_prediction, day_features), (night_prediction, night_features) = self._both(
-            self.online.with_features, day, night, inputs
-        )
-        q_day, q_night = self._compared(day_features), self._compared(night_features)
-        k_day, k_night = self._towards(day, night, inputs) or (q_day, q_night)
+        with record_function("networks"):
+            (day_prediction, day_features), (night_prediction, night_features) = self._both(
+                self.online.with_features, day, night, inputs
+            )
+            q_day, q_night = self._compared(day_features), self._compared(night_features)
+            k_day, k_night = self._towards(day, night, inputs) or (q_day, q_night)
         return Pair(day_prediction, night_prediction, q_day=q_day, k_night=k_night, q_night=q_night, k_day=k_day)
 
     def update_target(self) -> None:

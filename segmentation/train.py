@@ -26,7 +26,7 @@ from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair
 from minmax.keep import KeepConfig, choose_mixture, class_divergence, day_losses, frozen_copy
 from minmax.pretrained import require_size
-from minmax.runtime.batches import epoch_loader
+from minmax.runtime.batches import epoch_loader, few_at_a_time
 from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings
 from minmax.runtime.devices import Runtime
 from minmax.runtime.optimisation import OptimConfig
@@ -106,7 +106,7 @@ def main(config: Config) -> Path:
             workers=0,
         )
     with prepare_run(TASK, config) as runtime:
-        runtime.require_pairs(config.optim.batch_size)
+        runtime.require_pairs(config.optim.batch_size, config.optim.at_once)
         [(network, settings)] = load_segmenters([config.checkpoint], config, config.images.size)
         darkener = load_darkener(config.darkener) if config.darkener else None
         night_view = None if config.darkened else build_night_view(config.night, darkener, runtime)
@@ -148,8 +148,10 @@ def main(config: Config) -> Path:
                     )
                     if run.progress.step == 0 and runtime.is_main:
                         save_picture(picture_grid([day[:4], night[:4]]), run.directory / "pictures" / "first_batch.png")
-                    losses = step(parallel, frozen, day, night, labels, config, runtime)
-                    run.update(optimizer, losses, schedule)
+                    for few in few_at_a_time(len(day), config.optim.at_once, parallel):
+                        losses = step(parallel, frozen, day[few], night[few], labels[few], config, runtime)
+                        run.backward(losses, len(labels[few]) / len(labels))
+                    run.step(optimizer, schedule)
                     pair.update_target()
                 score = validate()
                 run.finish_epoch(score, score["score"], save)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from minmax.augmentation import AugmentConfig
 from minmax.pretrained import refuse_two_starts, require_size
-from minmax.runtime.batches import epoch_loader
+from minmax.runtime.batches import epoch_loader, few_at_a_time
 from minmax.runtime.config import CommonFlags, run_script, shrink_settings
 from minmax.runtime.devices import Runtime
 from minmax.runtime.optimisation import OptimConfig
@@ -74,7 +74,7 @@ def main(config: Config) -> Path:
             config, images={"size": (64, 64), "crop": None}, optim={"epochs": 2, "batch_size": 4}, workers=0
         )
     with prepare_run(TASK, config) as runtime:
-        runtime.require_pairs(config.optim.batch_size)
+        runtime.require_pairs(config.optim.batch_size, config.optim.at_once)
         seed_globally(config.seed, "network")
         settings = SegmenterSettings(config.model, len(CLASSES), config.width)
         network = runtime.place(build_segmenter(settings, config.pretrained, config.init))
@@ -98,8 +98,10 @@ def main(config: Config) -> Path:
                 for views in run.batches(loader, epoch):
                     images, labels = runtime.intensities(views.day), views.label.to(runtime.device)
                     [images], labels = change_views([images], labels, config.photometry, run.generator("photometry"))
-                    loss = step(parallel, images, labels, runtime)
-                    run.update(optimizer, {"loss": loss}, schedule)
+                    for few in few_at_a_time(len(labels), config.optim.at_once, parallel):
+                        loss = step(parallel, images[few], labels[few], runtime)
+                        run.backward({"loss": loss}, len(labels[few]) / len(labels))
+                    run.step(optimizer, schedule)
                 [found] = measure(network, validation, config.images.size, runtime, workers=config.workers)
                 score = found.mean("occurring")
                 run.finish_epoch({"day": score}, score, save)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from minmax.runtime.batches import EpochBatches
+from minmax.runtime.batches import EpochBatches, few_at_a_time
 from minmax.runtime.config import CommonFlags
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError, UsageError
@@ -35,6 +35,26 @@ class Numbers(Dataset):
     def __getitem__(self, position):
         epoch, index = position
         return torch.tensor([float(index), float(epoch)])
+
+
+class Noted:
+    """A network's weights after each of some steps, its batches taken few at a time."""
+
+    def __init__(self, config, at_once):
+        with Run("toy", config, RUNTIME) as run:
+            torch.manual_seed(0)
+            network = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+            optimizer, schedule = OptimConfig(method="sgd", lr=0.01).build(network, 2)
+            run.restore(network=network, optimizer=optimizer)
+            loader = DataLoader(Numbers(), batch_sampler=EpochBatches(20, 10, config.seed))
+            for batch in run.batches(loader, 0):
+                for few in few_at_a_time(len(batch), at_once, network):
+                    loss = network(batch[few].double()).square().mean()
+                    run.backward({"loss": loss}, len(batch[few]) / len(batch))
+                run.step(optimizer, schedule)
+            run.save()
+            self.weights = network.state_dict()
+            self.lines = [json.loads(line) for line in (run.directory / "metrics.jsonl").read_text().splitlines()]
 
 
 class Killed(Exception):
@@ -96,6 +116,30 @@ def test_resume_refuses_a_missing_run_and_other_flags(config):
     with pytest.raises(UsageError, match=r"--lr was 0\.1, now 0\.2"):
         train(replace(config, resume=True, lr=0.2))
     train(replace(config, resume=True, workers=0, save_minutes=1.0))
+
+
+def test_a_batch_taken_few_at_a_time_makes_the_same_step(config):
+    whole, parts = Noted(config, 0), Noted(replace(config, name="parts"), 4)
+    assert [line["step"] for line in whole.lines] == [line["step"] for line in parts.lines] == [1, 2]
+    for one, other in zip(whole.lines, parts.lines, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"])
+    for name, weight in whole.weights.items():
+        torch.testing.assert_close(parts.weights[name], weight)
+
+
+def test_parts_of_a_batch():
+    assert list(few_at_a_time(7, 3, nn.Identity())) == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    assert list(few_at_a_time(7, 0, nn.Identity())) == list(few_at_a_time(7, 9, nn.Identity())) == [slice(0, 7)]
+
+
+def test_profile_tells_parts_and_operators_of_a_step(config, caplog):
+    caplog.set_level("INFO")
+    train(replace(config, profile=True))  # 5 steps an epoch, of which 2 are profiled
+    told = (config.runs / "toy" / "toy" / "profile.txt").read_text()
+    assert told.startswith("2 steps, ") and "aten::addmm" in told
+    assert all(part in told for part in ("waiting for data", "backward", "optimizer", "everything else"))
+    assert (config.runs / "toy" / "toy" / "profile.json").stat().st_size
+    assert [line for line in caplog.messages if line.startswith("epoch 2: loss")][0].count("5 of 5 in 0 s, ") == 1
 
 
 def toy_update(run, **values):

@@ -22,13 +22,13 @@ from place_pairs import open_pairs
 from retrieval_pictures import draw_tuple
 from torch import Tensor, nn
 from tuple_mining import QUICK, EpochTuples, TupleConfig, contrastive_loss
-from tuple_pair import ImagesOfManyShapes, TuplePair, few_at_a_time
+from tuple_pair import ImagesOfManyShapes, TuplePair
 
 from darkening.darkener_files import load_darkener
 from darkening.night_view import NightConfig, build_night_view
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.keep import KeepConfig, choose_mixture, day_losses, descriptor_distance, frozen_copy
-from minmax.runtime.batches import epoch_loader
+from minmax.runtime.batches import epoch_loader, few_at_a_time
 from minmax.runtime.config import CommonFlags, run_script, shrink_settings, to_plain
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
@@ -63,7 +63,7 @@ class Config(CommonFlags):
 
     keep: KeepConfig = field(default_factory=KeepConfig)
     optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(epochs=5, batch_size=5, lr=5e-7, head_lr=1e-3, weight_decay=1e-6)
+        default_factory=lambda: OptimConfig(epochs=5, batch_size=5, at_once=1, lr=5e-7, head_lr=1e-3, weight_decay=1e-6)
     )
 
     def __post_init__(self) -> None:
@@ -141,23 +141,19 @@ def main(config: Config) -> Path:
                 tuples.mine(pair.online, epoch, runtime, config.workers)
                 pair.eval()  # gradients flow all the same; BatchNorm keeps its statistics, nothing is dropped at random
                 for batch in run.batches(loader, epoch):
-                    optimizer.zero_grad(set_to_none=True)
-                    totals: dict[str, Tensor] = {}
-                    for first, few in few_at_a_time(batch, config.optim.at_once, parallel):
+                    for part in few_at_a_time(len(batch), config.optim.at_once, parallel):
+                        few = batch[part]
                         days = [runtime.intensities(place.query) for place in few]
                         # One by one, so that a night depends neither on its neighbours nor on how many are at once.
                         nights = [
                             night_view(day[None], run.generator(f"night {number}"))[0]
-                            for number, day in enumerate(days, first)
+                            for number, day in enumerate(days, part.start)
                         ]
                         others = [runtime.intensities(image) for place in few for image in place.others]
-                        if run.progress.step == first == 0 and runtime.is_main:
+                        if run.progress.step == part.start == 0 and runtime.is_main:
                             draw_tuple(days[0], nights[0], others[: 1 + config.tuples.negatives], run.directory)
-                        losses = step(parallel, frozen, days, nights, others, config, runtime)
-                        run.backward(losses)
-                        for name, loss in losses.items():
-                            totals[name] = totals.get(name, 0) + loss.detach()
-                    run.step(optimizer, totals, schedule)
+                        run.backward(step(parallel, frozen, days, nights, others, config, runtime))
+                    run.step(optimizer, schedule)
                     pair.update_target()
                 score = validate()
                 run.finish_epoch(score, score["score"], save)

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from descriptors import precisions
 from place_checkpoints import load_place_network, save_place_network
 from place_images import DEFAULT_DATA, PlaceConfig
@@ -21,10 +20,10 @@ from place_network import build_place_network, parameter_groups, settings_for
 from place_pairs import open_pairs
 from torch import Tensor, nn
 from tuple_mining import QUICK, EpochTuples, PlaceTuple, TupleConfig, contrastive_loss
-from tuple_pair import ImagesOfManyShapes, few_at_a_time
+from tuple_pair import ImagesOfManyShapes
 
 from minmax.pretrained import refuse_two_starts
-from minmax.runtime.batches import epoch_loader
+from minmax.runtime.batches import epoch_loader, few_at_a_time
 from minmax.runtime.config import CommonFlags, run_script, shrink_settings, to_plain
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
@@ -56,7 +55,9 @@ class Config(CommonFlags):
     images: PlaceConfig = field(default_factory=PlaceConfig)
     tuples: TupleConfig = field(default_factory=lambda: TupleConfig(queries=2000, pool=20000))
     optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(epochs=100, batch_size=5, lr=1e-6, weight_decay=1e-6, decay="exponential")
+        default_factory=lambda: OptimConfig(
+            epochs=100, batch_size=5, at_once=1, lr=1e-6, weight_decay=1e-6, decay="exponential"
+        )
     )
 
     def __post_init__(self) -> None:
@@ -104,13 +105,9 @@ def main(config: Config) -> Path:
                 tuples.mine(network, epoch, runtime, config.workers)
                 network.eval()  # gradients flow all the same; BatchNorm keeps its statistics, nothing is dropped
                 for batch in run.batches(loader, epoch):
-                    optimizer.zero_grad(set_to_none=True)
-                    total = torch.zeros((), device=runtime.device)
-                    for _, few in few_at_a_time(batch, config.optim.at_once, parallel):
-                        loss = step(parallel, few, config, runtime)
-                        total += loss.detach()
-                        run.backward({"loss": loss})
-                    run.step(optimizer, {"loss": total}, schedule)
+                    for part in few_at_a_time(len(batch), config.optim.at_once, parallel):
+                        run.backward({"loss": step(parallel, batch[part], config, runtime)})
+                    run.step(optimizer, schedule)
                 [score] = precisions(network, validation, config.images.size, runtime, workers=config.workers)
                 run.finish_epoch({"day": score}, score, save)
             return run.finish()

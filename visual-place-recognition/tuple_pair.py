@@ -1,17 +1,13 @@
 """What tuples need of the networks: images of many shapes, and DDP's single forward pass over all images of a step."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from minmax.byol import Pair, ViewPair
 from minmax.runtime.devices import Runtime
-
-ItemT = TypeVar("ItemT")
 
 
 class ImagesOfManyShapes(nn.Module):
@@ -59,16 +55,3 @@ class TuplePair(nn.Module):
     ) -> tuple[Pair, Tensor]:
         """What BYOL needs of the queries by day and by night, and descriptors `(M, D)` of the tuples' other images."""
         return self.pair(days, nights), self.network(others)
-
-
-def few_at_a_time(items: Sequence[ItemT], count: int, parallel: nn.Module) -> Iterator[tuple[int, Sequence[ItemT]]]:
-    """Parts of a batch, each with the number of its first item, whose gradients add up.
-
-    Under DDP only the last part's backward pass exchanges them (and takes their mean over the processes).
-    """
-    for start in range(0, len(items), count):
-        alone: AbstractContextManager[object] = nullcontext()
-        if isinstance(parallel, DistributedDataParallel) and start + count < len(items):
-            alone = parallel.no_sync()
-        with alone:
-            yield start, items[start : start + count]

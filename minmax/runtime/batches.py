@@ -2,9 +2,12 @@
 
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
@@ -61,6 +64,23 @@ def read_batches(batches: Iterable[ItemT]) -> Iterator[ItemT]:
     except RunError as error:
         lines = str(error).strip().splitlines()
         raise RunError(lines[-1].removeprefix(f"{RunError.__module__}.{RunError.__name__}: ")) from error
+
+
+def few_at_a_time(count: int, at_once: int, parallel: nn.Module) -> Iterator[slice]:
+    """Gradient accumulation: the parts of a batch of `count` samples that are in memory together.
+
+    Args:
+        count: samples of the batch.
+        at_once: of each part but the last, which may have less; 0 for all.
+        parallel: under DDP only the last part's backward pass exchanges gradients (and takes their mean).
+    """
+    for start in range(0, count, at_once or count):
+        part = slice(start, min(start + (at_once or count), count))
+        alone: AbstractContextManager[object] = nullcontext()
+        if isinstance(parallel, DistributedDataParallel) and part.stop < count:
+            alone = parallel.no_sync()
+        with alone:
+            yield part
 
 
 def one_pass(

@@ -16,7 +16,7 @@ from typing import Any
 
 from minmax.runtime.config import REPOSITORY, SECTIONS, read_recipe
 from minmax.runtime.errors import RunError, UsageError
-from minmax.runtime.report import write_json
+from minmax.runtime.report import duration, write_json
 
 log = logging.getLogger(__name__)
 
@@ -186,10 +186,7 @@ class Commands:
         if not taken.keys() >= set(left):
             return ""
         seconds = sum(statistics.fmean(taken[script]) for script in left) / min(side_by_side, len(left))
-        hours, minutes = divmod(round(seconds / 60), 60)
-        return (
-            f", about {f'{hours} h ' if hours else ''}{minutes} min left" if seconds >= 60 else ", under a minute left"
-        )
+        return f", about {duration(seconds)} left"
 
     def _start(self, script: str, *flags: str, quiet: bool) -> None:
         if self._failure is not None:  # of a script that ran beside or before in another thread

@@ -89,6 +89,8 @@ class CommonFlags:
     """A recipe, or the config.yaml of an earlier run: its values become the defaults of all flags."""
     runs: Path = DEFAULT_RUNS
     """Folder that holds the runs of all tasks."""
+    profile: bool = False
+    """Tell where the time of a step goes: parts and operators of steps 4 to 13, into profile.txt of the run."""
     save_minutes: float = 5.0
     """Write a checkpoint at least this often; one is also written after every epoch and on SIGTERM or Ctrl-C."""
 

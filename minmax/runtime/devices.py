@@ -114,20 +114,23 @@ class Runtime:
         # Images as torchvision scales them, clips as they always were here: on a CPU these differ in the last bit.
         return placed / 255.0 if placed.dim() == 5 else placed.float().mul_(1.0 / 255.0)
 
-    def require_pairs(self, batch_size: int) -> None:
-        """Refuse a batch of which DataParallel would hand a device one image: BatchNorm needs two in training.
+    def require_pairs(self, batch_size: int, at_once: int = 0) -> None:
+        """Refuse a batch that, in parts of `at_once`, has one image for a device: BatchNorm needs two in training.
 
         Raises:
             UsageError: says how many there are for each device.
         """
         devices = max(1, len(self.device_ids))
-        share = -(-batch_size // devices)
-        shares = [min(share, batch_size - first) for first in range(0, batch_size, share)]
-        if min(shares) < 2:
-            raise UsageError(
-                f"--optim.batch-size {batch_size} leaves {' + '.join(map(str, shares))} images on the devices; "
-                f"BatchNorm needs two each: expected {2 * devices} or more"
-            )
+        parts = dict.fromkeys((min(at_once or batch_size, batch_size), batch_size % (at_once or batch_size)))
+        for part in filter(None, parts):
+            share = -(-part // devices)
+            shares = [min(share, part - first) for first in range(0, part, share)]
+            if min(shares) < 2:
+                flags = f"--optim.batch-size {batch_size}" + (f" --optim.at-once {at_once}" if at_once else "")
+                raise UsageError(
+                    f"{flags} leaves {' + '.join(map(str, shares))} images on the devices; "
+                    f"BatchNorm needs two each: expected {2 * devices} or more at once"
+                )
 
     def parallel(self, module: nn.Module) -> nn.Module:
         """The callable form of a placed module that is trained: `spread`, or DDP under torchrun.

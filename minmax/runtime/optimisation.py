@@ -36,8 +36,9 @@ class OptimConfig:
     power of the steps left; or by exp(-0.01) each epoch."""
     milestones: tuple[int, ...] = ()
     """Epochs after which the learning rates fall tenfold."""
-    at_once: int = 1
-    """In place recognition, tuples of a step whose images are in memory together; the loss does not depend on it."""
+    at_once: int = 0
+    """Samples of a step that are in memory together, gradients being accumulated part by part; 0 for all. BatchNorm
+    sees the parts one by one; nothing else of a step depends on it."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -47,7 +48,7 @@ class OptimConfig:
         check(self, "head_lr", self.head_lr is None or self.head_lr > 0, "more than 0")
         check(self, "momentum", 0 <= self.momentum < 1, "0 or more, less than 1")
         check(self, "weight_decay", self.weight_decay >= 0, "0 or more")
-        check(self, "at_once", self.at_once >= 1, "1 or more")
+        check(self, "at_once", self.at_once >= 0, "0 or more")
         falls = self.decay == "milestones"
         check(self, "milestones", falls or not self.milestones, f"none beside {self.decay}")
 
@@ -84,10 +85,12 @@ class OptimConfig:
             inside.append({"params": heads, "lr": self.head_lr or self.lr})
         optimizer: torch.optim.Optimizer
         if self.method == "sgd":
-            optimizer = torch.optim.SGD(inside, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+            optimizer = torch.optim.SGD(
+                inside, self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=True
+            )
         else:
             method = torch.optim.AdamW if self.method == "adamw" else torch.optim.Adam
-            optimizer = method(inside, self.lr, weight_decay=self.weight_decay)
+            optimizer = method(inside, self.lr, weight_decay=self.weight_decay, fused=True)
         return optimizer, torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.rate_factor(step, steps_per_epoch)
         )

@@ -20,6 +20,14 @@ GAMMA = 0.5  # by which dark images are shown brightened
 MOST_NUMBERED = 25  # classes of a confusion matrix with a number in each cell, and class names along an axis
 
 
+def duration(seconds: float) -> str:
+    """A time for people: `45 s`, `3 min`, `2 h 10 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
 def read_last_validation(run: Path) -> dict[str, Any]:
     """Read the numbers that select checkpoints from the last epoch of a run."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.profiler import record_function
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -31,7 +32,8 @@ from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.environment import write_environment
 from minmax.runtime.errors import RunError, UsageError, problem_of_the_machine
 from minmax.runtime.exclusive import claim
-from minmax.runtime.report import draw_curves
+from minmax.runtime.profiling import Pace, step_profiler
+from minmax.runtime.report import draw_curves, duration
 from minmax.runtime.seeding import generator_for, seed_globally
 
 if TYPE_CHECKING:
@@ -43,7 +45,7 @@ BatchT = TypeVar("BatchT")
 _READ_EVERY = 20  # steps
 # Flags that may differ when a run is continued: they do not change what it computes. Of the data, and of files that a
 # run starts from, the fingerprint decides: they may move.
-FREE_FLAGS = {"resume", "config", "runs", "device", "workers", "threads", "save_minutes", "data"}
+FREE_FLAGS = {"resume", "config", "runs", "device", "workers", "threads", "save_minutes", "profile", "data"}
 
 
 class Stateful(Protocol):
@@ -154,12 +156,15 @@ class Run:
         for name, path in input_files(config).items():
             parts[f"--{name}"] = file_digest(path) if path.is_file() else str(path)
         self.data_fingerprint = joint_fingerprint(parts)
+        self._totals: dict[str, Tensor] = {}  # losses since the last step
         self._losses: list[tuple[Progress, dict[str, Tensor]]] = []
         self.progress = Progress()
         self._save_seconds = config.save_minutes * 60
         self._saved_at = time.monotonic()
         self._parts: dict[str, Stateful] = {}
         self._compiling = runtime.compiles  # not yet done
+        self._profiling = config.profile and runtime.is_main  # neither
+        self._pace = Pace("", 0)
         self._stop_signal: int | None = None
         self._open_folder(config)
         self._handler: logging.Handler = logging.NullHandler()
@@ -273,9 +278,13 @@ class Run:
 
     def epochs(self, count: int) -> Iterator[int]:
         """The epochs that are left; a signal that came during validation stops the run between two of them."""
-        for epoch in range(self.progress.epoch, count):
+        first, began = self.progress.epoch, time.monotonic()
+        for epoch in range(first, count):
             yield epoch
             self._stop_if_asked()
+            if left := count - epoch - 1:
+                seconds = left * (time.monotonic() - began) / (epoch + 1 - first)
+                log.info("about %s left for %d more epochs", duration(seconds), left)
 
     def batches(self, loader: DataLoader[BatchT], epoch: int) -> Iterator[BatchT]:
         """The batches that are left in this epoch, with a progress bar, seeded steps and checkpoints in between."""
@@ -283,11 +292,13 @@ class Run:
         assert isinstance(sampler, EpochBatches)
         sampler.start_at(epoch, self.progress.batch)
         total = sampler.batches_per_epoch
+        pace = Pace(f"epoch {epoch + 1}", total - self.progress.batch)
+        self._pace = pace
         bar = tqdm(
             total=total, initial=self.progress.batch, desc=f"epoch {epoch + 1}", disable=self._hide_bar(), leave=False
         )
-        with bar, logging_redirect_tqdm():
-            for batch in read_batches(loader):
+        with bar, logging_redirect_tqdm(), self._profiled() as step_done:
+            for batch in pace.batches(read_batches(loader)):
                 seed_globally(self.seed, "step", self.progress.step, self.runtime.rank)
                 began = time.monotonic()
                 yield batch
@@ -297,7 +308,20 @@ class Run:
                 if self._compiling:
                     log.info("--compile: the first step took %.0f s", time.monotonic() - began)
                     self._compiling = False
+                if self.progress.batch < total:
+                    step_done()
+                pace.step()
+                if bar.disable and self.runtime.is_main:  # where a bar would tell
+                    pace.tell_if_due()
                 self._save_if_due()
+        self._read_losses()
+        if self.runtime.is_main:
+            pace.tell()
+
+    def _profiled(self) -> AbstractContextManager[Callable[[], object]]:
+        """With --profile, of the main process's first epoch."""
+        wanted, self._profiling = self._profiling, False
+        return step_profiler(self.directory) if wanted else nullcontext(lambda: None)
 
     def _hide_bar(self) -> bool | None:
         return None if self.runtime.is_main else True  # None: shown on a terminal only
@@ -326,29 +350,30 @@ class Run:
         clip: float | None = None,
     ) -> None:
         """Lower the sum of the losses by one step of optimiser and schedule, and record them."""
-        optimizer.zero_grad(set_to_none=True)
         self.backward(losses)
-        self.step(optimizer, losses, schedule, clip)
+        self.step(optimizer, schedule, clip)
 
-    def backward(self, losses: Mapping[str, Tensor]) -> None:
-        """Add the gradients of the sum of the losses."""
-        self.runtime.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+    def backward(self, losses: Mapping[str, Tensor], share: float = 1.0) -> None:
+        """Add the gradients of the sum of the losses, weighted by the share that a part of a batch has in it."""
+        with record_function("backward"):
+            self.runtime.scaler.scale(share * torch.stack(list(losses.values())).sum()).backward()
+        for name, loss in losses.items():
+            self._totals[name] = self._totals.get(name, 0.0) + share * loss.detach().float()
 
     def step(
         self,
         optimizer: torch.optim.Optimizer,
-        losses: Mapping[str, Tensor],
         schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
         clip: float | None = None,
     ) -> None:
-        """Move the weights by their gradients, brought to a norm of at most `clip`, and record the losses.
+        """Move the weights by the gradients so far, brought to a norm of at most `clip`, and record the losses.
 
         Raises:
             RunError: when a loss is not a finite number; names the step, every term and the last good checkpoint. On a
                 CPU before any weight is changed, elsewhere within a few steps, and never after the run was saved.
         """
         scaler = self.runtime.scaler
-        noted = {name: loss.detach().float() for name, loss in losses.items()}
+        noted, self._totals = self._totals, {}
         if clip is not None:
             scaler.unscale_(optimizer)
             weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -359,8 +384,10 @@ class Run:
         # To read a loss is to wait for an accelerator.
         if self.runtime.device.type == "cpu" or len(self._losses) >= _READ_EVERY:
             self._read_losses()
-        scaler.step(optimizer)
-        scaler.update()
+        with record_function("optimizer"):
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
         if schedule is not None:
             schedule.step()
 
@@ -381,6 +408,7 @@ class Run:
                     f"non-finite loss at step {progress.step} ({terms}); {good}; lower --optim.lr or use fp32"
                 )
             self.record("train", numbers, progress)
+            self._pace.note_loss(sum(numbers[name] for name in numbers if name != "gradient_norm"))
 
     def finish_epoch(
         self,
