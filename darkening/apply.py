@@ -190,7 +190,8 @@ def main(config: Config) -> None:
         if count > 1:
             _refuse_other_settings(config)  # of a share that was started in the same moment
         if runtime.world_size > 1:
-            dist.barrier(together)  # torchrun ends all processes when one fails, as for a file that cannot be read
+            # torchrun ends all processes when one fails, as for a file that cannot be read.
+            dist.barrier(together)  # type: ignore[arg-type]  (a member of the group has no number in its place)
     place = config.output if is_file(config.output) or config.output.is_dir() else config.output.parent
     log.info("%s%s darkened into %s", share, count_of(outcome.done, "file"), place)
     if outcome.losses:
