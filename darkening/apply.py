@@ -191,7 +191,7 @@ def main(config: Config) -> None:
             _refuse_other_settings(config)  # of a share that was started in the same moment
         if runtime.world_size > 1:
             # torchrun ends all processes when one fails, as for a file that cannot be read.
-            dist.barrier(together)  # type: ignore[arg-type]  (a member of the group has no number in its place)
+            dist.barrier(together)  # type: ignore[arg-type]
     place = config.output if is_file(config.output) or config.output.is_dir() else config.output.parent
     log.info("%s%s darkened into %s", share, count_of(outcome.done, "file"), place)
     if outcome.losses:
