@@ -32,6 +32,7 @@ from minmax.runtime.commands import Commands, Job
 from minmax.runtime.config import REPOSITORY, run_script
 from minmax.runtime.errors import RunError, UsageError
 from minmax.runtime.report import read_last_validation
+from minmax.runtime.shares import read_share
 from reproduction.data_sets import find_data
 from reproduction.table_report import report
 from reproduction.table_rows import load_rows, load_tables, titles_of
@@ -146,9 +147,9 @@ def share_of(plans: dict[int, list[Job]], shard: str, commands: Commands) -> lis
     Raises:
         UsageError: for shares of rows, when a daytime model or a darkener, which they have in common, is not finished.
     """
-    number, count = map(int, shard.split("/"))
+    number, count = read_share(shard)
     seeds = list(plans)
-    mine = seeds[number - 1 :: count] if count <= len(seeds) else seeds
+    mine = seeds[number::count] if count <= len(seeds) else seeds
     trainings = [job for seed in mine for job in plans[seed] if job.script]
     if count <= len(seeds):
         return trainings
@@ -159,7 +160,7 @@ def share_of(plans: dict[int, list[Job]], shard: str, commands: Commands) -> lis
             f"--shard {shard}: expected at most {len(seeds)} shares, a seed each, until what rows start from is "
             f"finished; not yet: {' '.join(unfinished)}"
         )
-    return common + rows[number - 1 :: count]
+    return common + rows[number::count]
 
 
 if __name__ == "__main__":

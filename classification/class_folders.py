@@ -8,6 +8,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -92,7 +93,11 @@ class FolderImages(LabelledImages):
         return printable(self.files[index].relative_to(self.root).as_posix())
 
     def fingerprint(self) -> str:
-        """Hash of the files and their labels."""
+        """Hash of the files and their labels, as they are when it is first asked for."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         return fingerprint_files(self.files, self.root, self.labels)
 
     def subset(self, chosen: Sequence[int]) -> "FolderImages":

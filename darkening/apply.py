@@ -6,6 +6,8 @@ Finished files are skipped when the same command is given again. Exposure and no
 whole, depend on the seed and on its path below the input alone, so an interrupted run ends with the files that an
 uninterrupted one would have made. A file is written under another name and renamed when it is whole.
 
+`--shard 1/2` and `--shard 2/2`, or the processes of torchrun, fill one output with several GPUs or machines.
+
 `--exposures 0.05 0.1 0.2` makes several nights of each file, photo@0.05.jpg, photo@0.1.jpg and photo@0.2.jpg.
 """
 
@@ -13,7 +15,9 @@ import logging
 import os
 import warnings
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +26,7 @@ if __name__ == "__main__":
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -50,9 +55,11 @@ from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.errors import RunError, UsageError, printable, problem_of_the_machine, require
 from minmax.runtime.report import read_or_record
 from minmax.runtime.seeding import generator_for
+from minmax.runtime.shares import read_share
 
 log = logging.getLogger(__name__)
 SETTINGS_FILE = ".darkening.json"
+_LONG = timedelta(days=30)  # that one share may take longer than another
 SHOWN_EXPOSURES = (0.05, 0.2)
 """Training draws from 0 on, as the paper; what is darkened for people to see should not be black."""
 
@@ -73,6 +80,8 @@ class Config:
     size: tuple[int, int] | None = None
     """Height and width that images and frames are brought to before they are darkened; by default they keep theirs."""
     video: VideoOptions = field(default_factory=VideoOptions)
+    shard: str = ""
+    """i/n: darken the i-th of n shares of the files alone, so that several GPUs or machines can fill one --output."""
     seed: int = 0
     """Seed of exposures and noise."""
     skip_corrupt: bool = False
@@ -86,6 +95,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
+        read_share(self.shard)
         require(self.workers >= 0, "--workers", self.workers, "0 or more")
         require(self.threads >= 0, "--threads", self.threads, "0 or more")
         require(self.size is None or min(self.size) >= 8, "--size", self.size, "two numbers, 8 or more each")
@@ -149,10 +159,17 @@ def main(config: Config) -> None:
     files = find_pictures(config.input, PICTURE_SUFFIXES | VIDEO_SUFFIXES, but=config.output)
     targets = _targets(config, files)
     with open_runtime(config.device, threads=config.threads) as runtime:
+        number, count = read_share(config.shard)
+        if runtime.world_size > 1:
+            require(not config.shard, "--shard", config.shard, "none under torchrun, whose processes share the files")
+            number, count = runtime.rank, runtime.world_size
+            together = dist.new_group(timeout=_LONG, backend="gloo")
+        files = files[number::count]
+        share = f"share {number + 1}/{count}: " if count > 1 else ""
         views = _night_views(config, runtime)
         marked = {
             file: [(target.with_stem(target.stem + mark), view) for mark, view in views.items()]
-            for file, target in targets.items()
+            for file, target in ((file, targets[file]) for file in files)
         }
         _refuse_overwriting(config, marked)
         _make_folder(config)
@@ -166,17 +183,22 @@ def main(config: Config) -> None:
                 work[file] = left
         asked, to_do = len(files) * len(views), sum(map(len, work.values()))
         if to_do < asked:
-            log.info("%d of %d files are done already", asked - to_do, asked)
+            log.info("%s%d of %d files are done already", share, asked - to_do, asked)
         outcome = Outcome()
         darken_pictures(config, {file: jobs for file, jobs in work.items() if not _is_video(file)}, runtime, outcome)
         darken_videos(config, {file: jobs for file, jobs in work.items() if _is_video(file)}, runtime, outcome)
+        if count > 1:
+            _refuse_other_settings(config)  # of a share that was started in the same moment
+        if runtime.world_size > 1:
+            # torchrun ends all processes when one fails, as for a file that cannot be read.
+            dist.barrier(together)  # type: ignore[arg-type]
     place = config.output if is_file(config.output) or config.output.is_dir() else config.output.parent
-    log.info("%s darkened into %s", count_of(outcome.done, "file"), place)
+    log.info("%s%s darkened into %s", share, count_of(outcome.done, "file"), place)
     if outcome.losses:
-        log.warning("not kept: %s", told_losses(outcome.losses))
+        log.warning("%snot kept: %s", share, told_losses(outcome.losses))
     if outcome.bad:
         listed = listed_below([f"{printable(file)}: {reason}" for file, reason in outcome.bad.items()])
-        message = f"{len(outcome.bad)} of {count_of(len(files), 'file')} cannot be darkened:{listed}"
+        message = f"{share}{len(outcome.bad)} of {count_of(len(files), 'file')} cannot be darkened:{listed}"
         if not config.skip_corrupt:
             others = "all others are done; mend or remove these, or give --skip-corrupt"
             raise RunError(f"{message}\n{others if len(files) > 1 else 'mend it, or give another'}")
@@ -214,7 +236,7 @@ def darken_pictures(config: Config, work: Work, runtime: Runtime, outcome: Outco
         worker_init_fn=_quieten,
     )
     total = sum(map(len, work.values()))
-    with tqdm(total=total, desc="darkening", unit="image", disable=None if files else True) as bar:
+    with tqdm(total=total, desc="darkening", unit="image", disable=_hides_bar(files, runtime)) as bar:
         for file, pixels, told in loader:
             if pixels is None:
                 outcome.bad[file] = told[0]
@@ -227,6 +249,10 @@ def darken_pictures(config: Config, work: Work, runtime: Runtime, outcome: Outco
                 except UnwritableFile as error:
                     outcome.bad[file] = str(error)
                 bar.update()
+
+
+def _hides_bar(work: Collection[Path], runtime: Runtime) -> bool | None:
+    return None if work and runtime.is_main else True  # None: shown on a terminal only
 
 
 def _darkened(pixels: torch.Tensor, view: NightView, name: str, seed: int, runtime: Runtime) -> torch.Tensor:
@@ -244,7 +270,7 @@ def _darkened(pixels: torch.Tensor, view: NightView, name: str, seed: int, runti
 def darken_videos(config: Config, work: Work, runtime: Runtime, outcome: Outcome) -> None:
     """Darken videos, each with one noise map and, in each of its targets, one exposure."""
     total = sum(expected_frames(file) * len(jobs) for file, jobs in work.items())
-    with tqdm(total=total, desc="darkening", unit="frame", disable=None if work else True) as bar:
+    with tqdm(total=total, desc="darkening", unit="frame", disable=_hides_bar(work, runtime)) as bar:
         for file, jobs in work.items():
             losses: list[str] = []
             for target, view in jobs:

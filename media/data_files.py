@@ -1,11 +1,11 @@
 """Files of data sets: found, called by names that are text, kept below their folder, and apart from nights."""
 
-import filecmp
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from media.pictures import is_file, names_below
+from minmax.runtime.checkpoints import file_digest
 from minmax.runtime.errors import RunError, UsageError, printable
 
 
@@ -121,11 +121,17 @@ def refuse_shared(day: Sequence[Path], night: Sequence[Path], split: str) -> Non
     by_size: dict[int, list[Path]] = {}
     by_inode: dict[tuple[int, int], Path] = {}
     for file in night:
-        by_size.setdefault(_status(file).st_size, []).append(file)
-        by_inode[_inode(file)] = file
+        status = _status(file)
+        by_size.setdefault(status.st_size, []).append(file)
+        by_inode[status.st_dev, status.st_ino] = file
+    by_content: dict[int, dict[str, Path]] = {}  # of the sizes that are met: small files share few of them
     for file in day:
-        same_size = by_size.get(_status(file).st_size, ())
-        twin = by_inode.get(_inode(file)) or next((other for other in same_size if _is_copy(file, other)), None)
+        status = _status(file)
+        size, twin = status.st_size, by_inode.get((status.st_dev, status.st_ino))
+        if twin is None and size in by_size:
+            if size not in by_content:
+                by_content[size] = {_digest(other): other for other in by_size[size]}
+            twin = by_content[size].get(_digest(file))
         if twin is not None:
             raise UsageError(
                 f"{printable(file)} of {split} is {printable(twin)} of the night; zero-shot adaptation must not see "
@@ -133,8 +139,8 @@ def refuse_shared(day: Sequence[Path], night: Sequence[Path], split: str) -> Non
             )
 
 
-def _is_copy(one: Path, other: Path) -> bool:
+def _digest(file: Path) -> str:
     try:
-        return filecmp.cmp(one, other, shallow=False)
+        return file_digest(file)
     except OSError as error:
-        raise RunError(f"cannot read {printable(one)} or {printable(other)} any more: {error.strerror}") from error
+        raise RunError(f"cannot read {printable(file)} any more: {error.strerror}") from error

@@ -66,15 +66,16 @@ def names_below(folder: Path, but: Path | None = None) -> list[Path]:
         seen.add(_identity(but))
     for start in starts:  # which grows by the links that are met
         for place, folders, names in os.walk(start, onerror=lambda error: log.warning("left out: %s", error)):
-            identity = _identity(Path(place))
+            here = Path(place)
+            identity = _identity(here)
             if identity in seen:
                 folders.clear()
                 continue
             seen.add(identity)
             # Hidden: macOS writes a ._photo.jpg, no picture, beside photo.jpg, and editors keep copies of files.
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            starts += [Path(place, name) for name in folders if Path(place, name).is_symlink()]
-            found += [Path(place, name) for name in names if name[0] != "."]
+            starts += [here / name for name in folders if (here / name).is_symlink()]
+            found += [here / name for name in names if name[0] != "."]
     return found
 
 

@@ -1,11 +1,11 @@
 """The flags of reproduce.py."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from minmax.runtime.config import DEFAULT_RUNS, REPOSITORY, Switch, require
 from minmax.runtime.devices import Precision
+from minmax.runtime.shares import read_share
 from reproduction.table_rows import Table, Task, load_rows, load_tables
 
 RUNS = DEFAULT_RUNS / "reproduce"
@@ -78,9 +78,7 @@ class Config:
         object.__setattr__(self, "against", self.against or ("continued" if "continued" in self.rows else "day"))
         rows = ("day", *self.rows)
         require(self.against in rows, "--against", self.against, f"one of the rows, {', '.join(rows)}")
-        share = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", self.shard)
-        fits = not self.shard or (share is not None and int(share[1]) <= int(share[2]))
-        require(fits, "--shard", self.shard, "i/n, such as 1/3, 2/3 and 3/3")
+        read_share(self.shard)
         if self.runs == RUNS:  # trainings of other flags must not meet there
             apart = ("-demo" if self.table == "demo" else "") + ("-quick" if self.quick else "")
             object.__setattr__(self, "runs", RUNS.with_name(RUNS.name + apart))

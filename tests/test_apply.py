@@ -1,12 +1,15 @@
 """Darkening of files and the contact sheet: formats, resuming, broken files, full disks, refusals."""
 
 import errno
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from script_modules import run_ranks
 from video_files import save_video
 
 from darkening import Darkener, DarkenerSettings, apply, load_darkener, preview, save_darkener
@@ -20,6 +23,7 @@ from media.pictures import (
     read_picture,
     write_picture,
 )
+from minmax.runtime.checkpoints import _temporary_prefix
 from minmax.runtime.config import replace_settings
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import RunError, UsageError
@@ -296,6 +300,9 @@ SHOWN_DAY = NightConfig(source="day", exposure=apply.SHOWN_EXPOSURES)
         (apply, {"exposures": (0.1, 0.10000001)}, "--exposures 0.1 0.10000001"),  # would be one file
         (apply, {"exposures": (0.1,), "night": GAMMA_AT_TENTH}, "--night.exposure 0.1 0.1: .* --exposures"),
         (apply, {"exposures": (0.1,), "night": SHOWN_DAY}, "--night.source day"),
+        (apply, {"shard": "0/2"}, "--shard 0/2: expected i/n, such as 1/3, 2/3 and 3/3"),
+        (apply, {"shard": "3/2"}, "--shard 3/2: expected i/n"),
+        (apply, {"shard": "2"}, "--shard 2: expected i/n"),
         (preview, {"exposures": ()}, "--exposures"),
         (preview, {"exposures": (0.1, 1.5)}, "--exposures"),
         (preview, {"contrast": 5.0}, "--contrast 5.0"),
@@ -308,3 +315,55 @@ SHOWN_DAY = NightConfig(source="day", exposure=apply.SHOWN_EXPOSURES)
 def test_values_that_cannot_work_are_refused(script, flags, message, tmp_path):
     with pytest.raises(UsageError, match=message):
         script.Config(**({"input": tmp_path, "output": tmp_path / "sheet.png"} | flags))
+
+
+SHARES = [{"a.png", "broken.png", "trip/d.jpg", "trip/walk.mp4"}, {"b.jpg", "trip/c.png", "trip/deep er/e.png"}]
+
+
+@pytest.fixture
+def mixed(photos):
+    save_video(photos / "trip/walk.mp4", frames=3)
+    (photos / "broken.png").write_bytes(b"no picture")
+    return photos
+
+
+def test_shares_make_together_what_one_run_makes(mixed, tmp_path, caplog):
+    whole, output = darken(mixed, tmp_path / "whole", skip_corrupt=True), tmp_path / "shared"
+    output.mkdir()
+    left = [output / f"{_temporary_prefix(output / name)}99999999.tmp" for name in ("a.png", "b.jpg")]
+    for file in left:
+        file.write_text("of a process that was killed")
+    caplog.set_level("INFO")
+    with pytest.raises(RunError, match=r"^share 1/2: 1 of 4 files cannot be darkened:\n.*broken.png"):
+        darken(mixed, output, shard="1/2")
+    assert [file.exists() for file in left] == [False, True]
+    assert set(contents(output)) == SHARES[0] - {"broken.png"} | {left[1].name}
+    assert darken(mixed, output, shard="2/2") == whole
+    assert "share 2/2: 3 files darkened into" in caplog.text and "done already" not in caplog.text
+
+
+def test_a_share_that_was_started_with_other_settings_in_the_same_moment_is_told(photos, tmp_path, monkeypatch):
+    def write_late(image, file):
+        write_picture(image, file)
+        record = tmp_path / "dark" / apply.SETTINGS_FILE
+        record.write_text(record.read_text().replace('"seed": 0', '"seed": 1'))
+
+    monkeypatch.setattr(apply, "write_picture", write_late)
+    with pytest.raises(UsageError, match=r"darkened with other settings \(seed\)"):
+        darken(photos, tmp_path / "dark", shard="1/2")
+
+
+def test_processes_of_torchrun_take_a_share_each_and_wait_for_each_other(mixed, tmp_path):
+    whole = darken(mixed, tmp_path / "whole", skip_corrupt=True)
+    flags = ["--input", mixed, "--output", tmp_path / "shared", "--night.source", "gamma", "--workers", "0"]
+    command = [sys.executable, "-m", "darkening.apply", *map(str, flags), "--device", "cpu", "--night.exposure"]
+    assert run_ranks([*command, *map(str, GAMMA.exposure)]) == [1, 0]  # the first has the broken one
+    assert contents(tmp_path / "shared") == whole
+
+
+def test_a_share_within_the_shares_of_torchrun_is_refused(photos, tmp_path, monkeypatch):
+    runtime = Runtime(torch.device("cpu"), world_size=2)
+    monkeypatch.setattr(apply, "open_runtime", lambda *_, **__: nullcontext(runtime))
+    with pytest.raises(UsageError, match="--shard 1/2: expected none under torchrun"):
+        darken(photos, tmp_path / "dark", shard="1/2")
+    assert not (tmp_path / "dark").exists()

@@ -14,9 +14,11 @@ from place_images import PlaceConfig
 from place_pairs import open_pairs
 from torchvision.transforms.v2 import functional
 
+from media import data_files
 from media.pictures import as_intensities
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
+from minmax.runtime.file_checks import find_problems
 from minmax.runtime.splits import NIGHT_SPLITS, DayPictures, Labelled, check_split, evenly_spaced, refuse_night
 
 RUNTIME = Runtime(torch.device("cpu"))
@@ -95,3 +97,30 @@ def test_pixels_become_intensities_as_before():
     assert torch.equal(RUNTIME.intensities(clips), as_intensities(clips))
     floats = torch.rand(2, 4, 8, 8)
     assert torch.equal(RUNTIME.intensities(floats), floats)
+
+
+def test_copies_of_nights_are_found_with_each_file_read_once(tmp_path, monkeypatch):
+    files = {domain: [tmp_path / f"{domain}{i}.jpg" for i in range(20)] for domain in ("day", "night")}
+    for domain, members in files.items():
+        for i, file in enumerate(members):
+            file.write_text(f"{domain:>5} {i:02d}")  # all of one size
+    read = []
+    monkeypatch.setattr(data_files, "file_digest", lambda file: read.append(file) or file.read_text())
+    data_files.refuse_shared(files["day"], files["night"], "train")
+    assert sorted(read) == sorted(files["day"] + files["night"])
+    files["day"][7].write_text(files["night"][3].read_text())
+    with pytest.raises(UsageError, match=r"day7\.jpg of train is .*night3\.jpg of the night"):
+        data_files.refuse_shared(files["day"], files["night"], "train")
+
+
+def test_problems_are_told_by_position_and_nothing_is_checked_twice(tmp_path):
+    checked = []
+
+    def problem(item):
+        checked.append(item)
+        return f"{item} is odd" if item % 17 == 3 else None
+
+    record = tmp_path / "checked"
+    assert find_problems(range(100, 150), problem, record, "") == {5: "105 is odd", 22: "122 is odd", 39: "139 is odd"}
+    assert sorted(checked) == [*range(100, 150)] and not record.exists()
+    assert find_problems([1, 2], problem, record, "") == {} == find_problems([3], problem, record, "")

@@ -197,6 +197,11 @@ def save_descriptors(values: Tensor, images: PlaceImages, stem: Path) -> None:
         with temporary.open("wb") as stream:
             np.save(stream, values.numpy(), allow_pickle=False)
 
-    names = "".join(f"{images.name(i)}\n" for i in range(len(images)))
     write_atomically(Path(f"{stem}.npy"), write)
+    save_names(images, stem)
+
+
+def save_names(images: PlaceImages, stem: Path) -> None:
+    """Write the names of images, a line each, as STEM.txt; atomically."""
+    names = "".join(f"{images.name(i)}\n" for i in range(len(images)))
     write_atomically(Path(f"{stem}.txt"), lambda temporary: temporary.write_text(names, encoding="utf-8"))

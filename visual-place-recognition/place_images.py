@@ -4,6 +4,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,11 @@ class PlaceFiles(PlaceImages):
         return printable(self.files[index].relative_to(self.root).as_posix())
 
     def fingerprint(self) -> str:
-        """Hash of the files and of rectangles in them."""
+        """Hash of the files and of rectangles in them, as they are when it is first asked for."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         return fingerprint_files(self.files, self.root, self.boxes)
 
 

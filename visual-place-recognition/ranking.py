@@ -86,18 +86,21 @@ def _mean(values: Sequence[float]) -> float:
     return sum(known) / len(known) if known else float("nan")
 
 
-def score_rankings(rankings: Tensor, relevances: Sequence[Relevance], places: Sequence[str]) -> RetrievalScore:
-    """Score complete rankings, of which at least one has something to find.
+def score_rankings(
+    rankings: Tensor, relevances: Sequence[Relevance], places: Sequence[str], count: int | None = None
+) -> RetrievalScore:
+    """Score rankings, complete but for what comes behind `count` results, of which one has something to find.
 
     Args:
         rankings: positions in the data base `(Q, N)`, best first.
         relevances: what each query should find.
         places: what each query's place is called.
+        count: results that are looked at once junk is taken out; what comes behind them is not found. None for all.
     """
     precisions: list[float] = []
     heads: list[list[int]] = []  # all that recall looks at
     for ranking, wanted in zip(rankings, relevances, strict=True):
-        counted = without_junk(ranking.tolist(), wanted)
+        counted = without_junk(ranking.tolist(), wanted)[:count]
         precisions.append(average_precision(counted, wanted.ok))
         heads.append(counted[: max(RECALLS)])
     answerable = [i for i, wanted in enumerate(relevances) if wanted.ok]

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from descriptors import WholePlaces, describe, save_descriptors
+from large_databases import Numbers, best, describe_onto_disk
 from place_checkpoints import load_place_network
 from place_images import DEFAULT_DATA, PlaceConfig, PlaceImages
 from place_pairs import open_whitening_pairs
@@ -26,6 +27,7 @@ from whitening import Whitening, find_whitening
 from darkening.brightening import brighten_inputs
 from minmax.adabn import with_statistics_of
 from minmax.features import FeatureModel
+from minmax.runtime.checkpoints import file_digest
 from minmax.runtime.comparison import compare, file_name
 from minmax.runtime.config import MeasuringFlags, require, run_script
 from minmax.runtime.devices import open_runtime
@@ -50,6 +52,11 @@ class Config(MeasuringFlags):
     checkpoint."""
     batch_size: int = 16
     """Images of one shape per forward pass; the result does not depend on it."""
+    best: int = 0
+    """Only find the so many best of each query, in descriptors that stay on disk, for data bases beyond memory; average
+    precision is then of these. 0 ranks the whole data base in memory."""
+    stored: Numbers = "float32"
+    """What --best keeps the descriptors of the data base as; float16 takes half of the disk."""
     images: PlaceConfig = field(default_factory=lambda: PlaceConfig(size=1024))
 
     def __post_init__(self) -> None:
@@ -57,6 +64,9 @@ class Config(MeasuringFlags):
         super().__post_init__()
         fits = bool(self.scales) and all(0.1 <= scale <= 4 for scale in self.scales)
         require(fits, "--scales", self.scales, "numbers from 0.1 to 4")
+        enough = self.best == 0 or self.best >= max(RECALLS)
+        require(enough, "--best", self.best, f"{max(RECALLS)} or more, which recall looks at, or 0")
+        require(not (self.best and self.adabn), "--adabn", "true", "none beside --best, which describes by parts")
 
 
 def main(config: Config) -> dict[str, dict[str, RetrievalScore]]:
@@ -70,6 +80,15 @@ def main(config: Config) -> dict[str, dict[str, RetrievalScore]]:
         tests = {test.title: test for test in open_retrieval_sets(config.data, config.images, config.quick)}
         pairs = open_whitening_pairs(config.data, config.images, config.quick) if config.whitening else None
         output = config.open_output()
+        settings = {
+            "data": config.data,
+            "size": config.images.size,
+            "scales": list(config.scales),
+            "whitening": config.whitening,
+            "precision": config.precision,
+            "quick": config.quick,
+            "best": config.best,
+        }
 
         def descriptors_of(
             name: str, images: PlaceImages, positions: Sequence[int] | None = None, adabn: bool = False
@@ -92,28 +111,35 @@ def main(config: Config) -> dict[str, dict[str, RetrievalScore]]:
 
         def measure_one(name: str, _: FeatureModel, test: RetrievalSet) -> RetrievalScore:
             stem = output / "descriptors" / name / file_name(test.title)
-            described = partial(descriptors_of, name, adabn=config.adabn)
-            database, queries = described(test.database), described(test.queries)
-            if name in whitenings:
-                database, queries = whitenings[name](database), whitenings[name](queries)
-            save_descriptors(database, test.database, Path(f"{stem}-database"))
+            whiten = whitenings.get(name, lambda plain: plain)
+
+            def described(images: PlaceImages, positions: Sequence[int] | None = None) -> Tensor:
+                return whiten(descriptors_of(name, images, positions, config.adabn))
+
+            queries = described(test.queries)
             save_descriptors(queries, test.queries, Path(f"{stem}-queries"))
+            of_database = Path(f"{stem}-database")
+            if config.best:
+                how = {key: settings[key] for key in ("size", "scales", "precision")}
+                how |= {"network": file_digest(files[name]), "model": config.model, "brighten": config.brighten}
+                how["whitening"] = pairs.fingerprint() if pairs is not None else None
+                file = describe_onto_disk(
+                    test.database, of_database, partial(described, test.database), config.stored, how
+                )
+                # Junk is found as well, and taken out afterwards.
+                count = min(config.best + max(len(wanted.junk) for wanted in test.relevances), len(test.database))
+                return score_rankings(best(queries, file, count), test.relevances, test.places, config.best)
+            database = described(test.database)
+            save_descriptors(database, test.database, of_database)
             return score_rankings(nearest(queries, database), test.relevances, test.places)
 
         found = compare(config, networks, tests, measure_one)
+    precision = f"mAP@{config.best} %" if config.best else "mAP %"
     table = found.summary(
-        ["queries", "mAP %", *(f"R@{n} %" for n in RECALLS), "mAP % by place", "R@1 % by place"],
+        ["queries", precision, *(f"R@{n} %" for n in RECALLS), f"{precision} by place", "R@1 % by place"],
         lambda s: [s.answerable, s.mean_average_precision, *s.recalls.values(), *s.by_place_mean],
         "data",
     )
-    settings = {
-        "data": config.data,
-        "size": config.images.size,
-        "scales": list(config.scales),
-        "whitening": config.whitening,
-        "precision": config.precision,
-        "quick": config.quick,
-    }
     print(found.write(output, [table], settings, lambda title, score: tests[title].as_plain(score)))  # noqa: T201
     for title, test in tests.items():
         picture = output / f"{file_name(title)}.png"
