@@ -123,7 +123,9 @@ def darken_file(quick, folder, name):
     def check(*_):
         if name == STARTING_POINT:
             first, second = (read_frames(file, range(few)).float() for file in (plain, ours))
-            assert (first - second).abs().mean() < 1, "the two do not darken alike"
+            # Grain is encoded differently in a film of other length: single pixels differ by some levels of 255.
+            assert (first - second).abs().mean() < 4, "the two do not darken alike"
+            assert (first.mean() - second.mean()).abs() < 0.5, "the two are not equally dark"
 
     return Work(ours_file, plain_file, check)
 

@@ -166,7 +166,7 @@ def darken_video(source, target, darkener, exposure, count, crf):
     """The first frames of a video, one by one."""
     with av.open(str(source)) as container, av.open(str(target), "w") as out:
         original = container.streams.video[0]
-        options = {"crf": str(crf), "preset": "veryfast"}
+        options = {"crf": str(crf), "preset": "veryfast", "bf": "0"}
         stream = out.add_stream("libx264", rate=original.average_rate, options=options)
         stream.width, stream.height, stream.pix_fmt = original.width, original.height, "yuv420p"
         for _, frame in zip(range(count), container.decode(original), strict=False):

@@ -234,7 +234,6 @@ def darkener(network: FeatureModel, shape, runtime, view="pixels") -> Work:
         darkening = formulation.darken(plain, images, exposure)
         dark = darkening.image if day.dim() == 4 else as_clips(darkening.image, frames)
         losses = loss(images, darkening, exposure, observed.features(dark), observed.features(day))
-        observed.zero_grad()
         return update(plain_optimizer, plain, losses)
 
     def check(found, expected):
