@@ -42,25 +42,12 @@ def darken(darkener, images, exposure):
     return Darkening(value / scale_map, curve_map, scale_map)
 
 
-class Branch(nn.Module):
-    """A network with a projection of each of its features; `see` gives (prediction, features) of network and images."""
-
-    def __init__(self, network, projectors, see):
-        super().__init__()
-        self.network, self.projectors, self.see = network, projectors, see
-
-    def forward(self, images):
-        """Prediction and projections."""
-        prediction, features = self.see(self.network, images)
-        return prediction, [project(feature) for project, feature in zip(self.projectors, features, strict=True)]
-
-
 class Adaptation(nn.Module):
     """A step of adaptation from the weights of a `MomentumPair`.
 
     Args:
         pair: is copied.
-        see: as for `Branch`.
+        see: (network, images) to prediction and features.
         loss: (prediction, labels) to a scalar.
         weight: of the mean distance.
         in_turn: backward after each of the two forward passes, as in segmentation, not after both.
@@ -70,10 +57,17 @@ class Adaptation(nn.Module):
         super().__init__()
         network = independent_copy(pair.online)
         self.normalization = network.normalization
-        self.query = Branch(network.release(), copy.deepcopy(pair.projectors), see)
+        self.query = nn.ModuleList([network.release(), *copy.deepcopy(pair.projectors)])
         self.key = copy.deepcopy(self.query)
         self.predictors = copy.deepcopy(pair.predictors)
-        self.loss, self.weight, self.in_turn, self.momentum = loss, weight, in_turn, pair.momentum
+        self.see, self.loss, self.weight = see, loss, weight
+        self.in_turn, self.momentum = in_turn, pair.momentum
+
+    def project(self, branch, images):
+        """Prediction and projections of a network and its heads."""
+        network, *projectors = branch
+        prediction, features = self.see(network, images)
+        return prediction, [project(feature) for project, feature in zip(projectors, features, strict=True)]
 
     def step(self, optimizer, day, night, labels):
         """The loss of a batch, and all that follows from it."""
@@ -81,9 +75,9 @@ class Adaptation(nn.Module):
         day, night = self.normalization(day), self.normalization(night)
         total = 0.0
         for view, other in ((day, night), (night, day)):
-            prediction, queries = self.query(view)
+            prediction, queries = self.project(self.query, view)
             with torch.no_grad():
-                _, keys = self.key(other)
+                _, keys = self.project(self.key, other)
             loss = self.loss(prediction, labels)
             for predict, query, key in zip(self.predictors, queries, keys, strict=True):
                 cosine = (F.normalize(predict(query), dim=1) * F.normalize(key, dim=1)).sum(dim=1).mean()

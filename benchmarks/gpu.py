@@ -11,12 +11,19 @@ import argparse
 import json
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import formulation
 import torch
+from place_network import PlaceSettings, build_place_network, parameter_groups
 from stages import Work, machine, seconds
-from steps import TASKS, PlaceSettings, adaptation, build_place_network, darkener, place_adaptation, unnormalised
+from steps import FOLDERS, TASKS, adaptation, darkener, script, smooth
+from torch import nn
+from tuple_pair import TuplePair, few_at_a_time
 
+from minmax.byol import build_pair
+from minmax.features import independent_copy
 from minmax.runtime.devices import Runtime, open_runtime
 
 RESULTS = Path(__file__).with_name("results-gpu.json")
@@ -27,16 +34,57 @@ SIZES = {
     "action": ((4, 16, 224, 224), (2, 4, 32, 32)),
 }
 """Of a batch: in the paper, and in a smoke test."""
-MODES = {"fp32": ("fp32", False), "bf16": ("bf16", False), "fp32 compiled": ("fp32", True), "bf16 compiled": ("bf16", True)}
+MODES = {
+    "fp32": ("fp32", False),
+    "bf16": ("bf16", False),
+    "fp32 compiled": ("fp32", True),
+    "bf16 compiled": ("bf16", True),
+}
+
+
+def place_adaptation(shape, runtime) -> Work:
+    """A step of visual-place-recognition/train.py without BYOL, as the authors: 5 tuples of 8 images."""
+    train = script(FOLDERS[2])
+    config = train.Config(checkpoint=Path("none"))
+    config = replace(config, byol=replace(config.byol, weight=0.0))
+    network = build_place_network(PlaceSettings())
+    plain = independent_copy(network).to(runtime.device).eval()
+    pair = runtime.place(build_pair(network, config.byol)).eval()
+    groups = parameter_groups(pair.online, config.optim.lr, config.optim.weight_decay)
+    optimizer, schedule = config.optim.build(pair, 1000, groups=groups)
+    plain_optimizer = formulation.plain_optimizer(optimizer, plain)
+    parallel = runtime.joined(TuplePair(pair, runtime))
+    tuples = smooth((8 * shape[0], *shape[1:])).view(shape[0], 8, 3, *shape[1:]).to(runtime.device)
+    tuples[:, 1] *= 0.3
+
+    def ours():
+        optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=runtime.device)
+        for _, few in few_at_a_time(tuples, config.optim.at_once, parallel):
+            days, nights = [t[0] for t in few], [t[1] for t in few]
+            others = [image for t in few for image in t[2:]]
+            losses = train.step(parallel, nn.Identity(), days, nights, others, config, runtime)
+            loss = torch.stack(list(losses.values())).sum()
+            loss.backward()
+            total += loss.detach()
+        optimizer.step()
+        schedule.step()
+        return total
+
+    def check(found, expected):
+        torch.testing.assert_close(found, expected.view(()), rtol=1e-2, atol=1e-3)
+
+    margin = config.tuples.margin
+    return Work(ours, lambda: formulation.tuple_step(plain, plain_optimizer, tuples, margin), check)
 
 
 def build(kind: str, task: str, shape: tuple[int, ...], runtime: Runtime) -> Work:
     """The work of a step."""
     if kind == "adaptation":
         return place_adaptation(shape, runtime) if task == "places" else adaptation(task, shape, runtime)
-    network = build_place_network(PlaceSettings()) if task == "places" else unnormalised(TASKS[task].network())
     if task == "places":  # 8 images a step, as the authors; the others have as many as adaptation
         shape = (8, *shape[1:])
+    network = build_place_network(PlaceSettings()) if task == "places" else TASKS[task].network()
     return darkener(network, shape, runtime)
 
 

@@ -18,8 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from minmax.runtime.devices import keep_large_buffers
 
-STAGES: dict[str, "Stage"] = {}
-
 
 class Work(NamedTuple):
     """What a stage does once its inputs are there; a function that returns a float has measured its own seconds."""
@@ -47,11 +45,6 @@ class Stage:
     """Of the process that measures it."""
 
 
-def stage(name: str, title: str, **options: Any) -> Callable[[Callable[[bool, Path], Work]], None]:
-    """Registers the function below as the stage's `build`."""
-    return lambda build: STAGES.update({name: Stage(title, build, **options)})
-
-
 def default_allocator() -> None:
     """Undo keep_large_buffers: glibc's defaults (mallopt(3))."""
     if platform.libc_ver()[0] == "glibc":
@@ -60,9 +53,8 @@ def default_allocator() -> None:
         libc.mallopt(-1, 128 * 1024)
 
 
-def measure(name: str, quick: bool, threads: int) -> dict[str, Any]:
+def measure(name: str, stage: Stage, quick: bool, threads: int) -> dict[str, Any]:
     """The record of a stage: medians of both forms, alternately, after one warm-up each that is compared."""
-    stage = STAGES[name]
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +115,8 @@ def _backward(gradient: Any, images: Any, weight: Any, *others: Any, out_shape: 
 def machine_peak() -> float:
     """The most that matrix products and convolutions of convenient sizes reach here, in operations a second."""
     matrix = torch.rand(2048, 2048)
-    images, filters = (torch.rand(size).to(memory_format=torch.channels_last) for size in ((4, 256, 56, 56), (256, 256, 3, 3)))
+    sizes = ((4, 256, 56, 56), (256, 256, 3, 3))
+    images, filters = (torch.rand(size).to(memory_format=torch.channels_last) for size in sizes)
     tried = (lambda: matrix @ matrix, lambda: F.conv2d(images, filters, padding=1))
     return max(count_operations(function) / min(seconds(function) for _ in range(5)) for function in tried)
 
@@ -150,24 +143,23 @@ def machine() -> dict[str, Any]:
 
 def table(records: list[dict[str, Any]]) -> str:
     """The records as Markdown."""
-    rows = [
-        "| stage | what | straightforward | ours | ratio | asked | share of the peak | peak memory | measured |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---|",
-    ]
+    columns = ("stage", "what", "straightforward", "ours", "ratio", "asked", "share of the peak", "peak memory", "on")
+    rows = [columns, ("---", "---", *["---:"] * 6, "---")]
     for record in records:
         asked = record["asked_ratio"] or (record["asked_seconds"] and f"{record['asked_seconds']:g} s") or ""
-        plain, share = record["straightforward_seconds"], record["share_of_peak"]
-        machine = record["machine"]
-        cells = [
-            f"`{record['stage']}`",
-            record["title"],
-            f"{plain:.3g} s" if plain else "",
-            f"{record['ours_seconds']:.3g} s",
-            record["ratio"] or "",
-            asked,
-            f"{share:.0%} of {record['peak_gflops']:.0f}" if share else "",
-            f"{record['peak_memory_gib']:.2f} GiB",
-            f"{machine['cpu']}, {machine['cores']} cores, {record['threads']} threads, torch {machine['torch']}, {machine['date']}",
-        ]
-        rows.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(rows)
+        plain, share, machine = record["straightforward_seconds"], record["share_of_peak"], record["machine"]
+        where = f"{machine['cpu']}, {record['threads']} of {machine['cores']} cores, torch {machine['torch']}"
+        rows.append(
+            (
+                f"`{record['stage']}`",
+                record["title"],
+                f"{plain:.3g} s" if plain else "",
+                f"{record['ours_seconds']:.3g} s",
+                f"{record['ratio'] or ''}",
+                f"{asked}",
+                f"{share:.0%} of {record['peak_gflops']:.0f}" if share else "",
+                f"{record['peak_memory_gib']:.2f} GiB",
+                f"{where}, {machine['date']}",
+            )
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -1,11 +1,12 @@
-"""Training steps of the four tasks, ours and the authors', from the same weights: on the CPU and, by gpu.py, on a GPU."""
+"""Training steps of the four tasks, ours and the authors', from the same weights; on the CPU, by gpu.py on a GPU."""
 
 import importlib.util
+import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import formulation
 import torch
@@ -27,10 +28,8 @@ FOLDERS = ("classification", "segmentation", "visual-place-recognition", "low-li
 sys.path[:0] = [str(REPOSITORY / folder) for folder in FOLDERS]  # no packages, as when their scripts are started
 
 from classifier import ClassifierSettings, build_classifier  # noqa: E402
-from place_network import PlaceSettings, build_place_network, parameter_groups  # noqa: E402
 from recogniser import RecogniserSettings, build_recogniser  # noqa: E402
 from segmenter import SegmenterSettings, build_projectors, build_segmenter, pixel_cross_entropy  # noqa: E402
-from tuple_pair import TuplePair, few_at_a_time  # noqa: E402
 
 
 def script(folder: str, name: str = "train") -> Any:
@@ -63,8 +62,7 @@ def see_recogniser(network, clips):
     return last(dropout(found)), [found]
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """What a step of a task needs."""
 
     folder: str
@@ -72,44 +70,26 @@ class Task:
     see: Callable[[nn.Module, torch.Tensor], Any]
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = F.cross_entropy
     projectors: Any = None
-    classes: int = 10
 
 
+TEN = tuple("abcdefghij")
 TASKS = {
-    "classification": Task(
-        "classification",
-        lambda: build_classifier(ClassifierSettings("resnet18", tuple("abcdefghij"))),
-        see_classifier,
-    ),
+    "classification": Task(FOLDERS[0], lambda: build_classifier(ClassifierSettings("resnet18", TEN)), see_classifier),
     "segmentation": Task(
-        "segmentation",
-        lambda: build_segmenter(SegmenterSettings("refinenet_resnet101")),
-        see_segmenter,
-        pixel_cross_entropy,
-        build_projectors,
-        classes=19,
+        FOLDERS[1], lambda: build_segmenter(SegmenterSettings()), see_segmenter, pixel_cross_entropy, build_projectors
     ),
-    "action": Task(
-        "low-light-action-recognition",
-        lambda: build_recogniser(RecogniserSettings("i3d_resnet50", tuple("abcdefghijk"))),
-        see_recogniser,
-    ),
+    "action": Task(FOLDERS[3], lambda: build_recogniser(RecogniserSettings("i3d_resnet50", TEN)), see_recogniser),
 }
 
 
-def smooth_images(count, height, width, seed=0):
-    """Images with slopes, edges and grain, `(count, 3, height, width)`: noise alone is nothing that occurs."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(count, 3, 9, 16, generator=generator)
-    grain = 0.04 * torch.rand(count, 3, height, width, generator=generator)
-    return (F.interpolate(coarse, (height, width), mode="bicubic") + grain).clamp(0.0, 1.0)
-
-
 def smooth(shape):
-    """Images of a shape `(N, H, W)`, or clips of one `(N, T, H, W)`."""
-    *count, height, width = shape
-    images = smooth_images(count[0] * count[-1] if len(count) > 1 else count[0], height, width)
-    return as_clips(images, count[1]).contiguous() if len(count) > 1 else images
+    """Images `(N, 3, H, W)` of a shape `(N, H, W)`, or clips of `(N, T, H, W)`, with slopes, edges and grain."""
+    count, *frames, height, width = shape
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(math.prod([count, *frames]), 3, 9, 16, generator=generator)
+    images = F.interpolate(coarse, (height, width), mode="bicubic")
+    images = (images + 0.04 * torch.rand(images.shape, generator=generator)).clamp(0.0, 1.0)
+    return as_clips(images, *frames).contiguous() if frames else images
 
 
 def adaptation(name, shape, runtime) -> Work:
@@ -131,8 +111,7 @@ def adaptation(name, shape, runtime) -> Work:
         optimizer, schedule = config.optim.build(pair, 1000, network=pair.online)
     parallel, daytime = runtime.parallel(pair), nn.Identity()
     images = smooth(shape)
-    size = (shape[0], *shape[1:]) if name == "segmentation" else (shape[0],)
-    labels = torch.randint(task.classes, size).to(device)
+    labels = torch.randint(len(TEN), shape if name == "segmentation" else shape[:1]).to(device)
     views = [images.to(device), (0.3 * images.flip(0)).to(device)]
     placed = [runtime.to_device(view) for view in views]
     plain_optimizer = formulation.plain_optimizer(optimizer, plain)
@@ -159,48 +138,14 @@ def adaptation(name, shape, runtime) -> Work:
     return Work(ours, lambda: plain.step(plain_optimizer, *views, labels), check)
 
 
-def place_adaptation(shape, runtime, trunk="resnet101") -> Work:
-    """A step of visual-place-recognition/train.py without BYOL, as the authors: 5 tuples of 8 images."""
-    train = script("visual-place-recognition")
-    config = train.Config(checkpoint=Path("none"))
-    config = replace(config, byol=replace(config.byol, weight=0.0))
-    network = build_place_network(PlaceSettings(trunk))
-    plain = independent_copy(network).to(runtime.device).eval()
-    pair = runtime.place(build_pair(network, config.byol)).eval()
-    groups = parameter_groups(pair.online, config.optim.lr, config.optim.weight_decay)
-    optimizer, schedule = config.optim.build(pair, 1000, groups=groups)
-    plain_optimizer = formulation.plain_optimizer(optimizer, plain)
-    parallel = runtime.joined(TuplePair(pair, runtime))
-    tuples = smooth_images(8 * shape[0], *shape[1:]).view(shape[0], 8, 3, *shape[1:]).to(runtime.device)
-    tuples[:, 1] *= 0.3
-
-    def ours():
-        optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=runtime.device)
-        for _, few in few_at_a_time(tuples, config.optim.at_once, parallel):
-            days, nights = [t[0] for t in few], [t[1] for t in few]
-            others = [image for t in few for image in t[2:]]
-            losses = train.step(parallel, nn.Identity(), days, nights, others, config, runtime)
-            loss = torch.stack(list(losses.values())).sum()
-            loss.backward()
-            total += loss.detach()
-        optimizer.step()
-        schedule.step()
-        return total
-
-    def check(found, expected):
-        torch.testing.assert_close(found, expected.view(()), rtol=1e-2, atol=1e-3)
-
-    margin = config.tuples.margin
-    return Work(ours, lambda: formulation.tuple_step(plain, plain_optimizer, tuples, margin), check)
-
-
 def darkener(network: FeatureModel, shape, runtime, view="pixels") -> Work:
     """A step of train_darkener.py with the paper's losses, from the starting point or of a camera.
 
-    The straightforward form is that of the curve estimator in either case; its network is frozen by nothing.
+    The network sees images that are not normalised, as the authors'. The straightforward form is that of the curve
+    estimator in either case; its network is frozen by nothing.
     """
     device = runtime.device
+    network.normalization = InputNormalization.identity()
     learning = load_darkener(STARTING_POINT) if view == "pixels" else Darkener(DarkenerSettings(view=view))
     plain, observed = load_darkener(STARTING_POINT).to(device), independent_copy(network).to(device).eval()
     learning, network = runtime.place(learning).train(), freeze(runtime.place(network))
@@ -223,9 +168,7 @@ def darkener(network: FeatureModel, shape, runtime, view="pixels") -> Work:
 
     def ours():
         generator = lambda _: generator_for("bench")  # noqa: E731
-        losses = darkening_step(
-            learning, observe, placed, request, loss, generator, autocast=runtime.autocast()
-        )
+        losses = darkening_step(learning, observe, placed, request, loss, generator, autocast=runtime.autocast())
         return update(optimizer, learning, losses)
 
     def straightforward():
@@ -241,9 +184,3 @@ def darkener(network: FeatureModel, shape, runtime, view="pixels") -> Work:
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
     return Work(ours, straightforward, check)
-
-
-def unnormalised(network: FeatureModel) -> FeatureModel:
-    """Fed with images as they are, as the authors' darkener is trained."""
-    network.normalization = InputNormalization.identity()
-    return network
