@@ -156,11 +156,12 @@ def first_step(quick, folder):
     classes = tuple(f"class{number}" for number in range(10))
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
     picture.save(folder / "one.jpg")
+    encoded = (folder / "one.jpg").read_bytes()
     for split, count in (("train", 20 if quick else 10_000), ("val", 2)):
         for name in classes:
             (folder / "data" / split / name).mkdir(parents=True)
             for number in range(count):
-                (folder / "data" / split / name / f"{number:05d}.jpg").write_bytes((folder / "one.jpg").read_bytes())
+                (folder / "data" / split / name / f"{number:05d}.jpg").write_bytes(encoded)
     settings, day, runs = ClassifierSettings("resnet18", classes), folder / "day.pt", iter(range(100))
     save_classifier(build_classifier(settings), settings, day)
 

@@ -96,7 +96,7 @@ class Adaptation(nn.Module):
 
 def plain_optimizer(ours, module):
     """An optimiser of the kind and settings of ours that goes from parameter to parameter."""
-    return type(ours)(module.parameters(), **(ours.defaults | {"foreach": False}))
+    return type(ours)(module.parameters(), **(ours.defaults | {"foreach": False, "fused": False}))
 
 
 def tuple_step(network, optimizer, tuples, margin):
