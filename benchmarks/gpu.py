@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import formulation
+import steps  # noqa: F401  (first of all that finds the modules of the tasks)
 import torch
 from place_network import PlaceSettings, build_place_network, parameter_groups
 from stages import Work, machine, seconds
@@ -113,8 +114,8 @@ def main():
     parser.add_argument("--task", nargs="+", choices=SIZES, default=list(SIZES))
     arguments = parser.parse_args()
     deadline, records = time.monotonic() + arguments.seconds, []
-    steps = [(kind, task) for task in arguments.task for kind in ("darkener", "adaptation")]
-    for mode, kind, task in [(mode, *step) for mode in MODES for step in steps]:
+    measured = [(kind, task) for task in arguments.task for kind in ("darkener", "adaptation")]
+    for mode, kind, task in [(mode, *step) for mode in MODES for step in measured]:
         precision, compiles = MODES[mode]
         if time.monotonic() > deadline:
             print(f"no time left for {kind} of {task}, {mode}")
