@@ -247,8 +247,8 @@ def require_finite(outputs: Tensor, network: str, images: str) -> None:
 def keep_large_buffers() -> None:
     """Let glibc keep freed large blocks for the next tensor instead of returning them to the system.
 
-    Every large CPU tensor otherwise page-faults anew on each step (benchmarks/bench_darkening.py). Linux with glibc
-    only, elsewhere nothing happens.
+    Every large CPU tensor otherwise page-faults anew on each step (benchmarks/). Linux with glibc only, elsewhere
+    nothing happens.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return
