@@ -21,6 +21,7 @@ from media.data_files import data_files, refuse_shared, refuse_two_labels, subfo
 from media.pictures import (
     DECODING_ERRORS,
     PICTURE_SUFFIXES,
+    check_picture,
     count_of,
     decode_picture,
     files_below,
@@ -239,7 +240,7 @@ def _listed(names: Sequence[str]) -> str:
 def _problem(file: Path) -> str | None:
     """Why a file cannot be decoded; None when it can."""
     try:
-        decode_picture(file)
+        check_picture(file)
     except DECODING_ERRORS as error:
         return str(error) or type(error).__name__
     return None

@@ -119,7 +119,7 @@ def main(config: Config) -> Path:
                     night = jitter(night, config.jitter, run.generator("night jitter"))
                     if run.progress.step == 0 and runtime.is_main:
                         save_picture(picture_grid([day[:8], night[:8]]), run.directory / "pictures" / "first_batch.png")
-                    labels = views.label.to(runtime.device)
+                    labels = runtime.to_device(views.label)
                     for few in few_at_a_time(len(day), config.optim.at_once, parallel):
                         losses = step(parallel, frozen, day[few], night[few], labels[few], config, runtime)
                         run.backward(losses, len(labels[few]) / len(labels))

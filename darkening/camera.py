@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from darkening.exposures import beside
 from minmax.runtime.errors import check, check_range
 
 DISPLAY_GAMMA = 2.2
@@ -64,7 +65,7 @@ class CameraConfig:
 
 def draw_noise(images: Tensor, generator: torch.Generator | None) -> Tensor:
     """Standard normal noise for each pixel of `images`, drawn on the CPU: the same on every device."""
-    return torch.randn(images.shape, generator=generator).to(images)
+    return beside(torch.randn(images.shape, generator=generator), images)
 
 
 def photograph(images: Tensor, config: CameraConfig, draws: Tensor, noise: Tensor, quantised: bool = True) -> Tensor:
@@ -100,7 +101,7 @@ def photograph(images: Tensor, config: CameraConfig, draws: Tensor, noise: Tenso
         used < config.share,
     )
     saturation, contrast, deviation, full_well, read_noise, balance, noisy, used = (
-        part.to(images) for part in settings
+        beside(part, images) for part in settings
     )
 
     grey = images.mean(dim=1, keepdim=True)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from darkening.camera import DRAWS, MOVED_DRAWS, TONE_DRAW, CameraConfig, draw_noise, photograph
+from darkening.exposures import beside
 from darkening.heuristics import dimmed
 from darkening.views import Darkening, View
 
@@ -49,7 +50,7 @@ class CameraView(View):
         """Even draws, and the noise of each pixel."""
         if draws is None:
             draws = torch.rand(len(images) // frames, DRAWS, generator=generator).repeat_interleave(frames, dim=0)
-        return draws.to(images), draw_noise(images, generator)
+        return beside(draws, images), draw_noise(images, generator)
 
     def forward(self, images: Tensor, exposure: Tensor, *drawn: Tensor) -> Darkening:
         """What one camera makes of each image; `drawn` comes from `draw`."""

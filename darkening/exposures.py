@@ -36,7 +36,7 @@ class RequestConfig:
         With `frames`, so many images in a row are a clip and share what is drawn.
         """
         count = len(images) // frames
-        exposure = uniform(self.exposure, count, generator).repeat_interleave(frames, dim=0).to(images)
+        exposure = beside(uniform(self.exposure, count, generator).repeat_interleave(frames, dim=0), images)
         if self.contrast != (0.0, 0.0):
             power = uniform(self.contrast, count, generator).repeat_interleave(frames, dim=0)
             exposure = follow_day(images, exposure, power, self.cell)
@@ -69,6 +69,11 @@ def uniform(bounds: tuple[float, float], count: int, generator: torch.Generator 
     return torch.rand(count, 1, 1, 1, generator=generator) * (high - low) + low
 
 
+def beside(drawn: Tensor, images: Tensor) -> Tensor:
+    """What was drawn on the CPU, on the device of `images` and as their type; CUDA need not wait for it."""
+    return drawn.to(images, non_blocking=images.is_cuda)
+
+
 def follow_day(images: Tensor, exposure: Tensor, power: Tensor, cell: int) -> Tensor:
     """Requests that follow the day's brightness from cell to cell, their mean kept.
 
@@ -90,7 +95,7 @@ def follow_day(images: Tensor, exposure: Tensor, power: Tensor, cell: int) -> Te
     grey = grey.cpu() if grey.device.type == "mps" else grey
     brightness = F.adaptive_avg_pool2d(grey, cells).to(images.device) + _NEARLY_BLACK
     brightness = F.interpolate(brightness, size=(height, width), mode="bilinear", align_corners=False)
-    share = brightness ** power.to(images)
+    share = brightness ** beside(power, images)
     return exposure * share / share.mean(dim=(2, 3), keepdim=True)
 
 

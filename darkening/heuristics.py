@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from darkening.camera import DISPLAY_GAMMA, TONE_DRAW, draw_noise, with_sensor_noise
+from darkening.exposures import beside
 
 Generator: TypeAlias = torch.Generator | None  # None: torch's default one
 Night = Callable[..., Tensor]
@@ -61,7 +62,7 @@ def dimmed(images: Tensor, exposure: Tensor, share: Tensor) -> Tensor:
         share: `(N,)` in [0, 1].
     """
     target = _target(images, exposure).view(-1, 1, 1, 1)
-    power = 1.0 + share.to(images).view(-1, 1, 1, 1) * (solve_power(images, target) - 1.0)
+    power = 1.0 + beside(share, images).view(-1, 1, 1, 1) * (solve_power(images, target) - 1.0)
     bent = images.clamp_min(1e-3) ** power  # the slope of a power is infinite at 0
     return bent * (target / bent.mean(dim=(1, 2, 3), keepdim=True)).clamp(max=1.0)
 
@@ -122,8 +123,9 @@ def solve_power(images: Tensor, target: Tensor, ends: tuple[float, float] = (1.0
     count = images.shape[0]
     levels = torch.linspace(0.0, 1.0, 256, device=images.device)
     codes = (images.detach().clamp(0.0, 1.0) * 255.0).round().long().flatten(1)
-    if torch.compiler.is_exporting():  # ONNX has no bincount; the same, slower
-        found = torch.zeros(count, 256).scatter_add(1, codes, torch.ones_like(codes, dtype=torch.float32))
+    if images.is_cuda or torch.compiler.is_exporting():  # ONNX has no bincount, and CUDA's waits for the codes
+        counts = torch.zeros(count, 256, device=images.device)
+        found = counts.scatter_add(1, codes, torch.ones_like(codes, dtype=torch.float32))
     else:
         codes += 256 * torch.arange(count, device=images.device).view(-1, 1)
         found = torch.bincount(codes.flatten(), minlength=256 * count).view(count, 256)

@@ -15,7 +15,7 @@ from torch.autograd.profiler import record_function
 
 from darkening.camera import DRAWS, CameraConfig, draw_noise, photograph
 from darkening.darkener import Darkener
-from darkening.exposures import as_clips, as_images, follow_day, uniform
+from darkening.exposures import as_clips, as_images, beside, follow_day, uniform
 from darkening.heuristics import CONTROLS, HEURISTICS, Night
 from darkening.scene_view import SceneMemory
 from minmax.features import freeze
@@ -187,7 +187,7 @@ class NightView:
         draws: Tensor,
     ) -> Tensor:
         """Darken each image, and photograph it."""
-        request = follow_day(images, request.to(images), power, self.cell)
+        request = follow_day(images, beside(request, images), power, self.cell)
         darkened = night(images, request, generator, draws)
         if self.camera.share == 0:
             return darkened

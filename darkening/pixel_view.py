@@ -50,7 +50,7 @@ class DepthwiseSeparable(nn.Module):
             else:
                 filtered = F.conv2d(part, depth_weight, depth_bias[share], padding=1, groups=width)
             mixed = F.conv2d(filtered, self.pointwise.weight[:, share], bias)
-            total, bias = mixed if total is None else total + mixed, None
+            total, bias = mixed if total is None else total.add_(mixed), None
             start += width
         assert total is not None
         return total
@@ -76,13 +76,13 @@ class CurveNetwork(View):
     def raw_maps(self, images: Tensor, exposure: Tensor) -> Tensor:
         """Images `(N, 3, H, W)` and a map of requests `(N, 1, H, W)` to `(N, maps, H, W)` of any range."""
         unit = self.units
-        z = F.relu(unit[0](images, encode_exposure(exposure, self.exposure_channels)))
-        a1 = F.relu(unit[1](z))
-        a2 = F.relu(unit[2](a1))
-        a3 = F.relu(unit[3](a2))
-        a4 = F.relu(unit[4](a3))
-        a5 = F.relu(unit[5](a3, a4))
-        a6 = F.relu(unit[6](a2, a5))
+        z = F.relu_(unit[0](images, encode_exposure(exposure, self.exposure_channels)))
+        a1 = F.relu_(unit[1](z))
+        a2 = F.relu_(unit[2](a1))
+        a3 = F.relu_(unit[3](a2))
+        a4 = F.relu_(unit[4](a3))
+        a5 = F.relu_(unit[5](a3, a4))
+        a6 = F.relu_(unit[6](a2, a5))
         raw: Tensor = unit[7](a1, a6)
         return raw
 

@@ -138,7 +138,7 @@ def main(config: Config) -> Path:
                     day = shift_hls(runtime.intensities(views.day), config.shift, run.generator("day shift"))
                     if run.progress.step == 0 and runtime.is_main:
                         draw_pairs(day[:4], night[:4], run.directory)
-                    labels = views.label.to(runtime.device)
+                    labels = runtime.to_device(views.label)
                     for few in few_at_a_time(len(day), config.optim.at_once, parallel):
                         losses = step(parallel, frozen, day[few], night[few], labels[few], config, runtime)
                         run.backward(losses, len(labels[few]) / len(labels))

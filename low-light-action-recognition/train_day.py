@@ -99,7 +99,7 @@ def main(config: Config) -> Path:
                 network.train()
                 for views in run.batches(loader, epoch):
                     day = shift_hls(runtime.intensities(views.day), config.shift, run.generator("shift"))
-                    labels = views.label.to(runtime.device)
+                    labels = runtime.to_device(views.label)
                     for few in few_at_a_time(len(labels), config.optim.at_once, parallel):
                         loss = step(parallel, day[few], labels[few], runtime)
                         run.backward({"loss": loss}, len(labels[few]) / len(labels))

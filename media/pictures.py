@@ -164,6 +164,18 @@ def decode_picture(file: Path, size: tuple[int, int] | None = None, upright: boo
         return _decode(opened, size, upright)
 
 
+def check_picture(file: Path, upright: bool = True) -> tuple[int, int]:
+    """Read a file to its end; raises what `decode_picture` would, of a JPEG in a tenth of the time.
+
+    Gives its height and width as they are stored.
+    """
+    with Image.open(file) as opened:
+        width, height = opened.size
+        opened.draft("RGB", (1, 1))  # an eighth of its size; all of its data is read all the same
+        as_rgb(upright_picture(opened) if upright else opened)
+    return height, width
+
+
 def decode_fully(file: Path, size: tuple[int, int] | None = None) -> tuple[Tensor, list[str]]:
     """As `decode_picture`, upright; and what of the file is not in the pixels, in words."""
     with Image.open(file) as opened:

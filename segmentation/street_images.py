@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from torchvision.tv_tensors import Image as ImageTensor
 from torchvision.tv_tensors import Mask
 
-from media.pictures import DECODING_ERRORS, decode_picture, listed_below
+from media.pictures import DECODING_ERRORS, check_picture, decode_picture, listed_below
 from minmax.runtime.config import require
 from minmax.runtime.errors import RunError, UsageError, printable
 from minmax.runtime.file_checks import find_problems, fingerprint_files
@@ -268,15 +268,15 @@ def check_files(images: StreetFiles, records: Path) -> StreetFiles:
     def problem(file: StreetFile) -> str | None:
         where = file.image
         try:
-            image = decode_picture(file.image, upright=False)
+            size = check_picture(file.image, upright=False)
             if file.labels is None:
                 return None
             where = file.labels
             labels = read_labels(file.labels)
         except DECODING_ERRORS as error:
             return f"{printable(where.relative_to(images.root))}: {error}"
-        if labels.shape != image.shape[-2:]:
-            sizes = " and ".join(f"{width}x{height}" for height, width in (labels.shape, image.shape[-2:]))
+        if tuple(labels.shape) != size:
+            sizes = " and ".join(f"{width}x{height}" for height, width in (labels.shape, size))
             return f"{printable(where.relative_to(images.root))}: labels and image are of different sizes, {sizes}"
         return None
 

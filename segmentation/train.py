@@ -141,7 +141,7 @@ def main(config: Config) -> Path:
             for epoch in run.epochs(config.optim.epochs):
                 pair.train()
                 for views in run.batches(loader, epoch):
-                    day, labels = runtime.intensities(views.day), views.label.to(runtime.device)
+                    day, labels = runtime.intensities(views.day), runtime.to_device(views.label)
                     night = night_view(day, run.generator("night")) if night_view else runtime.intensities(views.night)
                     (day, night), labels = change_views(
                         [day, night], labels, config.photometry, run.generator("photometry")

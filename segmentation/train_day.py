@@ -96,7 +96,7 @@ def main(config: Config) -> Path:
             for epoch in run.epochs(config.optim.epochs):
                 network.train()
                 for views in run.batches(loader, epoch):
-                    images, labels = runtime.intensities(views.day), views.label.to(runtime.device)
+                    images, labels = runtime.intensities(views.day), runtime.to_device(views.label)
                     [images], labels = change_views([images], labels, config.photometry, run.generator("photometry"))
                     for few in few_at_a_time(len(labels), config.optim.at_once, parallel):
                         loss = step(parallel, images[few], labels[few], runtime)

@@ -363,7 +363,7 @@ def test_the_commands_of_the_help_text_are_accepted(reproduce, tmp_path, monkeyp
     assert names == ["classification", "segmentation", *["classification"] * 3, "segmentation"]
     assert [config.recipe_file.stem for config in configs[:2]] == ["demo", "paper"]
     assert configs[6].recipe_file == tmp_path / "mine.yaml"
-    assert (len(configs[2].rows), configs[3].jobs, configs[4].flip) == (31, 2, False)
+    assert (len(configs[2].rows), configs[3].jobs, configs[4].flip) == (32, 2, False)
 
 
 @pytest.mark.parametrize(

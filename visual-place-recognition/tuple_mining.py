@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from descriptors import describe
 from place_pairs import PlacePairs
+from ranking import similarities
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -94,12 +95,12 @@ def mine_negatives(queries: Tensor, pool: Tensor, query_clusters: Tensor, pool_c
         )
     found = []
     for rows, own in zip(queries.split(_CHUNK), query_clusters.split(_CHUNK), strict=True):
-        similarities = rows @ pool.T
+        similar = similarities(rows, pool)
         taken = own  # the place that each query may not find (again): first its own, then that of its last negative
         negatives = []
         for _ in range(count):
-            similarities[taken.unsqueeze(1) == pool_clusters] = float("-inf")
-            negatives.append(similarities.argmax(dim=1))
+            similar[taken.unsqueeze(1) == pool_clusters] = float("-inf")
+            negatives.append(similar.argmax(dim=1))
             taken = pool_clusters[negatives[-1]]
         found.append(torch.stack(negatives, dim=1))
     return torch.cat(found)
