@@ -21,10 +21,11 @@ from place_network import PlaceSettings, build_place_network, parameter_groups
 from stages import Work, machine, seconds
 from steps import FOLDERS, TASKS, adaptation, darkener, script, smooth
 from torch import nn
-from tuple_pair import TuplePair, few_at_a_time
+from tuple_pair import TuplePair
 
 from minmax.byol import build_pair
 from minmax.features import independent_copy
+from minmax.runtime.batches import few_at_a_time
 from minmax.runtime.devices import Runtime, open_runtime
 
 RESULTS = Path(__file__).with_name("results-gpu.json")
@@ -61,9 +62,9 @@ def place_adaptation(shape, runtime) -> Work:
     def ours():
         optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=runtime.device)
-        for _, few in few_at_a_time(tuples, config.optim.at_once, parallel):
-            days, nights = [t[0] for t in few], [t[1] for t in few]
-            others = [image for t in few for image in t[2:]]
+        for part in few_at_a_time(len(tuples), config.optim.at_once, parallel):
+            days, nights = list(tuples[part, 0]), list(tuples[part, 1])
+            others = list(tuples[part, 2:].flatten(0, 1))
             losses = train.step(parallel, nn.Identity(), days, nights, others, config, runtime)
             loss = torch.stack(list(losses.values())).sum()
             loss.backward()

@@ -73,7 +73,7 @@ class Training:
         night = self.night_view(day, generator_for("night", number))
         day = jitter(day, self.config.jitter, generator_for("day jitter", number))
         night = jitter(night, self.config.jitter, generator_for("night jitter", number))
-        labels = self.labels.to(self.runtime.device, non_blocking=True)
+        labels = self.runtime.to_device(self.labels)
         losses = self.train.step(self.parallel, nn.Identity(), day, night, labels, self.config, self.runtime)
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
