@@ -208,10 +208,10 @@ def rows_of(found):
 @pytest.mark.parametrize(
     ("task", "count"),
     [
-        ("classification", 25),
-        ("segmentation", 20),
-        ("visual-place-recognition", 18),
-        ("low-light-action-recognition", 20),
+        ("classification", 26),
+        ("segmentation", 21),
+        ("visual-place-recognition", 19),
+        ("low-light-action-recognition", 21),
     ],
 )
 @pytest.mark.parametrize("recipe", ["paper", "small"])
@@ -255,7 +255,7 @@ def test_the_flags_of_the_rows_mean_what_their_titles_say(parsed, jobs, quick):
         *("continued", "no-byol", "neither-similarity", "maet")
     }
     assert {name for name, config in rows.items() if config.night.camera.share == 1} == {
-        *("camera", "gamma-camera", "dim-camera", "maet")
+        *("camera", "gamma-camera", "dim-camera", "look-camera", "maet")
     }
     assert rows["two-pass"].byol.batch_norm == "separate"
     assert {name for name, config in rows.items() if config.byol.batch_norm == "frozen"} == {"frozen-statistics"}
