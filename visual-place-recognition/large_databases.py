@@ -11,7 +11,6 @@ import torch
 from descriptors import save_names
 from numpy.lib.format import open_memmap
 from place_images import PlaceImages
-from ranking import similarities
 from torch import Tensor
 
 from minmax.runtime.report import write_json
@@ -76,7 +75,7 @@ def best(queries: Tensor, database: Path, count: int, rows: int = ROWS) -> Tenso
     for start in range(0, len(np.load(database, mmap_mode="r")), rows):
         stored = np.load(database, mmap_mode="r")[start : start + rows].astype(np.float32)
         for i, (part, (values, positions)) in enumerate(zip(parts, found, strict=True)):
-            near = similarities(part, torch.from_numpy(stored)).topk(min(count, len(stored)), dim=1)
+            near = (part @ torch.from_numpy(stored).T).topk(min(count, len(stored)), dim=1)
             values, positions = torch.cat([values, near.values], 1), torch.cat([positions, near.indices + start], 1)
             kept = values.topk(min(count, values.shape[1]), dim=1)
             found[i] = kept.values, positions.gather(1, kept.indices)

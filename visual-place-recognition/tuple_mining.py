@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from descriptors import describe
 from place_pairs import PlacePairs
-from ranking import similarities
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -95,7 +94,7 @@ def mine_negatives(queries: Tensor, pool: Tensor, query_clusters: Tensor, pool_c
         )
     found = []
     for rows, own in zip(queries.split(_CHUNK), query_clusters.split(_CHUNK), strict=True):
-        similar = similarities(rows, pool)
+        similar = rows @ pool.T
         taken = own  # the place that each query may not find (again): first its own, then that of its last negative
         negatives = []
         for _ in range(count):
