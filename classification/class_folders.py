@@ -8,7 +8,6 @@ import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +31,7 @@ from media.pictures import (
 from minmax.runtime.archives import unpacking_folder
 from minmax.runtime.config import DEFAULT_RUNS, require
 from minmax.runtime.errors import RunError, UsageError, printable
-from minmax.runtime.file_checks import find_problems, fingerprint_files
+from minmax.runtime.file_checks import find_problems, fingerprint_files, taken_once
 from minmax.runtime.seeding import derive_seed
 from minmax.runtime.splits import NIGHT_SPLITS, Labelled, Split, Views, check_split, evenly_spaced, refuse_night
 from scenes import CLASSES, HELD_OUT_NIGHT, render_labelled
@@ -93,12 +92,9 @@ class FolderImages(LabelledImages):
         """Path below the root."""
         return printable(self.files[index].relative_to(self.root).as_posix())
 
+    @taken_once
     def fingerprint(self) -> str:
-        """Hash of the files and their labels, as they are when it is first asked for."""
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
+        """Hash of the files and their labels."""
         return fingerprint_files(self.files, self.root, self.labels)
 
     def subset(self, chosen: Sequence[int]) -> "FolderImages":

@@ -15,7 +15,6 @@ import logging
 import os
 import warnings
 from collections import Counter
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -168,8 +167,8 @@ def main(config: Config) -> None:
         share = f"share {number + 1}/{count}: " if count > 1 else ""
         views = _night_views(config, runtime)
         marked = {
-            file: [(target.with_stem(target.stem + mark), view) for mark, view in views.items()]
-            for file, target in ((file, targets[file]) for file in files)
+            file: [(targets[file].with_stem(targets[file].stem + mark), view) for mark, view in views.items()]
+            for file in files
         }
         _refuse_overwriting(config, marked)
         _make_folder(config)
@@ -236,7 +235,7 @@ def darken_pictures(config: Config, work: Work, runtime: Runtime, outcome: Outco
         worker_init_fn=_quieten,
     )
     total = sum(map(len, work.values()))
-    with tqdm(total=total, desc="darkening", unit="image", disable=_hides_bar(files, runtime)) as bar:
+    with tqdm(total=total, desc="darkening", unit="image", disable=runtime.hides_bar if files else True) as bar:
         for file, pixels, told in loader:
             if pixels is None:
                 outcome.bad[file] = told[0]
@@ -249,10 +248,6 @@ def darken_pictures(config: Config, work: Work, runtime: Runtime, outcome: Outco
                 except UnwritableFile as error:
                     outcome.bad[file] = str(error)
                 bar.update()
-
-
-def _hides_bar(work: Collection[Path], runtime: Runtime) -> bool | None:
-    return None if work and runtime.is_main else True  # None: shown on a terminal only
 
 
 def _darkened(pixels: torch.Tensor, view: NightView, name: str, seed: int, runtime: Runtime) -> torch.Tensor:
@@ -270,7 +265,7 @@ def _darkened(pixels: torch.Tensor, view: NightView, name: str, seed: int, runti
 def darken_videos(config: Config, work: Work, runtime: Runtime, outcome: Outcome) -> None:
     """Darken videos, each with one noise map and, in each of its targets, one exposure."""
     total = sum(expected_frames(file) * len(jobs) for file, jobs in work.items())
-    with tqdm(total=total, desc="darkening", unit="frame", disable=_hides_bar(work, runtime)) as bar:
+    with tqdm(total=total, desc="darkening", unit="frame", disable=runtime.hides_bar if work else True) as bar:
         for file, jobs in work.items():
             losses: list[str] = []
             for target, view in jobs:

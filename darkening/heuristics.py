@@ -124,8 +124,7 @@ def solve_power(images: Tensor, target: Tensor, ends: tuple[float, float] = (1.0
     levels = torch.linspace(0.0, 1.0, 256, device=images.device)
     codes = (images.detach().clamp(0.0, 1.0) * 255.0).round().long().flatten(1)
     if images.is_cuda or torch.compiler.is_exporting():  # ONNX has no bincount, and CUDA's waits for the codes
-        counts = torch.zeros(count, 256, device=images.device)
-        found = counts.scatter_add(1, codes, torch.ones_like(codes, dtype=torch.float32))
+        found = codes.new_zeros(count, 256).scatter_add(1, codes, torch.ones_like(codes))
     else:
         codes += 256 * torch.arange(count, device=images.device).view(-1, 1)
         found = torch.bincount(codes.flatten(), minlength=256 * count).view(count, 256)

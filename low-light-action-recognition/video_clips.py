@@ -15,7 +15,7 @@ from media.data_files import refuse_day
 from media.pictures import files_below, listed_below
 from media.video_frames import VIDEO_SUFFIXES, BrokenVideo, count_frames, read_frames
 from minmax.runtime.errors import RunError, UsageError, printable
-from minmax.runtime.file_checks import fingerprint_files
+from minmax.runtime.file_checks import fingerprint_files, taken_once
 from minmax.runtime.report import write_json
 from minmax.runtime.splits import Split
 
@@ -51,6 +51,7 @@ class VideoClips(LabelledClips):
         """Path below the root, or what its list calls it."""
         return self.videos[index].name
 
+    @taken_once
     def fingerprint(self) -> str:
         """Hash of the files and their labels."""
         labels = [video.label for video in self.videos]

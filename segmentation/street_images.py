@@ -24,7 +24,7 @@ from torchvision.tv_tensors import Mask
 from media.pictures import DECODING_ERRORS, check_picture, decode_picture, listed_below
 from minmax.runtime.config import require
 from minmax.runtime.errors import RunError, UsageError, printable
-from minmax.runtime.file_checks import find_problems, fingerprint_files
+from minmax.runtime.file_checks import find_problems, fingerprint_files, taken_once
 from minmax.runtime.seeding import derive_seed
 from minmax.runtime.splits import NIGHT_SPLITS, Examples, Split, Views, evenly_spaced, refuse_night
 from scenes import HELD_OUT_NIGHT, render_segmented
@@ -112,6 +112,7 @@ class StreetFiles(StreetImages):
         """Path below the root."""
         return printable(self.files[index].image.relative_to(self.root).as_posix())
 
+    @taken_once
     def fingerprint(self) -> str:
         """Hash of the files and those of their labels."""
         return fingerprint_files(filter(None, chain.from_iterable(self.files)), self.root)

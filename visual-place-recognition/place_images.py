@@ -4,7 +4,6 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from media.pictures import DECODING_ERRORS, as_rgb, is_file, listed_below, upright_picture
 from minmax.runtime.errors import RunError, UsageError, check, printable
-from minmax.runtime.file_checks import find_problems, fingerprint_files
+from minmax.runtime.file_checks import find_problems, fingerprint_files, taken_once
 from minmax.runtime.splits import Examples
 
 Box = tuple[float, float, float, float]
@@ -107,12 +106,9 @@ class PlaceFiles(PlaceImages):
         """Path below the root."""
         return printable(self.files[index].relative_to(self.root).as_posix())
 
+    @taken_once
     def fingerprint(self) -> str:
-        """Hash of the files and of rectangles in them, as they are when it is first asked for."""
-        return self._fingerprint
-
-    @cached_property
-    def _fingerprint(self) -> str:
+        """Hash of the files and of rectangles in them."""
         return fingerprint_files(self.files, self.root, self.boxes)
 
 

@@ -94,12 +94,12 @@ def mine_negatives(queries: Tensor, pool: Tensor, query_clusters: Tensor, pool_c
         )
     found = []
     for rows, own in zip(queries.split(_CHUNK), query_clusters.split(_CHUNK), strict=True):
-        similar = rows @ pool.T
+        similarities = rows @ pool.T
         taken = own  # the place that each query may not find (again): first its own, then that of its last negative
         negatives = []
         for _ in range(count):
-            similar[taken.unsqueeze(1) == pool_clusters] = float("-inf")
-            negatives.append(similar.argmax(dim=1))
+            similarities[taken.unsqueeze(1) == pool_clusters] = float("-inf")
+            negatives.append(similarities.argmax(dim=1))
             taken = pool_clusters[negatives[-1]]
         found.append(torch.stack(negatives, dim=1))
     return torch.cat(found)

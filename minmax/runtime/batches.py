@@ -114,7 +114,7 @@ def one_pass(
     loader = DataLoader(
         dataset, num_workers=workers, collate_fn=collate, worker_init_fn=_leave_sigterm_to_the_run, **order
     )
-    bar = tqdm(loader, desc=title, disable=None if runtime.is_main else True, leave=False)
+    bar = tqdm(loader, desc=title, disable=runtime.hides_bar, leave=False)
     return zip(runtime.dealt(range(len(every))), read_batches(bar), strict=True)
 
 

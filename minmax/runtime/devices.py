@@ -89,6 +89,11 @@ class Runtime:
         """Whether this process writes files and shows progress."""
         return self.rank == 0
 
+    @property
+    def hides_bar(self) -> bool | None:
+        """For tqdm's `disable`: None, which shows a bar on a terminal only, in the main process, True in others."""
+        return None if self.is_main else True
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The mixed-precision context of a forward pass; it does nothing in fp32."""
         dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,6 +46,19 @@ def fingerprint_files(files: Iterable[Path], root: Path, more: object = "") -> s
         name = name.removeprefix(start) if name.startswith(start) else os.fspath(path.relative_to(root))
         digest.update(os.fsencode(name) + f" {size} ".encode() + end)
     return digest.hexdigest()[:16]
+
+
+def taken_once(fingerprint: Callable[[ItemT], str]) -> Callable[[ItemT], str]:
+    """A fingerprint that an object keeps, as its files are when it is first asked for: taking it reads all of them."""
+
+    @wraps(fingerprint)
+    def kept(owner: ItemT) -> str:
+        if "_fingerprint" not in vars(owner):
+            vars(owner)["_fingerprint"] = fingerprint(owner)
+        found: str = vars(owner)["_fingerprint"]
+        return found
+
+    return kept
 
 
 def find_problems(

@@ -292,11 +292,9 @@ class Run:
         assert isinstance(sampler, EpochBatches)
         sampler.start_at(epoch, self.progress.batch)
         total = sampler.batches_per_epoch
-        pace = Pace(f"epoch {epoch + 1}", total - self.progress.batch)
-        self._pace = pace
-        bar = tqdm(
-            total=total, initial=self.progress.batch, desc=f"epoch {epoch + 1}", disable=self._hide_bar(), leave=False
-        )
+        title, first = f"epoch {epoch + 1}", self.progress.batch
+        self._pace = pace = Pace(title, total - first)
+        bar = tqdm(total=total, initial=first, desc=title, disable=self.runtime.hides_bar, leave=False)
         with bar, logging_redirect_tqdm(), self._profiled() as step_done:
             for batch in pace.batches(read_batches(loader)):
                 seed_globally(self.seed, "step", self.progress.step, self.runtime.rank)
@@ -322,9 +320,6 @@ class Run:
         """With --profile, of the main process's first epoch."""
         wanted, self._profiling = self._profiling, False
         return step_profiler(self.directory) if wanted else nullcontext(lambda: None)
-
-    def _hide_bar(self) -> bool | None:
-        return None if self.runtime.is_main else True  # None: shown on a terminal only
 
     def _stop_if_asked(self, due: bool = False) -> None:
         # All processes stop or save at the same step: the others would wait for the one that left.
