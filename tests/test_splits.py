@@ -1,5 +1,8 @@
 """The guard that keeps nights out of training and choosing, in all four openers, and what loaders hand over."""
 
+import threading
+import time
+
 import cityscapes
 import class_folders
 import clip_sets
@@ -113,14 +116,18 @@ def test_copies_of_nights_are_found_with_each_file_read_once(tmp_path, monkeypat
         data_files.refuse_shared(files["day"], files["night"], "train")
 
 
-def test_problems_are_told_by_position_and_nothing_is_checked_twice(tmp_path):
-    checked = []
+@pytest.mark.parametrize("pause, threads", [(0.0, False), (3e-4, True)])
+def test_problems_are_told_by_position_and_nothing_is_checked_twice(tmp_path, pause, threads):
+    checked, workers = [], set()
 
     def problem(item):
+        time.sleep(pause)
         checked.append(item)
-        return f"{item} is odd" if item % 17 == 3 else None
+        workers.add(threading.get_ident())
+        return f"{item} is odd" if item % 97 == 3 else None
 
     record = tmp_path / "checked"
-    assert find_problems(range(100, 150), problem, record, "") == {5: "105 is odd", 22: "122 is odd", 39: "139 is odd"}
-    assert sorted(checked) == [*range(100, 150)] and not record.exists()
+    assert find_problems(range(100, 450), problem, record, "") == {n - 100: f"{n} is odd" for n in (100, 197, 294, 391)}
+    assert sorted(checked) == [*range(100, 450)] and not record.exists()
+    assert (len(workers) > 1) == threads  # small files are checked faster by one
     assert find_problems([1, 2], problem, record, "") == {} == find_problems([3], problem, record, "")

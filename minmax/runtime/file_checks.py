@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
@@ -17,7 +18,8 @@ from minmax.runtime.errors import RunError
 log = logging.getLogger(__name__)
 ItemT = TypeVar("ItemT")
 _END = 1024  # bytes; headers of pictures are often alike
-_TOGETHER = 16  # items that a thread takes at a time: handing them over one by one takes as long as a small image does
+_TOGETHER = 16  # items that a thread takes at a time
+_TIMED, _WORTH_THREADS = 128, 1.5e-4  # seconds an item: below it, threads wait for each other for longer than they work
 
 
 def fingerprint_files(files: Iterable[Path], root: Path, more: object = "") -> str:
@@ -74,11 +76,14 @@ def find_problems(
     """
     if record.is_file():
         return {}
-    parts = [items[start : start + _TOGETHER] for start in range(0, len(items), _TOGETHER)]
-    found: list[str | None] = []
     bar = tqdm(total=len(items), desc=title, disable=None, leave=False)
     with ThreadPoolExecutor() as pool, bar:  # images are decoded without Python's lock
-        for told in pool.map(lambda part: [problem(item) for item in part], parts):
+        start = time.perf_counter()
+        found = [problem(item) for item in items[:_TIMED]]
+        each = pool.map if time.perf_counter() - start > _WORTH_THREADS * len(found) else map
+        bar.update(len(found))
+        parts = (items[first : first + _TOGETHER] for first in range(_TIMED, len(items), _TOGETHER))
+        for told in each(lambda part: [problem(item) for item in part], parts):
             found += told
             bar.update(len(told))
     bad = {position: why for position, why in enumerate(found) if why is not None}
