@@ -28,6 +28,7 @@ from tuple_mining import EpochTuples, TupleConfig
 from darkening import Darkener, DarkenerSettings, training
 from darkening.selection_nights import by_day, crushed
 from minmax.runtime.devices import open_runtime
+from minmax.runtime.file_checks import find_problems
 
 
 def main(data, streets, places, checkpoint, segmenter, folder):
@@ -71,6 +72,12 @@ def main(data, streets, places, checkpoint, segmenter, folder):
         darkener = Darkener(DarkenerSettings(width=4))
         found["obedience"] = list(training.obedience(darkener, torch.rand(7, 3, 16, 16), runtime).values())
         found["sum"] = runtime.sum_over_ranks(torch.tensor([1.0, runtime.rank])).tolist()
+        odd = lambda item: f"{item} is odd" if item % 3 == 1 else None  # noqa: E731
+        found["problems"] = find_problems(range(300, 311), odd, cache / "record", "")
+        looked, record = [], folder / f"record-of-{runtime.world_size}"
+        find_problems(range(11), looked.append, record, "")
+        assert len(looked) == len(runtime.dealt(range(11)))
+        found["record"] = bool(runtime.sum_over_ranks(torch.tensor(float(record.is_file()))))
         found["flags"] = runtime.any_rank(runtime.rank == 1, False)
         name = f"{runtime.rank}-of-{runtime.world_size}.json"
         (folder / name).write_text(json.dumps(found))

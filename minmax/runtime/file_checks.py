@@ -10,6 +10,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TypeVar
 
+import torch.distributed as dist
 from tqdm import tqdm
 
 from minmax.runtime.checkpoints import write_atomically
@@ -66,7 +67,7 @@ def taken_once(fingerprint: Callable[[ItemT], str]) -> Callable[[ItemT], str]:
 def find_problems(
     items: Sequence[ItemT], problem: Callable[[ItemT], str | None], record: Path, title: str
 ) -> dict[int, str]:
-    """Positions of the items that something is wrong with, and what.
+    """Positions of the items that something is wrong with, and what; the processes of torchrun check a share each.
 
     Args:
         items: what to check.
@@ -74,9 +75,29 @@ def find_problems(
         record: a file that is made when nothing was wrong; while it exists, nothing is checked again.
         title: what the progress bar says.
     """
-    if record.is_file():
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    checked = [record.is_file()]
+    if processes > 1:
+        dist.broadcast_object_list(checked)  # one decides for all: what is written now, another may see already
+    if checked[0]:
         return {}
-    bar = tqdm(total=len(items), desc=title, disable=None, leave=False)
+    bad = _find_problems(items[rank::processes], problem, title, hides_bar=None if rank == 0 else True)
+    if processes > 1:
+        hands: list[dict[int, str]] = [{}] * processes
+        dist.all_gather_object(hands, {place * processes + rank: why for place, why in bad.items()})
+        bad = dict(sorted(found for hand in hands for found in hand.items()))
+    if not bad and rank == 0:
+        try:
+            write_atomically(record, lambda temporary: temporary.touch())
+        except RunError as error:  # only costs the next run some time
+            log.warning("%s", error)
+    return bad
+
+
+def _find_problems(
+    items: Sequence[ItemT], problem: Callable[[ItemT], str | None], title: str, hides_bar: bool | None
+) -> dict[int, str]:
+    bar = tqdm(total=len(items), desc=title, disable=hides_bar, leave=False)
     with ThreadPoolExecutor() as pool, bar:  # images are decoded without Python's lock
         start = time.perf_counter()
         found = [problem(item) for item in items[:_TIMED]]
@@ -86,10 +107,4 @@ def find_problems(
         for told in each(lambda part: [problem(item) for item in part], parts):
             found += told
             bar.update(len(told))
-    bad = {position: why for position, why in enumerate(found) if why is not None}
-    if not bad:
-        try:
-            write_atomically(record, lambda temporary: temporary.touch())
-        except RunError as error:  # only costs the next run some time
-            log.warning("%s", error)
-    return bad
+    return {place: why for place, why in enumerate(found) if why is not None}
