@@ -31,7 +31,7 @@ from miou import count_confusion
 from PIL import Image
 from place_images import PlaceFiles
 from place_network import PlaceSettings, build_place_network
-from stages import Stage, Work, measure, seconds, table
+from stages import HERE, Stage, Work, measure, seconds, table, time_on_demand
 from tuple_mining import mine_negatives
 
 from darkening.darkener_files import NIGHT_TO_LOOK_AT, STARTING_POINT, load_darkener
@@ -43,7 +43,6 @@ from minmax.features import FeatureModel, InputNormalization, independent_copy
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.seeding import generator_for
 
-HERE = Path(__file__).resolve().parent
 RESULTS, README = HERE / "results.json", HERE / "README.md"
 MARKERS = "<!-- the table is written by bench.py -->", "<!-- end of the table -->"
 CPU = Runtime(torch.device("cpu"))
@@ -250,8 +249,12 @@ def main():
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--output", type=Path, help="results.json beside this file by default, and README.md's table")
     parser.add_argument("--here", help=argparse.SUPPRESS)  # a stage, in this process
+    parser.add_argument("--side", choices=("ours", "plain"), help=argparse.SUPPRESS)  # the form that is timed there
     parser.add_argument("--processes", type=int, help=argparse.SUPPRESS)  # this is one of so many
     arguments = parser.parse_args()
+    if arguments.side:
+        time_on_demand(STAGES[arguments.here], arguments.side, arguments.quick, arguments.threads)
+        return
     if arguments.here:
         print(json.dumps(measure(arguments.here, STAGES[arguments.here], arguments.quick, arguments.threads)))
         return

@@ -1,13 +1,15 @@
 """What all benchmarks share: a stage, and how it is timed, put into relation to the machine, and recorded."""
 
-import ctypes
 import datetime
 import platform
 import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +19,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from minmax.runtime.devices import keep_large_buffers
+
+HERE = Path(__file__).resolve().parent
 
 
 class Work(NamedTuple):
@@ -45,36 +49,36 @@ class Stage:
     """Of the process that measures it."""
 
 
-def default_allocator() -> None:
-    """Undo keep_large_buffers: glibc's defaults (mallopt(3))."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 65536)
-        libc.mallopt(-1, 128 * 1024)
-
-
 def measure(name: str, stage: Stage, quick: bool, threads: int) -> dict[str, Any]:
-    """The record of a stage: medians of both forms, alternately, after one warm-up each that is compared."""
+    """The record of a stage: medians of both forms, alternately, each in a process of its own."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         work = stage.build(quick, Path(folder))
-        sides = {"ours": (work.ours, keep_large_buffers)}
         keep_large_buffers()
         found = work.ours()
         memory = peak_memory()  # before the other form takes its own
         if work.plain is not None:
-            sides["plain"] = (work.plain, default_allocator)
-            default_allocator()
             work.check(found, work.plain())
+        del found
         operations = count_operations(work.ours) if work.counted else None
-        times: dict[str, list[float]] = {side: [] for side in sides}
+    times: dict[str, list[float]] = {side: [] for side in ("ours", "plain") if side == "ours" or work.plain}
+    with ExitStack() as processes:
+        # Only so has each its own allocator: what one form frees, the other would get without asking the system for it.
+        command = [sys.executable, str(HERE / "bench.py"), "--here", name, "--threads", str(threads)]
+        command += ["--quick"] if quick else []
+        timed = {
+            side: processes.enter_context(
+                subprocess.Popen([*command, "--side", side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            for side in times
+        }
         for _ in range(1 if quick else stage.rounds):
-            for side, (function, prepare) in sides.items():
-                prepare()
-                if work.plain is not None:  # untimed: the first call gets its memory anew, in a run it does so once
-                    function()
-                times[side].append(seconds(function))
+            for side, process in timed.items():
+                assert process.stdin is not None and process.stdout is not None
+                process.stdin.write("again\n")
+                process.stdin.flush()
+                times[side].append(float(process.stdout.readline()))
     ours, plain = (statistics.median(times[side]) if side in times else None for side in ("ours", "plain"))
     assert ours is not None
     peak = machine_peak() if operations else None
@@ -92,6 +96,21 @@ def measure(name: str, stage: Stage, quick: bool, threads: int) -> dict[str, Any
         "threads": threads,
         "machine": machine(),
     }
+
+
+def time_on_demand(stage: Stage, side: str, quick: bool, threads: int) -> None:
+    """Print the seconds of one form for every line that comes in, after a first call that is not timed."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        work = stage.build(quick, Path(folder))
+        if side == "ours":
+            keep_large_buffers()
+        function = work.ours if side == "ours" else work.plain
+        assert function is not None
+        function()
+        for _ in sys.stdin:
+            print(seconds(function), flush=True)
 
 
 def seconds(function: Callable[[], Any]) -> float:
