@@ -8,8 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,12 +49,18 @@ class Stage:
     """Of the process that measures it."""
 
 
-def measure(name: str, stage: Stage, quick: bool, threads: int) -> dict[str, Any]:
-    """The record of a stage: medians of both forms, alternately, each in a process of its own."""
+@contextmanager
+def _built(stage: Stage, quick: bool, threads: int) -> Iterator[Work]:
+    """The same work in every process."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        work = stage.build(quick, Path(folder))
+        yield stage.build(quick, Path(folder))
+
+
+def measure(name: str, stage: Stage, quick: bool, threads: int) -> dict[str, Any]:
+    """The record of a stage: medians of both forms, alternately, each in a process of its own."""
+    with _built(stage, quick, threads) as work:
         keep_large_buffers()
         found = work.ours()
         memory = peak_memory()  # before the other form takes its own
@@ -100,10 +106,7 @@ def measure(name: str, stage: Stage, quick: bool, threads: int) -> dict[str, Any
 
 def time_on_demand(stage: Stage, side: str, quick: bool, threads: int) -> None:
     """Print the seconds of one form for every line that comes in, after a first call that is not timed."""
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
-        work = stage.build(quick, Path(folder))
+    with _built(stage, quick, threads) as work:
         if side == "ours":
             keep_large_buffers()
         function = work.ours if side == "ours" else work.plain

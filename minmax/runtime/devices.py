@@ -166,6 +166,12 @@ class Runtime:
         return nn.parallel.DistributedDataParallel(module, device_ids=ids)
 
 
+def joined_processes() -> Runtime:
+    """This process among those of torchrun, for work that needs no device; alone where none were joined."""
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    return Runtime(torch.device("cpu"), rank=rank, world_size=world_size)
+
+
 @contextmanager
 def open_runtime(
     device: str = "auto", precision: Precision = "fp32", threads: int = 0, compiles: bool = False

@@ -10,10 +10,10 @@ from functools import wraps
 from pathlib import Path
 from typing import TypeVar
 
-import torch.distributed as dist
 from tqdm import tqdm
 
 from minmax.runtime.checkpoints import write_atomically
+from minmax.runtime.devices import joined_processes
 from minmax.runtime.errors import RunError
 
 log = logging.getLogger(__name__)
@@ -75,18 +75,12 @@ def find_problems(
         record: a file that is made when nothing was wrong; while it exists, nothing is checked again.
         title: what the progress bar says.
     """
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    checked = [record.is_file()]
-    if processes > 1:
-        dist.broadcast_object_list(checked)  # one decides for all: what is written now, another may see already
-    if checked[0]:
+    runtime = joined_processes()
+    if runtime.collected([record.is_file()])[0]:  # the main process decides: what it writes, others may see already
         return {}
-    bad = _find_problems(items[rank::processes], problem, title, hides_bar=None if rank == 0 else True)
-    if processes > 1:
-        hands: list[dict[int, str]] = [{}] * processes
-        dist.all_gather_object(hands, {place * processes + rank: why for place, why in bad.items()})
-        bad = dict(sorted(found for hand in hands for found in hand.items()))
-    if not bad and rank == 0:
+    told = runtime.collected(_check_all(runtime.dealt(items), problem, title, runtime.hides_bar))
+    bad = {position: why for position, why in enumerate(told) if why is not None}
+    if not bad and runtime.is_main:
         try:
             write_atomically(record, lambda temporary: temporary.touch())
         except RunError as error:  # only costs the next run some time
@@ -94,9 +88,9 @@ def find_problems(
     return bad
 
 
-def _find_problems(
+def _check_all(
     items: Sequence[ItemT], problem: Callable[[ItemT], str | None], title: str, hides_bar: bool | None
-) -> dict[int, str]:
+) -> list[str | None]:
     bar = tqdm(total=len(items), desc=title, disable=hides_bar, leave=False)
     with ThreadPoolExecutor() as pool, bar:  # images are decoded without Python's lock
         start = time.perf_counter()
@@ -107,4 +101,4 @@ def _find_problems(
         for told in each(lambda part: [problem(item) for item in part], parts):
             found += told
             bar.update(len(told))
-    return {place: why for place, why in enumerate(found) if why is not None}
+    return found
