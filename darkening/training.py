@@ -170,7 +170,8 @@ def train_darkener(
             losses = darkening_step(
                 darkener, observe, day, config.request, config.loss, run.generator, parallel, runtime.autocast(), sky
             )
-            run.update(optimizer, losses, schedule, optim.clip)
+            run.backward(losses)
+            run.step(optimizer, schedule, optim.clip)
         means = obedience(darkener, validation, runtime)
         errors = [abs(mean - wanted) for wanted, mean in means.values()]
         log.info("epoch %d: largest distance from min(request, day) %.3f", epoch + 1, max(errors))

@@ -7,13 +7,15 @@ Source: Luo et al., ICCV 2023, section 3.3. The task folders' train.py write the
 and several devices; whoever has a loop already takes `MomentumPair` and `adaptation_losses` into it.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
-from minmax.byol import BatchNormDomains, HeadNorm, MomentumPair, Pair, ViewPair, byol_loss
+from minmax.byol import BatchNormDomains, ByolConfig, HeadNorm, Pair, build_pair, byol_loss
 from minmax.features import FeatureModel, check_intensities, independent_copy, last_feature_layer
 
 
@@ -67,8 +69,9 @@ def adapt(
         raise ValueError(f"epochs: expected 1 or more, got {epochs}")
     network = independent_copy(model)
     place = torch.device(device) if device is not None else next(network.parameters()).device
-    batches = iter(day)
-    first = next(batches, None)
+    if iter(day) is day:
+        raise ValueError("day: can be gone through only once; expected a DataLoader or a list")
+    first = next(iter(day), None)
     if first is None:
         raise ValueError("day: it holds no batch")
     if not isinstance(first, list | tuple) or len(first) != 2:
@@ -77,22 +80,16 @@ def adapt(
     if not callable(night):
         raise ValueError(f"night: expected a NightView or another function of images, found {night!r}")
     network = _as_feature_model(network, features, first[0][:2]).to(place)
-    pair = (
-        MomentumPair(network, batch_norm=batch_norm, head_norm=head_norm)
-        if byol_weight
-        else ViewPair(network, batch_norm)
-    )
-    pair.to(place).train()
+    config = ByolConfig(byol_weight, batch_norm=batch_norm, head_norm=head_norm)
+    pair = build_pair(network, config).to(place).train()
     trained = [parameter for parameter in pair.parameters() if parameter.requires_grad]
     fused = place.type in ("cpu", "cuda", "mps")
     chosen = optimizer(trained) if optimizer else torch.optim.AdamW(trained, lr, weight_decay=0.01, fused=fused)
     schedule = torch.optim.lr_scheduler.MultiStepLR(chosen, [max(1, round(0.75 * epochs))])
     for epoch in range(1, epochs + 1):
-        totals: dict[str, Tensor] = {}
-        steps = 0
-        for images, targets in day:
-            steps += 1
-            images, targets = _to_device(images, place), _to_device(targets, place)
+        steps = []
+        for batch in day:
+            images, targets = tree_map_only(Tensor, lambda part: part.to(place, non_blocking=True), batch)
             with torch.no_grad():
                 dark = night(images)
             outputs = pair(images, dark, targets) if targets_to_model else pair(images, dark)
@@ -102,11 +99,10 @@ def adapt(
             total.backward()
             chosen.step()
             pair.update_target()
-            for name, value in losses.items():
-                totals[name] = totals.get(name, torch.zeros((), device=place)) + value.detach()
-        means = {name: float(value) / max(1, steps) for name, value in totals.items()}
-        if not means or any(value != value or abs(value) == float("inf") for value in means.values()):
-            raise ValueError(f"epoch {epoch}: the losses are {means or 'none: day can be gone through only once'}")
+            steps.append(torch.stack([value.detach() for value in losses.values()]))
+        means = dict(zip(losses, torch.stack(steps).mean(dim=0).tolist(), strict=True))
+        if not all(map(math.isfinite, means.values())):
+            raise ValueError(f"epoch {epoch}: the losses are {means}")
         schedule.step()
         if progress:
             progress(epoch, means)
@@ -139,14 +135,3 @@ def _as_feature_model(model: nn.Module, features: Sequence[str], example: Tensor
         return model
     example = example.to(next(model.parameters()).device)
     return FeatureModel(model, features or [last_feature_layer(model, example)], example=example)
-
-
-def _to_device(value: Any, device: torch.device) -> Any:
-    """Tensors on a device, in whatever holds them."""
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, Mapping):
-        return {name: _to_device(part, device) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_to_device(part, device) for part in value)
-    return value

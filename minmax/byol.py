@@ -6,7 +6,7 @@ latent", https://arxiv.org/abs/2006.07733.
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self, get_args
 
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.profiler import record_function
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from minmax.features import FeatureModel, independent_copy
 from minmax.runtime.errors import check
@@ -200,16 +201,11 @@ class ViewPair(nn.Module):
 
 def _halves(value: Any) -> tuple[Any, Any]:
     """The two halves of a batch, in whatever holds its tensors."""
-    if isinstance(value, Tensor):
-        first, second = value.chunk(2)
-        return first, second
-    if isinstance(value, Mapping):
-        halves = {name: _halves(part) for name, part in value.items()}
-        return {name: half[0] for name, half in halves.items()}, {name: half[1] for name, half in halves.items()}
-    if isinstance(value, list | tuple):
-        parts = [_halves(part) for part in value]
-        return type(value)(part[0] for part in parts), type(value)(part[1] for part in parts)
-    raise ValueError(f"batch_norm: a prediction that holds {type(value).__name__} has no halves; use `separate`")
+    leaves, shape = tree_flatten(value)
+    if odd := [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)]:
+        raise ValueError(f"batch_norm: a prediction that holds {odd[0]} has no halves; use `separate`")
+    first, second = zip(*(leaf.chunk(2) for leaf in leaves), strict=True)
+    return tree_unflatten(first, shape), tree_unflatten(second, shape)
 
 
 class MomentumPair(ViewPair):

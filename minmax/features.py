@@ -126,8 +126,9 @@ class FeatureModel(nn.Module):
         for name in self.layers:
             if _record not in names[name]._forward_hooks.values():
                 names[name].register_forward_hook(_record)
-        if example is None:
-            example = torch.zeros(2, 3, 128, 128)
+        example = torch.zeros(2, 3, 128, 128) if example is None else example
+        place = next(model.parameters(), example).device
+        self.normalization, example = self.normalization.to(place), example.to(place)
         first: Layout = "channels-first"
         self.layouts = (first,) * len(self.layers)
         found, moving = _try(self, example)

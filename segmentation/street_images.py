@@ -269,7 +269,7 @@ def check_files(images: StreetFiles, records: Path) -> StreetFiles:
     def problem(file: StreetFile) -> str | None:
         where = file.image
         try:
-            size = check_picture(file.image, upright=False)
+            size = check_picture(file.image)
             if file.labels is None:
                 return None
             where = file.labels

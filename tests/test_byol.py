@@ -1,4 +1,5 @@
 import copy
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -300,6 +301,12 @@ def test_a_head_with_batch_norm_treats_the_views_as_the_features_do(kind):
     assert [int(norm.num_batches_tracked) for _, _, norm in found.values()] == [2, 1, 0]
 
 
+class Sums(NamedTuple):
+    """As torchvision's GoogLeNet and Inception give."""
+
+    all: torch.Tensor
+
+
 class PredictsMore(nn.Module):
     """As torchvision's models of segmentation and detection: a prediction by names; it may be told more than images."""
 
@@ -309,7 +316,7 @@ class PredictsMore(nn.Module):
 
     def forward(self, images, shift=0):
         value = self.conv(images) + shift
-        return {"out": value, "rest": [value.mean((2, 3)), {"sum": value.sum((1, 2, 3))}]}
+        return {"out": value, "rest": [value.mean((2, 3)), Sums(value.sum((1, 2, 3)))]}
 
 
 @KINDS

@@ -17,7 +17,6 @@ from minmax.runtime.config import (
     parse_flags,
     read_recipe,
     replace_settings,
-    require_range,
     run_script,
     shrink_settings,
     to_plain,
@@ -49,7 +48,7 @@ class Group:
     inner_part: Settings = Settings()
 
     def __post_init__(self):
-        require_range("--group.span", self.span, 0.0, 1.0)
+        check_range(self, "span", 0.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +81,7 @@ WRONG = [
     ({"group": {"rate": "fast"}}, "rate"),
     ({"group": 3}, "group"),
     ({"group": {"span": [0.1]}}, "span"),
-    ({"group": {"span": [0.3, 0.1]}}, "--group.span 0.3 0.1: expected two numbers"),
+    ({"group": {"span": [0.3, 0.1]}}, "span 0.3 0.1: expected two numbers"),
     (
         {"group": {"inner_part": {"least_share": 2.0}}},
         "least_share 2.0: expected a share in [0, 1] @ $.group.inner_part",
@@ -237,12 +236,32 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
             ["--group.inner-part.least-share", "2"],
             "error: --group.inner-part.least-share 2.0: expected a share in [0, 1]",
         ),
+        (
+            ["--runs", "none", "--resume"],
+            f"error: --resume: there is no run at none/{Path(__file__).parent.name}/x; start",
+        ),
         (["--config", "nothing.yaml"], "error: --config nothing.yaml: [Errno 2] No such file"),
     ],
 )
 def test_bad_flags_are_refused_in_one_line(arguments, message, monkeypatch, capsys):
     code, lines = end_of_script(monkeypatch, capsys, pytest.fail, "--name", "x", *arguments)
     assert code == 2 and len(lines) == 1 and lines[0].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [(["--config"], "--config"), (["--config", "--quick"], "--config"), (["--resume", "--name"], "--name")],
+)
+def test_a_flag_without_its_value_is_told_by_its_name(flags, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_flags(Flags, None, flags)
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_scripts_without_runs_have_no_resume(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_flags(Group, None, ["--resume"])
+    assert stop.value.code == 2 and "--resume" in capsys.readouterr().err
 
 
 def test_settings_from_python_are_value_errors_that_name_the_field():

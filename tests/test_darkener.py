@@ -238,6 +238,8 @@ UNFIT_CHECKPOINTS = {
     "unknown settings": (lambda: own_payload({"width": 4, "depth": 9}), "depth"),
     "no settings": (lambda: without(own_payload(), "settings"), "settings"),
     "no weights": (lambda: without(own_payload(), "darkener"), "darkener"),
+    "no tensors": (lambda: own_payload(darkener=own_payload()["darkener"] | {FIRST: 3}), rf"1 no tensors \({FIRST}\)"),
+    "no mapping": (lambda: own_payload(darkener=3), "version: .* holds a int in place of weights"),
     "a missing tensor": (
         lambda: own_payload(darkener=without(own_payload()["darkener"], FIRST)),
         rf"1 missing \({FIRST}\)",

@@ -163,6 +163,11 @@ def test_building_changes_nothing_of_the_callers():
     torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
 
 
+def test_a_model_is_wrapped_where_it_is():
+    network = FeatureModel(resnet().to("meta"), ["layer4"], InputNormalization.imagenet())
+    assert network.widths == (512,) and network(torch.zeros(1, 3, 64, 64, device="meta")).device.type == "meta"
+
+
 def test_normalisation_comes_first_and_can_be_replaced():
     model = resnet().eval()
     network = FeatureModel(model, ["layer4"], InputNormalization((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)))

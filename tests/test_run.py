@@ -72,7 +72,8 @@ def train(config, kill_at=None, save_at=()):
         for epoch in run.epochs(EPOCHS):
             for batch in run.batches(loader, epoch):
                 loss = network(batch + torch.rand(4, 2, generator=run.generator("noise"))).square().mean()
-                run.update(optimizer, {"loss": loss})
+                run.backward({"loss": loss})
+                run.step(optimizer)
                 if run.progress.step == kill_at:
                     raise Killed
                 if run.progress.step + 1 in save_at:
@@ -145,7 +146,8 @@ def test_profile_tells_parts_and_operators_of_a_step(config, caplog):
 def toy_update(run, **values):
     weight = nn.Parameter(torch.ones(1))
     losses = {name: value * weight.sum() for name, value in values.items()}
-    run.update(torch.optim.SGD([weight], 0.1), losses)
+    run.backward(losses)
+    run.step(torch.optim.SGD([weight], 0.1))
     return weight.item()
 
 
@@ -183,10 +185,12 @@ def test_gradients_are_brought_to_the_norm_and_must_be_finite(config):
         run.restore()
         weight = nn.Parameter(torch.tensor([1.0, 1.0]))
         optimizer = torch.optim.SGD([weight], 1.0)
-        run.update(optimizer, {"loss": (3e3 * weight).sum()}, clip=0.1)
+        run.backward({"loss": (3e3 * weight).sum()})
+        run.step(optimizer, clip=0.1)
         assert (1.0 - weight).norm().item() == pytest.approx(0.1, rel=1e-4)
+        run.backward({"loss": (weight - weight.detach()).square().sum().sqrt()})
         with pytest.raises(RunError, match="gradient_norm"):
-            run.update(optimizer, {"loss": (weight - weight.detach()).square().sum().sqrt()}, clip=0.1)
+            run.step(optimizer, clip=0.1)
 
 
 @pytest.mark.parametrize(

@@ -95,11 +95,6 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def joint_fingerprint(parts: Mapping[str, str]) -> str:
-    """One line that changes when a part does, and lets a reader see which: `training 1a2b, --darkener 3c4d`."""
-    return ", ".join(f"{name} {digest[:16]}" for name, digest in parts.items())
-
-
 def save_checkpoint(payload: Mapping[str, Any], path: Path) -> None:
     """Save a mapping of tensors and plain values as a torch file, atomically."""
     write_atomically(path, lambda temporary: torch.save(dict(payload), temporary))
@@ -165,9 +160,11 @@ def refuse_absurd(settings: Mapping[str, Any], state: Mapping[str, Tensor], sour
         source: the file, for messages.
 
     Raises:
-        UsageError: names the setting.
+        UsageError: names the setting; or when the weights are no mapping.
     """
-    held = sum(tensor.numel() for tensor in state.values())
+    if not isinstance(state, Mapping):
+        raise UsageError(f"{source} holds a {type(state).__name__} in place of weights by their names")
+    held = sum(tensor.numel() for tensor in state.values() if isinstance(tensor, Tensor))
     for name, value in settings.items():
         if isinstance(value, int) and value**2 > max(held, 2**16):
             raise UsageError(f"{source} asks for {name} {value}, but holds only {held} numbers")
@@ -190,11 +187,13 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: Path |
     reshaped = [
         f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
         for name in own
-        if name in state and state[name].shape != own[name].shape
+        if isinstance(state.get(name), Tensor) and state[name].shape != own[name].shape
     ]
+    foreign = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    told = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped, "no tensors": foreign}
     problems = [
         f"{len(found)} {word} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
-        for word, found in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+        for word, found in told.items()
         if found
     ]
     if problems:

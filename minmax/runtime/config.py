@@ -10,11 +10,11 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, Protocol, TypeVar, get_type_hints
 
 import cattrs
 import tyro
@@ -24,7 +24,6 @@ from cattrs.v import format_exception
 from minmax.runtime.devices import Precision
 from minmax.runtime.errors import RunError, SettingError, UsageError, problem_of_the_machine
 from minmax.runtime.errors import require as require
-from minmax.runtime.errors import require_range as require_range
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DEFAULT_RUNS = REPOSITORY / "runs" if (REPOSITORY / "pyproject.toml").is_file() else Path("runs")
@@ -324,10 +323,7 @@ def parse_flags(config_class: type[ConfigT], description: str | None, argv: Sequ
     `--config FILE` is read first and gives the defaults; with `--resume` the flags that the run was started with do.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--config", type=Path)
-    found = finder.parse_known_args(arguments)[0]
-    file = found.config or _resumed_config(config_class, arguments)
+    file = _config_file(config_class, arguments)
     parse: Callable[..., ConfigT] = partial(tyro.cli, config_class, args=arguments, description=description)
     shown = io.StringIO()
     try:
@@ -340,8 +336,9 @@ def parse_flags(config_class: type[ConfigT], description: str | None, argv: Sequ
             sys.stderr.write(re.sub(r"\[/?bold\]", "", shown.getvalue()))  # of an error that tyro leaves unrendered
             raise
         raise _by_flag(refused, config_class) from refused
-    for flag, value in _floats(to_plain(config)):
-        require(math.isfinite(value), flag, value, "a finite number")
+    for flag, value in by_flag(to_plain(config)).items():
+        for number in value if isinstance(value, list) else [value]:
+            require(not isinstance(number, float) or math.isfinite(number), flag, number, "a finite number")
     typed = {argument[2:].split("=")[0].replace("-", "_") for argument in arguments if argument.startswith("--")}
     object.__setattr__(config, "_typed", frozenset(typed))
     # The config.yaml of a quick run holds what the run was made of.
@@ -349,32 +346,30 @@ def parse_flags(config_class: type[ConfigT], description: str | None, argv: Sequ
     return config
 
 
-def _floats(value: Any, flag: str = "-") -> Iterator[tuple[str, float]]:
-    """All numbers with a point in plain values, each with its flag."""
-    if isinstance(value, dict):
-        for name, member in value.items():
-            yield from _floats(member, f"{flag}{'-' if flag == '-' else '.'}{name.replace('_', '-')}")
-    elif isinstance(value, list):
-        for member in value:
-            yield from _floats(member, flag)
-    elif isinstance(value, float):
-        yield flag, value
+def by_flag(plain: Mapping[str, Any], prefix: str = "--") -> dict[str, Any]:
+    """The plain values of a config, those in its groups too, by their flags."""
+    found: dict[str, Any] = {}
+    for name, value in plain.items():
+        flag = prefix + name.replace("_", "-")
+        found |= by_flag(value, f"{flag}.") if isinstance(value, dict) else {flag: value}
+    return found
 
 
-def _resumed_config(config_class: type[Any], arguments: Sequence[str]) -> Path | None:
-    """The config.yaml of the run that is to be continued; None without --resume.
+def _config_file(config_class: type[Any], arguments: Sequence[str]) -> Path | None:
+    """The file that gives the defaults: that of --config, or with --resume the config.yaml of the run.
 
     Raises:
         UsageError: when there is no such run.
     """
-    if "--resume" not in arguments:
-        return None
-    defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--name", default=defaults["name"])
-    finder.add_argument("--runs", type=Path, default=defaults["runs"])
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--resume", action="store_true")
+    for flag in ("--config", "--name", "--runs"):
+        finder.add_argument(flag, nargs="?")  # tyro says it of a flag without its value
     found = finder.parse_known_args(arguments)[0]
-    file: Path = found.runs / _file_of(config_class).parent.name / str(found.name) / "config.yaml"
+    name = found.name or getattr(config_class, "name", None)
+    if found.config or not (found.resume and name and issubclass(config_class, CommonFlags)):
+        return Path(found.config) if found.config else None
+    file = Path(found.runs or config_class.runs) / _file_of(config_class).parent.name / name / "config.yaml"
     if not file.is_file() and "--help" not in arguments:
         raise UsageError(f"--resume: there is no run at {file.parent}; start it without --resume")
     return file if file.is_file() else None
@@ -412,27 +407,24 @@ def run_script(config_class: type[ConfigT], main: Callable[[ConfigT], object], d
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(parse_flags(config_class, description))
-    except SettingError as error:
-        sys.exit(_fail(_by_flag(error, config_class), 2))
-    except UsageError as error:
-        sys.exit(_fail(error, 2))
-    except RunError as error:
-        sys.exit(_fail(error, 1))
+    except (UsageError, RunError) as error:
+        told = _by_flag(error, config_class) if isinstance(error, SettingError) else error
+        _fail(told, 1 if isinstance(error, RunError) else 2)
     except (OSError, EOFError, MemoryError, RuntimeError) as error:
         if hasattr(signal, "SIGCHLD"):  # by which torch's data loader would raise once more, in the midst of the end
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         problem = problem_of_the_machine(error)
         if problem is None:
             raise
-        sys.exit(_fail(problem, 1))
+        _fail(problem, 1)
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         sys.exit(130)
 
 
-def _fail(error: Exception | str, code: int) -> int:
+def _fail(error: Exception | str, code: int) -> NoReturn:
     sys.stderr.write(f"error: {error}\n")
-    return code
+    sys.exit(code)
 
 
 def replace_settings(config: ConfigT, **groups: Any) -> ConfigT:

@@ -46,11 +46,6 @@ def require(condition: bool, flag: str, value: object, expected: str) -> None:
         raise UsageError(f"{flag} {_problem(value, expected)}")
 
 
-def require_range(flag: str, value: tuple[float, float], low: float, high: float) -> None:
-    """Raise a UsageError unless `value` is an ascending pair within [low, high]."""
-    require(_is_range(value, low, high), flag, value, _range(low, high))
-
-
 def check(settings: object, name: str, condition: bool, expected: str) -> None:
     """Raise a SettingError about a field of `settings`, unless `condition` holds."""
     if not condition:
@@ -59,7 +54,8 @@ def check(settings: object, name: str, condition: bool, expected: str) -> None:
 
 def check_range(settings: object, name: str, low: float, high: float) -> None:
     """Raise a SettingError unless a field of `settings` is an ascending pair within [low, high]."""
-    check(settings, name, _is_range(getattr(settings, name), low, high), _range(low, high))
+    first, last = getattr(settings, name)
+    check(settings, name, low <= first <= last <= high, f"two numbers, {low} <= LOW <= HIGH <= {high}")
 
 
 def printable(text: object) -> str:
@@ -70,11 +66,3 @@ def printable(text: object) -> str:
 def _problem(value: object, expected: str) -> str:
     shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
     return f"{shown}: expected {expected}"
-
-
-def _is_range(value: tuple[float, float], low: float, high: float) -> bool:
-    return low <= value[0] <= value[1] <= high
-
-
-def _range(low: float, high: float) -> str:
-    return f"two numbers, {low} <= LOW <= HIGH <= {high}"

@@ -60,7 +60,6 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         panel.tick_params(labelsize=8)
     for panel in panels[len(curves) :]:
         panel.set_visible(False)
-    picture.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(picture, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
 
 
@@ -200,8 +199,8 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 def write_json(values: Mapping[str, Any], path: Path) -> None:
     """Write plain values as JSON, atomically; NaN and infinity, which JSON does not know, become null."""
-    text = json.dumps(_finite(values), indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    plain = json.loads(json.dumps(values), parse_constant=lambda _: None)
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8"))
 
 
 def read_or_record(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -209,14 +208,6 @@ def read_or_record(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if not path.is_file():
         write_json(settings, path)
     return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _finite(member) for name, member in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(member) for member in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -20,14 +20,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from minmax.runtime.batches import EpochBatches, read_batches
-from minmax.runtime.checkpoints import (
-    file_digest,
-    joint_fingerprint,
-    load_checkpoint,
-    save_checkpoint,
-    write_atomically,
-)
-from minmax.runtime.config import CommonFlags, read_yaml, to_plain, write_yaml
+from minmax.runtime.checkpoints import file_digest, load_checkpoint, save_checkpoint, write_atomically
+from minmax.runtime.config import CommonFlags, by_flag, read_yaml, to_plain, write_yaml
 from minmax.runtime.devices import Runtime, open_runtime
 from minmax.runtime.environment import write_environment
 from minmax.runtime.errors import RunError, UsageError, problem_of_the_machine
@@ -118,18 +112,14 @@ def check_run_folder(task: str, config: CommonFlags) -> Path:
     if not isinstance(stored, dict):
         raise UsageError(f"--resume: {folder / 'config.yaml'} holds no flags; start the run again under another --name")
     free = FREE_FLAGS | set(input_files(config))
-    before, now = {name: value for name, value in stored.items() if name not in free}, to_plain(config)
-    if 0 < _epochs(before) < _epochs(now):  # more of them extend the run
-        before["optim"] = before["optim"] | {"epochs": _epochs(now)}
-    changed = _differences(before, now)
+    before = by_flag({name: value for name, value in stored.items() if name not in free})
+    now = by_flag(to_plain(config))
+    if 0 < before.get("--optim.epochs", 0) < now.get("--optim.epochs", 0):  # more of them extend the run
+        del before["--optim.epochs"]
+    changed = [f"{flag} was {value}, now {now.get(flag)}" for flag, value in before.items() if now.get(flag) != value]
     if changed:
         raise UsageError(f"--resume: {folder} was started with other flags: {'; '.join(changed)}")
     return folder
-
-
-def _epochs(plain: Mapping[str, Any]) -> int:
-    optim = plain.get("optim")
-    return int(optim.get("epochs", 0)) if isinstance(optim, dict) else 0
 
 
 class Run:
@@ -155,7 +145,7 @@ class Run:
         parts = {name: value.fingerprint() for name, value in data.items()}
         for name, path in input_files(config).items():
             parts[f"--{name}"] = file_digest(path) if path.is_file() else str(path)
-        self.data_fingerprint = joint_fingerprint(parts)
+        self.data_fingerprint = ", ".join(f"{name} {digest[:16]}" for name, digest in parts.items())
         self._totals: dict[str, Tensor] = {}  # losses since the last step
         self._losses: list[tuple[Progress, dict[str, Tensor]]] = []
         self.progress = Progress()
@@ -337,17 +327,6 @@ class Run:
         """A generator for this step's draws for one purpose, equal after a resume and on every device."""
         return generator_for(self.seed, purpose, self.progress.step, self.runtime.rank)
 
-    def update(
-        self,
-        optimizer: torch.optim.Optimizer,
-        losses: Mapping[str, Tensor],
-        schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
-        clip: float | None = None,
-    ) -> None:
-        """Lower the sum of the losses by one step of optimiser and schedule, and record them."""
-        self.backward(losses)
-        self.step(optimizer, schedule, clip)
-
     def backward(self, losses: Mapping[str, Tensor], share: float = 1.0) -> None:
         """Add the gradients of the sum of the losses, weighted by the share that a part of a batch has in it."""
         with record_function("backward"):
@@ -478,13 +457,3 @@ class Run:
         if self._writer is not None:
             for name, number in numbers.items():
                 self._writer.add_scalar(f"{kind}/{name}", number, step)
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    changed = []
-    for name, value in before.items():
-        if isinstance(value, dict) and isinstance(now.get(name), dict):
-            changed += _differences(value, now[name], f"{prefix}{name}.")
-        elif now.get(name) != value:
-            changed.append(f"--{prefix}{name} was {value}, now {now.get(name)}")
-    return changed
