@@ -151,7 +151,7 @@ def open_split(
     if data == SCENES:
         count = min(QUICK_IMAGES, SCENE_COUNTS[split]) if quick else SCENE_COUNTS[split]
         return check_split(SceneImages(split, count, config.size, cache / "scenes", classes), split)
-    root = Path(data)
+    root = Path(data).expanduser()
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
@@ -172,7 +172,7 @@ def open_split(
         images = images.subset(evenly_spaced(range(len(images)), QUICK_IMAGES))
     record = cache / "checked" / images.fingerprint()
     bad = find_problems(images.files, _problem, record, f"checking {split}")
-    if len(bad) > config.skip_corrupt * len(images):
+    if len(bad) > config.skip_corrupt * len(images) or len(bad) == len(images):
         problems = [f"{images.name(i)}: {why}" for i, why in bad.items()]
         raise UsageError(
             f"{len(bad)} of {len(images)} images in {root / split} cannot be read (mend or remove them, or leave out "
@@ -194,7 +194,7 @@ def has_split(data: str, split: Split) -> bool:
     """
     if data == SCENES:
         return True
-    folder = Path(data, split)
+    folder = Path(data, split).expanduser()
     half = unpacking_folder(folder)
     if half.exists() and not folder.exists():
         raise UsageError(
@@ -212,7 +212,7 @@ def class_names(data: str, split: Split) -> tuple[str, ...]:
     """
     if data == SCENES:
         return CLASSES
-    root, folder = Path(data), Path(data, split)
+    root, folder = Path(data).expanduser(), Path(data, split).expanduser()
     layout = f"{root}/{{train,val,test_day,test_night}}/<Class>/*.jpg"
     if not root.is_dir():
         raise UsageError(f"no data at {root}; expected {layout}, or --data scenes for the built-in data")

@@ -1,9 +1,9 @@
 """Classifiers of torchvision and timm, the checkpoints that rebuild them, and weights of other programs."""
 
-import difflib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,21 +20,23 @@ from minmax.features import (
     last_feature_layer,
 )
 from minmax.pretrained import (
+    TIMM,
+    downloading,
     find_weights,
     load_start,
     read_start,
     rebuild_network,
     require_size,
     save_network,
+    timm_record,
     warn_of_other_settings,
 )
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly
-from minmax.runtime.config import DataclassInstance, require, to_plain
+from minmax.runtime.config import require
 from minmax.runtime.errors import UsageError
 from minmax.runtime.splits import Split
 
 CHECKPOINT_FORMAT = "similarity-minmax/classifier"
-TIMM = "timm/"
 
 Normalization = Literal["imagenet", "half", "clip", "dpn", "none", "ciconv"]
 NormalizationFlag = Literal["auto", Normalization]
@@ -106,12 +108,9 @@ def build_classifier(settings: ClassifierSettings, pretrained: bool = False, ini
         network = _create(settings.model, size, len(settings.classes))
         if pretrained:
             # By way of the library's own network, which knows what its older files call otherwise or lack.
-            published = _create(settings.model, size, None).state_dict()
+            with downloading(settings.model):
+                published = _create(settings.model, size, None).state_dict()
             load_start(network, published, f"the published {settings.model}")
-    except OSError as error:
-        raise UsageError(
-            f"cannot download the ImageNet weights of {settings.model} ({error}); connect once, or drop --pretrained"
-        ) from error
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         raise UsageError(f"--model {settings.model} cannot be built: {' '.join(str(error).split())}") from error
     if init is not None:
@@ -127,11 +126,7 @@ def build_classifier(settings: ClassifierSettings, pretrained: bool = False, ini
         raise UsageError(f"--model {settings.model}: {error}") from error
 
 
-def save_classifier(
-    network: FeatureModel, settings: ClassifierSettings, path: Path, config: DataclassInstance | None = None
-) -> None:
-    """Save a classifier's weights with what rebuilds it and the config that trained it."""
-    save_network(network, settings, CHECKPOINT_FORMAT, path, to_plain(config) if config else None)
+save_classifier = partial(save_network, CHECKPOINT_FORMAT)
 
 
 def load_classifier(
@@ -241,7 +236,7 @@ def _size_argument(model: str, image_size: int) -> dict[str, Any]:
     import torchvision
 
     if model.startswith(TIMM):
-        return {"img_size": image_size} if _timm_record(model).fixed_input_size else {}
+        return {"img_size": image_size} if timm_record(model).fixed_input_size else {}
     if model not in torchvision.models.list_models(module=torchvision.models):
         raise UsageError(
             f"--model {model}: torchvision has no such classifier; expected one of its names (resnet50, "
@@ -258,7 +253,7 @@ def _published_statistics(model: str) -> Normalization:
     if model in _INCEPTION_NETWORKS:  # as published they turn ImageNet's statistics into these in their own forward
         return "half"
     if model.startswith(TIMM):
-        published = _timm_record(model)
+        published = timm_record(model)
     else:
         published = torchvision.models.get_model_weights(model).DEFAULT.transforms()
     for name, (mean, std) in STATISTICS.items():
@@ -268,20 +263,6 @@ def _published_statistics(model: str) -> Normalization:
         f"--model {model}: its weights expect mean {published.mean} and deviation {published.std}, which have no name "
         f"here; choose --normalization among {', '.join(get_args(Normalization))}"
     )
-
-
-def _timm_record(model: str) -> Any:
-    import timm
-
-    name = model.removeprefix(TIMM)
-    if not timm.is_model(name):
-        similar = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=4)
-        hint = f"; it has {', '.join(similar)}, ..." if similar else ""
-        raise UsageError(f"--model {model}: timm has no model {name!r}{hint}")
-    try:
-        return timm.get_pretrained_cfg(name)
-    except RuntimeError as error:  # NAME.TAG with an unknown tag
-        raise UsageError(f"--model {model}: {error}") from error
 
 
 def _create(model: str, size: dict[str, Any], classes: int | None) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from minmax.features import IMAGENET_STATISTICS, FeatureModel, InputNormalization
 from minmax.pretrained import (
+    downloading,
     find_weights,
     load_start,
     read_start,
@@ -84,11 +86,8 @@ def build_recogniser(settings: RecogniserSettings, pretrained: bool = False, ini
     """
     normalization = InputNormalization(*STATISTICS[settings.normalization])
     try:
-        network = _network(settings, pretrained, init)
-    except OSError as error:
-        raise UsageError(
-            f"cannot download the weights of {settings.model} ({error}); connect once, or drop --pretrained"
-        ) from error
+        with downloading(settings.model):
+            network = _network(settings, pretrained, init)
     except ValueError as error:
         raise UsageError(f"{init or '--pretrained'}: these weights are for --width 64 ({error})") from error
     layer = "average" if settings.model.startswith(I3D) else "avgpool"
@@ -132,11 +131,7 @@ def expected_normalization(model: str, pretrained: bool = False, init: Path | No
     return "imagenet" if from_images and model.startswith(I3D) else "kinetics"
 
 
-def save_recogniser(
-    network: FeatureModel, settings: RecogniserSettings, path: Path, config: Mapping[str, Any] | None = None
-) -> None:
-    """Save a network's weights with what rebuilds it and the config that trained it."""
-    save_network(network, settings, CHECKPOINT_FORMAT, path, config)
+save_recogniser = partial(save_network, CHECKPOINT_FORMAT)
 
 
 def load_recogniser(path: Path, clips: Mapping[str, Any] | None = None) -> tuple[FeatureModel, RecogniserSettings]:

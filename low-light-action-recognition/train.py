@@ -33,7 +33,7 @@ from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair
 from minmax.keep import KeepConfig, choose_mixture, class_divergence, day_losses, frozen_copy
 from minmax.runtime.batches import epoch_loader, few_at_a_time
-from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings, to_plain
+from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.run import Run, prepare_run
@@ -120,7 +120,7 @@ def main(config: Config) -> Path:
             return choose_mixture(pair.online, daytime, config.keep.shares, lambda: validate()["score"])
 
         def save(path: Path) -> None:
-            save_recogniser(pair.online, settings, path, to_plain(config))
+            save_recogniser(pair.online, settings, path, config)
 
         data = {"training": training, "validation": validation}
         if darkened is not None:

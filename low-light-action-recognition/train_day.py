@@ -25,7 +25,7 @@ from video_trees import DEFAULT_DATA
 from minmax.augmentation import AugmentConfig
 from minmax.pretrained import refuse_two_starts
 from minmax.runtime.batches import epoch_loader, few_at_a_time
-from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings, to_plain
+from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings
 from minmax.runtime.devices import Runtime
 from minmax.runtime.run import Run, prepare_run
 from minmax.runtime.seeding import seed_globally
@@ -91,7 +91,7 @@ def main(config: Config) -> Path:
         parallel = runtime.parallel(network)
 
         def save(path: Path) -> None:
-            save_recogniser(network, settings, path, to_plain(config))
+            save_recogniser(network, settings, path, config)
 
         with Run(TASK, config, runtime, training=training, validation=validation) as run:
             run.restore(network=network, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler)

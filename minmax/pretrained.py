@@ -3,8 +3,10 @@
 Nothing is loaded by halves: `load_strictly` then wants every tensor of both sides.
 """
 
+import contextlib
+import difflib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +21,8 @@ from minmax.runtime.errors import UsageError
 log = logging.getLogger(__name__)
 SettingsT = TypeVar("SettingsT", bound=DataclassInstance)
 
+TIMM = "timm/"
+"""What the names of timm's networks begin with."""
 OURS = "similarity-minmax/"
 """What the kinds of this project's checkpoints begin with."""
 WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net")
@@ -31,14 +35,14 @@ AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
 
 
 def save_network(
-    network: FeatureModel, settings: DataclassInstance, kind: str, path: Path, config: Mapping[str, Any] | None = None
+    kind: str, network: FeatureModel, settings: DataclassInstance, path: Path, config: DataclassInstance | None = None
 ) -> None:
-    """Save weights with the settings that rebuild their network, its kind, and the config that trained it."""
+    """Save weights with their network's kind, the settings that rebuild it, and the config that trained it."""
     payload = {
         "format": kind,
         "settings": to_plain(settings),
         "network": network.model.state_dict(),
-        "config": dict(config or {}),
+        "config": to_plain(config) if config else {},
     }
     save_checkpoint(payload, path)
 
@@ -124,6 +128,38 @@ def require_size(network: FeatureModel, flag: str, *size: int) -> None:
             attempt(network, images)
     except ValueError as error:
         raise UsageError(f"{flag}: {error}; choose a larger size, a multiple of 32, or another model") from error
+
+
+def timm_record(model: str) -> Any:
+    """What timm says of the weights that it publishes as `timm/NAME`: `mean`, `std`, `has_weights` and more.
+
+    Raises:
+        UsageError: when it has no such network; tells similar names, or the one of today.
+    """
+    import timm
+
+    name = model.removeprefix(TIMM)
+    if renamed := timm.models.get_deprecated_models().get(name):
+        raise UsageError(f"--model {model}: timm calls it {renamed} now")
+    if not timm.is_model(name):
+        similar = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=4)
+        hint = f"; it has {', '.join(similar)}, ..." if similar else ""
+        raise UsageError(f"--model {model}: timm has no model {name!r}{hint}")
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # NAME.TAG with an unknown tag
+        raise UsageError(f"--model {model}: {error}") from error
+
+
+@contextlib.contextmanager
+def downloading(model: str) -> Iterator[None]:
+    """Around what may download published weights: a UsageError says when it cannot."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"cannot download the published weights of {model} ({error}); connect once, or drop --pretrained"
+        ) from error
 
 
 def refuse_two_starts(pretrained: bool, init: Path | None) -> None:

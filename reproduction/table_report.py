@@ -58,9 +58,8 @@ def paper_table(config: Config, results: dict[str, list[dict[str, Any]]], data: 
         by_seed = results[titles[name]] if name in titles else []
         cells = [line.title]
         for number, column in enumerate(table.columns):
-            # A folder of nights is called by its name, wherever it lies.
-            split = data[column.split].places[0].resolve().name if column.split in data else column.split
-            ours = [_share(found, (split, *MEASURES[config.task][column.measure])) for found in by_seed]
+            measure = MEASURES[config.task][column.measure]
+            ours = [_share(found, (_split(column.split, data, found), *measure)) for found in by_seed]
             figure = line.paper[number] if line.paper else math.nan
             gain = 100 * statistics.fmean(ours) - figure if ours else math.nan
             cells += [_number(figure, f"{figure:.{digits}f}")] * has_figures + [_spread(ours) if ours else "-"]
@@ -144,6 +143,14 @@ def differences_table(found: dict[str, dict[str, dict[str, Any]]]) -> str:
 
     rows = [[title, *map(cell, columns.values())] for title, columns in found.items()]
     return markdown_table(["", *next(iter(found.values()))], rows)
+
+
+def _split(name: str, data: dict[str, FoundData], found: dict[str, Any]) -> str:
+    """What test.py calls a test set: a folder of nights by its name, and with several layouts in it by theirs too."""
+    if name not in data:
+        return name
+    folder = data[name].places[0].resolve().name
+    return folder if folder in found else f"{folder}, {data[name].dataset.title}"
 
 
 def _share(found: dict[str, Any], place: tuple[str, ...]) -> float:

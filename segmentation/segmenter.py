@@ -34,22 +34,23 @@ from minmax.features import (
     one_line,
 )
 from minmax.pretrained import (
+    TIMM,
     as_published,
+    downloading,
     find_weights,
     load_start,
     read_start,
     rebuild_network,
     save_network,
+    timm_record,
     warn_of_other_settings,
 )
 from minmax.runtime.checkpoints import load_checkpoint, load_strictly
-from minmax.runtime.config import DataclassInstance, to_plain
 from minmax.runtime.errors import UsageError, printable
 from minmax.similarity import at_least_float32
 
 log = logging.getLogger(__name__)
 CHECKPOINT_FORMAT = "similarity-minmax/segmenter"
-TIMM = "timm/"
 OWN = "own:"
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 
@@ -130,7 +131,7 @@ def build_segmenter(settings: SegmenterSettings, pretrained: bool = False, init:
         raise UsageError(f"--model {settings.model}: deeplabv3 works over ResNets of torchvision only")
     network: nn.Module
     normalization, layers = InputNormalization.imagenet(), [f"maps.{number}" for number in range(4)]
-    try:
+    with downloading(backbone):
         if backbone.startswith(TIMM):
             network, normalization = _refinenet_of_timm(settings, backbone.removeprefix(TIMM), pretrained, init)
         elif decoder == "refinenet":
@@ -143,10 +144,6 @@ def build_segmenter(settings: SegmenterSettings, pretrained: bool = False, init:
             body = IntermediateLayerGetter(resnet, {"layer4": "out"})
             network = DeepLab(body, DeepLabHead(_width(resnet.layer4), settings.outputs))
             layers = [f"backbone.{stage}" for stage in STAGES]
-    except OSError as error:
-        raise UsageError(
-            f"cannot download the ImageNet weights of {backbone} ({error}); connect once, or drop --pretrained"
-        ) from error
     example = torch.zeros(2, 3, 96, 128)
     return FeatureModel(network, layers, normalization, example, layouts=["channels-first"] * 4)
 
@@ -181,10 +178,8 @@ def _width(stage: nn.Module) -> int:
 def _refinenet_of_timm(
     settings: SegmenterSettings, name: str, pretrained: bool, init: Path | None
 ) -> tuple[RefineNet, InputNormalization]:
-    if not timm.is_model(name):
-        raise UsageError(f"--model refinenet_timm/{name}: timm has no such model")
-    published = timm.get_pretrained_cfg(name)
-    if pretrained and (published is None or not published.has_weights):
+    published = timm_record(TIMM + name)
+    if pretrained and not published.has_weights:
         raise UsageError(
             f"--pretrained: timm publishes no weights of {name}; choose another backbone, or drop the flag"
         )
@@ -201,9 +196,8 @@ def _refinenet_of_timm(
                 f"({one_line(error)}); choose another one, such as convnext_tiny"
             ) from error
     backbone, widths, channels_last = pyramid
-    statistics = (published.mean, published.std) if published is not None else IMAGENET_STATISTICS
     network = RefineNet(backbone, RefineNetDecoder(widths, settings.outputs, settings.width), channels_last)
-    return network, InputNormalization(*statistics)
+    return network, InputNormalization(published.mean, published.std)
 
 
 def _pyramid(name: str, **options: Any) -> tuple[nn.Module, list[int], bool]:
@@ -256,11 +250,7 @@ def pixel_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return total / (labels != VOID).sum().clamp(min=1)
 
 
-def save_segmenter(
-    network: FeatureModel, settings: SegmenterSettings, path: Path, config: DataclassInstance | None = None
-) -> None:
-    """Save a segmentation network's weights with what rebuilds it and the config that trained it."""
-    save_network(network, settings, CHECKPOINT_FORMAT, path, to_plain(config) if config else None)
+save_segmenter = functools.partial(save_network, CHECKPOINT_FORMAT)
 
 
 def build_own(

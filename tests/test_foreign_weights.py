@@ -454,6 +454,7 @@ def foreign(tmp_path_factory):
         (["--model", "timm/efficientnet_c0", "--classes", *CLASSES], "timm has no model .*; it has .*efficientnet_"),
         (["--model", "timm/", "--classes", *CLASSES], "timm has no model ''$"),
         (["--model", "timm/resnet18.nonsuch", "--classes", *CLASSES], "Invalid pretrained tag .nonsuch. for resnet18"),
+        (["--model", "timm/tf_efficientnet_b0_ap", "--classes", *CLASSES], "timm calls it tf_.*_b0.ap_in1k now"),
         (["--model", "resnet18", "--classes", *CLASSES], "does not fit ResNet: .* missing .* unexpected"),
     ],
 )

@@ -187,7 +187,7 @@ def test_trunks_of_torchvision_and_timm_describe_images_of_any_format(model):
     ("model", "message"),
     [
         ("resnet19", "--model resnet19: torchvision has no such network"),
-        ("timm/nothing", "--model timm/nothing: timm has no such model"),
+        ("timm/nothing", "--model timm/nothing: timm has no model"),
         ("vit_b_16", "no part that gives a map"),
         ("timm/vit_tiny_patch16_224", "any size|no map of features"),
     ],

@@ -211,7 +211,7 @@ def test_a_deeplab_of_torchvision_predicts_the_same_here(tmp_path):
     [
         ("unet_resnet18", "expected DECODER_BACKBONE"),
         ("refinenet_vgg16", "torchvision has no such ResNet"),
-        ("refinenet_timm/nothing", "timm has no such model"),
+        ("refinenet_timm/nothing", "timm has no model .nothing."),
         ("deeplabv3_resnet18", "cannot be dilated"),
         ("deeplabv3_timm/resnet18", "over ResNets of torchvision only"),
     ],

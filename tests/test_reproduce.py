@@ -670,6 +670,14 @@ def test_a_table_has_the_papers_figures_beside_ours(reproduce, scripts, data_of,
     assert ("; fingerprint " in text) == bool(table.night)
 
 
+def test_dark_zurich_may_lie_in_one_folder_with_its_test_images(reproduce, scripts, data_of, tmp_path):
+    scripts.task, scripts.shares = "segmentation", {"full-0": (0.75, 0.25)}
+    scripts.streets = (STREETS[0], f"{STREETS[1]}, Dark Zurich, val")
+    reproduce.main(config_of(reproduce, tmp_path, table="3", **data_of("3")))
+    lines = cells((tmp_path / "table-3.md").read_text().split("\n\n")[2])
+    assert ["similarity min-max", "44.9", "75.0", "+30.1", "40.2", "25.0", "1"] in lines
+
+
 def test_rows_beside_those_of_a_table_stand_below_its_own(reproduce, scripts, data_of, tmp_path):
     given = {**data_of("1"), "rows": ("gamma",), "seeds": (0, 1)}
     reproduce.main(config_of(reproduce, tmp_path, table="1", **given))

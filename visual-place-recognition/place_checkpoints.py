@@ -1,13 +1,15 @@
 """Retrieval networks in files: ours, the authors' and their toolbox's, trunks of classifiers, and bare weights."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from place_network import TIMM, PlaceSettings, build_place_network, settings_for
+from place_network import PlaceSettings, build_place_network, settings_for
 
 from minmax.features import IMAGENET_STATISTICS, FeatureModel
 from minmax.pretrained import (
+    TIMM,
     find_weights,
     rebuild_network,
     save_network,
@@ -20,11 +22,7 @@ CHECKPOINT_FORMAT = "similarity-minmax/place-network"
 CLASSIFIER_FORMAT = "similarity-minmax/classifier"
 
 
-def save_place_network(
-    network: FeatureModel, settings: PlaceSettings, path: Path, config: Mapping[str, Any] | None = None
-) -> None:
-    """Save a retrieval network's weights with what rebuilds it and the config that trained it."""
-    save_network(network, settings, CHECKPOINT_FORMAT, path, config)
+save_place_network = partial(save_network, CHECKPOINT_FORMAT)
 
 
 def load_place_network(

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from minmax.byol import ByolConfig, Projector
 from minmax.features import IMAGENET_STATISTICS, FeatureModel, InputNormalization, evaluation_mode, one_line
-from minmax.pretrained import as_published, load_start, read_start
+from minmax.pretrained import TIMM, as_published, downloading, load_start, read_start, timm_record
 from minmax.runtime.errors import UsageError
 
-TIMM = "timm/"
 _LENGTH_FLOOR = 1e-6
 
 
@@ -97,19 +96,13 @@ def settings_for(model: str, whitened: bool = False) -> PlaceSettings:
     Raises:
         UsageError: when there is no such network.
     """
-    import timm
     import torchvision
 
-    published: Any
     try:
-        if model.startswith(TIMM):
-            published = timm.get_pretrained_cfg(model.removeprefix(TIMM))
-        else:
-            published = torchvision.models.get_model_weights(model).DEFAULT.transforms()
-    except (RuntimeError, ValueError) as error:
+        timms = model.startswith(TIMM)
+        published = timm_record(model) if timms else torchvision.models.get_model_weights(model).DEFAULT.transforms()
+    except ValueError as error:
         raise UsageError(f"--model {model}: {error}") from error
-    if published is None:  # timm has no weights of it; or no such model, as building it will tell
-        return PlaceSettings(model, whitened)
     return PlaceSettings(model, whitened, tuple(published.mean), tuple(published.std))
 
 
@@ -126,12 +119,8 @@ def build_place_network(settings: PlaceSettings, pretrained: bool = False, init:
             not fit.
     """
     build_trunk = _timm_trunk if settings.model.startswith(TIMM) else _torchvision_trunk
-    try:
+    with downloading(settings.model):
         trunk = build_trunk(settings.model.removeprefix(TIMM), pretrained, init)
-    except OSError as error:
-        raise UsageError(
-            f"cannot download the ImageNet weights of {settings.model} ({error}); connect once, or drop --pretrained"
-        ) from error
     network = PlaceNetwork(trunk, _map_width(trunk, settings.model), settings.whitened)
     normalization = InputNormalization(settings.mean, settings.std)
     return FeatureModel(network, ["features"], normalization, torch.zeros(1, 3, 96, 128), ["channels-first"])
@@ -174,8 +163,7 @@ class _LastMap(nn.Module):
 def _timm_trunk(name: str, pretrained: bool, init: Path | None) -> nn.Module:
     import timm
 
-    if not timm.is_model(name):
-        raise UsageError(f"--model timm/{name}: timm has no such model")
+    timm_record(TIMM + name)  # refuses what is none of timm's
     start = as_published(timm.create_model(name), init) if init is not None else {"pretrained": pretrained}
     try:
         return _LastMap(timm.create_model(name, features_only=True, out_indices=(-1,), **start))

@@ -29,7 +29,7 @@ from darkening.night_view import NightConfig, build_night_view
 from minmax.byol import ByolConfig, build_pair, byol_loss
 from minmax.keep import KeepConfig, choose_mixture, day_losses, descriptor_distance, frozen_copy
 from minmax.runtime.batches import epoch_loader, few_at_a_time
-from minmax.runtime.config import CommonFlags, run_script, shrink_settings, to_plain
+from minmax.runtime.config import CommonFlags, run_script, shrink_settings
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.optimisation import OptimConfig
@@ -130,7 +130,7 @@ def main(config: Config) -> Path:
             return choose_mixture(pair.online, daytime, config.keep.shares, lambda: validate()["score"])
 
         def save(path: Path) -> None:
-            save_place_network(pair.online, settings, path, to_plain(config))
+            save_place_network(pair.online, settings, path, config)
 
         with Run(TASK, config, runtime, training=training, validation=validation) as run:
             run.restore(pair=pair, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler, tuples=tuples)

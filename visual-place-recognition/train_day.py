@@ -24,7 +24,7 @@ from tuple_pair import ImagesOfManyShapes
 
 from minmax.pretrained import refuse_two_starts
 from minmax.runtime.batches import epoch_loader, few_at_a_time
-from minmax.runtime.config import CommonFlags, run_script, shrink_settings, to_plain
+from minmax.runtime.config import CommonFlags, run_script, shrink_settings
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.optimisation import OptimConfig
@@ -97,7 +97,7 @@ def main(config: Config) -> Path:
         parallel = runtime.joined(ImagesOfManyShapes(network, runtime))
 
         def save(path: Path) -> None:
-            save_place_network(network, settings, path, to_plain(config))
+            save_place_network(network, settings, path, config)
 
         with Run(TASK, config, runtime, training=training, validation=validation) as run:
             run.restore(network=network, optimizer=optimizer, schedule=schedule, scaler=runtime.scaler, tuples=tuples)
