@@ -307,11 +307,10 @@ def _refuse_other_settings(config: Config) -> None:
         "input": str(config.input.resolve()),
         "crf": config.video.crf,
     }
-    # What an earlier version recorded of a folder of images says nothing of videos.
     record = config.output / SETTINGS_FILE
     remove_leftovers([record])
     try:
-        before = {"crf": config.video.crf} | read_or_record(now, record)
+        before = read_or_record(now, record)
     except (ValueError, TypeError) as error:  # JSON of another kind, or none
         raise UsageError(
             f"{record}: expected what the files beside it were darkened with; remove it, or choose another --output"
@@ -360,8 +359,6 @@ def _make_folder(config: Config) -> None:
     folder = config.output.parent if single else config.output
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise UsageError(f"--output {config.output}: is a file; expected a folder") from error
     except OSError as error:
         raise UsageError(f"--output {config.output}: this folder cannot be made: {error.strerror}") from error
     if not os.access(folder, os.W_OK):

@@ -42,7 +42,7 @@ class Runtime:
         """Whether each of the flags is set in any process."""
         if self.world_size == 1:
             return list(flags)
-        found = torch.tensor(flags, dtype=torch.float32, device=self.device)
+        found = torch.tensor(flags, dtype=torch.float32)  # on the CPU: an accelerator would be waited for in every step
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return [flag > 0 for flag in found.tolist()]
 
@@ -51,7 +51,7 @@ class Runtime:
         if self.world_size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, device=self.device)
+        dist.broadcast_object_list(box, device=torch.device("cpu"))
         return box[0]
 
     def sum_over_ranks(self, numbers: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ def open_runtime(
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world_size > 1:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     scaler = torch.amp.GradScaler(chosen.type, enabled=precision == "fp16")
     try:
         yield Runtime(chosen, device_ids, rank, world_size, precision, compiles, scaler)
