@@ -239,6 +239,7 @@ def darken_pictures(config: Config, work: Work, runtime: Runtime, outcome: Outco
         for file, pixels, told in loader:
             if pixels is None:
                 outcome.bad[file] = told[0]
+                bar.update(len(work[file]))
                 continue
             outcome.losses.update(told)
             for target, view in work[file]:
