@@ -9,6 +9,7 @@ from pathlib import Path
 
 import conftest  # noqa: F401  (puts the tasks on the path)
 import torch
+import video_clips
 from cityscapes import StreetConfig, open_streets
 from class_accuracy import measure as measure_classes
 from class_folders import ImageConfig, open_split
@@ -27,6 +28,7 @@ from tuple_mining import EpochTuples, TupleConfig
 
 from darkening import Darkener, DarkenerSettings, training
 from darkening.selection_nights import by_day, crushed
+from media.video_frames import count_frames
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.file_checks import find_problems
 
@@ -77,6 +79,12 @@ def main(data, streets, places, checkpoint, segmenter, folder):
         looked, record = [], folder / f"record-of-{runtime.world_size}"
         find_problems(range(11), looked.append, record, "")
         assert len(looked) == len(runtime.dealt(range(11)))
+        decoded = []
+        video_clips.count_frames = lambda file: decoded.append(file) or count_frames(file)
+        for _ in range(2):  # the second time only the broken one
+            videos = open_clips(str(folder / "videos"), "train", ClipConfig(skip_corrupt=0.2), cache=cache)
+        found["frames"] = videos.counts
+        found["decoded"] = float(runtime.sum_over_ranks(torch.tensor(float(len(decoded)))))
         found["record"] = bool(runtime.sum_over_ranks(torch.tensor(float(record.is_file()))))
         found["flags"] = runtime.any_rank(runtime.rank == 1, False)
         name = f"{runtime.rank}-of-{runtime.world_size}.json"
