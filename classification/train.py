@@ -96,7 +96,7 @@ def main(config: Config) -> Path:
         dataset = TrainingViews(training, config.images.size, config.seed, config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
-        optimizer, schedule = config.optim.build(pair, len(loader))
+        optimizer, schedule = config.optim.build(pair, len(loader), network=pair.online)
         parallel, frozen = runtime.parallel(pair), runtime.spread(daytime)
 
         def validate() -> dict[str, float]:

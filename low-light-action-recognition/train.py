@@ -109,8 +109,7 @@ def main(config: Config) -> Path:
         pair = runtime.place(build_pair(network, config.byol))
         dataset = TrainingClips(training, config.clips, config.seed, darkened, config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
-        trained = [parameter for parameter in pair.parameters() if parameter.requires_grad]
-        optimizer, schedule = config.optim.build(trained, runtime.world_size)
+        optimizer, schedule = config.optim.build(pair, len(loader), network=pair.online)
         parallel, frozen = runtime.parallel(pair), runtime.spread(daytime)
 
         def validate() -> dict[str, float]:
