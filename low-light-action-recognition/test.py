@@ -84,7 +84,7 @@ def main(config: Config) -> dict[str, dict[str, ClipAccuracy]]:
     tables = [
         found.summary(
             ["videos", "top-1 %", "top-5 %"],
-            lambda accuracy: [len(accuracy.labels), accuracy.top(1), accuracy.top(5)],
+            lambda accuracy: [len(accuracy.labels), accuracy.top1, accuracy.top(5)],
         ),
         found.by_class("class, recognised %", classes, lambda accuracy: accuracy.per_class),
     ]
@@ -97,7 +97,7 @@ def main(config: Config) -> dict[str, dict[str, ClipAccuracy]]:
         "classes": list(classes),
     }
     print(found.write(output, tables, settings, lambda split, a: a.as_plain(splits[split])))  # noqa: T201
-    panels = found.panels(lambda title, a: (f"{title}: top-1 {100 * a.top(1):.1f} %", a.confusion))
+    panels = found.panels(lambda title, a: (f"{title}: top-1 {100 * a.top1:.1f} %", a.confusion))
     draw_confusion(panels, classes, output / "confusion.png", "videos")
     for split, clips in splits.items():
         draw_strips(clips, config.clips, found.of(split, "prediction"), output / f"strips_{split}.png")

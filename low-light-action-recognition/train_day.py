@@ -105,7 +105,7 @@ def main(config: Config) -> Path:
                         run.backward({"loss": loss}, len(labels[few]) / len(labels))
                     run.step(optimizer, schedule)
                 [found] = measure(network, validation, config.clips, runtime, rounds=1, workers=config.workers)
-                score = found.top(1)
+                score = found.top1
                 run.finish_epoch({"day": score}, score, save)
             return run.finish()
 

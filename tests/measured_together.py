@@ -14,7 +14,7 @@ from cityscapes import StreetConfig, open_streets
 from class_accuracy import measure as measure_classes
 from class_folders import ImageConfig, open_split
 from classifier import load_classifier
-from clip_accuracy import selection_score as clip_score
+from clip_accuracy import measure as measure_clips
 from clip_sets import open_clips
 from clips import ClipConfig
 from descriptors import selection_score as place_score
@@ -61,7 +61,9 @@ def main(data, streets, places, checkpoint, segmenter, folder):
         torch.manual_seed(0)
         clips = open_clips("scenes", "val", ClipConfig(length=4, interval=1, size=32), quick=True, cache=cache)
         recogniser = build_recogniser(RecogniserSettings("i3d_resnet18", clips.classes, width=4))
-        found["clips"] = clip_score(elsewhere(recogniser), clips, ClipConfig(length=4, size=32), runtime, batch_size=2)
+        how = (ClipConfig(length=4, size=32), runtime)
+        [accuracy] = measure_clips(elsewhere(recogniser), clips, *how, batch_size=2)
+        found["clips"] = accuracy.probabilities.tolist()
 
         network = elsewhere(load_place_network(checkpoint)[0])
         pairs = open_pairs(str(places), "train", PlaceConfig(48), cache=cache)
