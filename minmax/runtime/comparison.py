@@ -82,19 +82,14 @@ class Comparison(Generic[ScoreT]):
         tables: Sequence[str],
         settings: Mapping[str, Any],
         as_plain: Callable[[str, ScoreT], Mapping[str, Any]],
-        **more: Any,
-    ) -> str:
-        """Write the tables into results.md and everything into results.json.
+    ) -> None:
+        """Write the tables into results.md, which is printed too, and everything into results.json.
 
         Args:
             folder: of both.
             tables: Markdown.
-            settings: of the measurement.
+            settings: of the measurement, but for the flags that every task has.
             as_plain: a split's score as plain values; shares are in [0, 1].
-            more: what else the JSON holds.
-
-        Returns:
-            What results.md holds, to be printed.
         """
         captions = self.captions("checkpoint")
         paths, brighten, adabn = self.config.checkpoints, self.config.brighten, self.config.adabn
@@ -111,9 +106,10 @@ class Comparison(Generic[ScoreT]):
             name: {"file": str(paths[name]), **{split: as_plain(split, score) for split, score in scores.items()}}
             for name, scores in self.found.items()
         }
-        known = {**settings, "brighten": brighten, "adabn": adabn}
-        write_json({**known, "results": results, **more}, folder / "results.json")
-        return text
+        flags = {name: getattr(self.config, name) for name in ("precision", "quick", "brighten", "adabn")}
+        write_json({**settings, **flags, "results": results}, folder / "results.json")
+        print(text)  # noqa: T201
+        log.info("written to %s", folder)
 
 
 def compare(
