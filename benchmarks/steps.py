@@ -105,10 +105,7 @@ def adaptation(name, shape, runtime) -> Work:
     plain = formulation.Adaptation(pair, task.see, task.loss, config.byol.weight, name == "segmentation")
     plain = plain.to(device).train()
     pair = runtime.place(pair).train()
-    if name == "action":
-        optimizer, schedule = config.optim.build([p for p in pair.parameters() if p.requires_grad])
-    else:
-        optimizer, schedule = config.optim.build(pair, 1000, network=pair.online)
+    optimizer, schedule = config.optim.build(pair, 1000, network=pair.online)
     parallel, daytime = runtime.parallel(pair), nn.Identity()
     images = smooth(shape)
     labels = torch.randint(len(TEN), shape if name == "segmentation" else shape[:1]).to(device)

@@ -10,48 +10,22 @@ from torch import Tensor, nn
 
 from darkening.selection_nights import SelectionNight, by_day, selection_numbers
 from minmax.runtime.batches import one_pass
-from minmax.runtime.comparison import verdicts
+from minmax.runtime.comparison import Verdicts
 from minmax.runtime.devices import Runtime, require_finite
 from minmax.runtime.seeding import generator_for
+from minmax.runtime.splits import Labelled
 
 CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
-class ClassAccuracy:
-    """What a network says of each image, and the accuracy that follows.
-
-    `predictions` and `labels` `(N,)` are the class said and the true one of `class_count`, `confidences` `(N,)` the
-    softmax probability of what is said.
-    """
-
-    predictions: Tensor
-    confidences: Tensor
-    labels: Tensor
-    class_count: int
-
-    @property
-    def confusion(self) -> Tensor:
-        """Counts `(C, C)`, truth by row and prediction by column."""
-        pairs = self.labels * self.class_count + self.predictions
-        return torch.bincount(pairs, minlength=self.class_count**2).view(self.class_count, self.class_count)
-
-    @property
-    def per_class(self) -> list[float]:
-        """Share of each class that is recognised; NaN for a class without images."""
-        confusion = self.confusion.double()
-        return (confusion.diagonal() / confusion.sum(dim=1)).tolist()
-
-    @property
-    def top1(self) -> float:
-        """Share of all images that are recognised."""
-        return float((self.predictions == self.labels).double().mean())
+class ClassAccuracy(Verdicts):
+    """What a network says of each image, and the accuracy that follows; confidences are softmax probabilities."""
 
     @property
     def balanced(self) -> float:
         """Mean over the classes that occur of the share recognised."""
-        shares = torch.tensor(self.per_class, dtype=torch.float64)
-        return float(shares[~shares.isnan()].mean())
+        return float(torch.tensor(self.per_class, dtype=torch.float64).nanmean())
 
     @property
     def calibration_error(self) -> float:
@@ -66,19 +40,13 @@ class ClassAccuracy:
         gaps = (self.predictions == self.labels).double() - confidences
         return float(torch.zeros(CALIBRATION_BINS).double().index_add(0, bins, gaps).abs().sum() / len(gaps))
 
-    def as_plain(self, images: LabelledImages) -> dict[str, Any]:
+    def as_plain(self, examples: Labelled) -> dict[str, Any]:
         """All of it for JSON, down to each image of the split."""
-        classes = images.classes
-        return {
-            "count": len(images),
-            "top1": self.top1,
+        return super().as_plain(examples) | {
             "balanced": self.balanced,
             "calibration_error": self.calibration_error,
-            "per_class": dict(zip(classes, self.per_class, strict=True)),
-            "class_counts": dict(zip(classes, self.confusion.sum(dim=1).tolist(), strict=True)),
-            "confusion": self.confusion.tolist(),
+            "class_counts": dict(zip(examples.classes, self.confusion.sum(dim=1).tolist(), strict=True)),
             "predictions": self.predictions.tolist(),
-            "images": verdicts(images, self.predictions, self.confidences),
         }
 
 

@@ -80,8 +80,6 @@ def main(config: Config) -> dict[str, dict[str, ClassAccuracy]]:
         "data": config.data,
         "size": config.images.size,
         "evaluation": config.images.evaluation,
-        "precision": config.precision,
-        "quick": config.quick,
         "classes": list(classes),
     }
     by_night: dict[str, list[int]] = {}
@@ -92,7 +90,7 @@ def main(config: Config) -> dict[str, dict[str, ClassAccuracy]]:
             settings["changes"][title] = {change: len(changed) for change, changed in changes.items()}
             if title == "test_night":
                 by_night = changes
-    print(found.write(output, tables, settings, lambda split, a: a.as_plain(splits[split])))  # noqa: T201
+    found.write(output, tables, settings, lambda split, a: a.as_plain(splits[split]))
     draw_confusion(found.panels(confusion_panel), classes, output / "confusion.png")
     for change in CHANGES:
         picture, changed = output / f"night_{change}.png", by_night.get(change, [])
@@ -103,7 +101,6 @@ def main(config: Config) -> dict[str, dict[str, ClassAccuracy]]:
             draw_verdicts(title, changed, both, splits["test_night"], config.images, picture)
         else:
             picture.unlink(missing_ok=True)  # of an earlier call
-    log.info("written to %s", output)
     return found.found
 
 

@@ -11,7 +11,6 @@ the paper's for CODaN (90 epochs of 32 images).
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch.nn.functional as F
 from class_accuracy import selection_score
 from class_folders import DEFAULT_DATA, ImageConfig, TrainingViews, open_split
 from classifier import ForeignFlags, load_classifiers, save_classifier
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from darkening.darkener_files import load_darkener
 from darkening.night_view import NightConfig, build_night_view
-from minmax.adapt import adaptation_losses
+from minmax.adapt import adaptation_losses, cross_entropy
 from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair
 from minmax.keep import KeepConfig, choose_mixture, class_divergence, day_losses, frozen_copy
@@ -69,10 +68,6 @@ def step(
 
     `daytime` is the frozen model that the day is kept of.
     """
-
-    def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), labels)
-
     with runtime.autocast():
         outputs = pair(day, night)
         kept = day_losses(config.keep, daytime, day, outputs.day_prediction, class_divergence)
@@ -96,7 +91,7 @@ def main(config: Config) -> Path:
         dataset = TrainingViews(training, config.images.size, config.seed, config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
-        optimizer, schedule = config.optim.build(pair, len(loader))
+        optimizer, schedule = config.optim.build(pair, len(loader), network=pair.online)
         parallel, frozen = runtime.parallel(pair), runtime.spread(daytime)
 
         def validate() -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from clip_views import WholeClips
@@ -11,54 +11,36 @@ from torch import Tensor, nn
 
 from darkening.selection_nights import SelectionNight, by_day, selection_numbers
 from minmax.runtime.batches import one_pass
-from minmax.runtime.comparison import verdicts
+from minmax.runtime.comparison import Verdicts
 from minmax.runtime.devices import Runtime, require_finite
 from minmax.runtime.seeding import generator_for
+from minmax.runtime.splits import Labelled
 
 
 @dataclass(frozen=True)
-class ClipAccuracy:
+class ClipAccuracy(Verdicts):
     """What a network says of each video, and the accuracy that follows.
 
-    `probabilities` `(N, C)` are means over the rounds of a video, `labels` `(N,)` the truth.
+    `probabilities` `(N, C)` are means over the rounds of a video.
     """
 
+    called: ClassVar[str] = "videos"
     probabilities: Tensor
-    labels: Tensor
 
-    @property
-    def predictions(self) -> Tensor:
-        """The most probable class of each video, `(N,)`."""
-        return self.probabilities.argmax(dim=1)
+    @classmethod
+    def of(cls, probabilities: Tensor, labels: Tensor) -> "ClipAccuracy":
+        """The most probable class of each video is what is said of it; `labels` `(N,)` is the truth."""
+        said, confidences = probabilities.argmax(dim=1), probabilities.amax(dim=1)
+        return cls(said, confidences, labels, probabilities.shape[1], probabilities)
 
     def top(self, count: int) -> float:
         """Share of the videos whose class is among the `count` most probable ones."""
-        likely = self.probabilities.topk(min(count, self.probabilities.shape[1]), dim=1).indices
+        likely = self.probabilities.topk(min(count, self.class_count), dim=1).indices
         return float((likely == self.labels.view(-1, 1)).any(dim=1).double().mean())
 
-    @property
-    def confusion(self) -> Tensor:
-        """Counts `(C, C)`, truth by row and prediction by column."""
-        classes = self.probabilities.shape[1]
-        pairs = self.labels * classes + self.predictions
-        return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
-
-    @property
-    def per_class(self) -> list[float]:
-        """Share of each class that is recognised; NaN for a class without videos."""
-        confusion = self.confusion.double()
-        return (confusion.diagonal() / confusion.sum(dim=1)).tolist()
-
-    def as_plain(self, clips: LabelledClips) -> dict[str, Any]:
+    def as_plain(self, examples: Labelled) -> dict[str, Any]:
         """All of it for JSON, down to each video of the split."""
-        return {
-            "count": len(clips),
-            "top1": self.top(1),
-            "top5": self.top(5),
-            "per_class": dict(zip(clips.classes, self.per_class, strict=True)),
-            "confusion": self.confusion.tolist(),
-            "videos": verdicts(clips, self.predictions, self.probabilities.amax(dim=1)),
-        }
+        return super().as_plain(examples) | {"top5": self.top(5)}
 
 
 @torch.no_grad()
@@ -105,25 +87,20 @@ def measure(
                 scores.append(logits.float().softmax(dim=1).cpu())
             parts.append(torch.stack(scores))
         found.append(torch.cat(parts, dim=1).unflatten(1, videos.shape[:2]).mean(dim=2))
-    return [ClipAccuracy(seen, torch.tensor(clips.labels)) for seen in torch.cat(runtime.collected(found), dim=1)]
+    labels = torch.tensor(clips.labels)
+    return [ClipAccuracy.of(seen, labels) for seen in torch.cat(runtime.collected(found), dim=1)]
 
 
 def selection_score(
-    network: nn.Module,
-    clips: LabelledClips,
-    config: ClipConfig,
-    runtime: Runtime,
-    batch_size: int = 16,
-    workers: int = 0,
+    network: nn.Module, clips: LabelledClips, config: ClipConfig, runtime: Runtime, workers: int = 0
 ) -> dict[str, float]:
     """The numbers that select checkpoints: top-1 on one clip of each validation video, by day and in selection nights.
 
     Raises:
         ValueError: for a night split; nothing is ever selected on one.
     """
-    return selection_numbers(
-        clips,
-        lambda nights: [
-            accuracy.top(1) for accuracy in measure(network, clips, config, runtime, nights, 1, batch_size, workers)
-        ],
-    )
+
+    def top1(nights: Sequence[SelectionNight]) -> list[float]:
+        return [accuracy.top1 for accuracy in measure(network, clips, config, runtime, nights, 1, workers=workers)]
+
+    return selection_numbers(clips, top1)

@@ -6,10 +6,9 @@ import torch
 from clip_accuracy import ClipAccuracy
 from clip_views import WholeClips
 from clips import ClipConfig, LabelledClips
-from torch import Tensor
 from torch.nn.functional import pad
 
-from minmax.runtime.report import GAMMA, Cell, draw_sheet, picture_grid, save_picture, shorten
+from minmax.runtime.report import GAMMA, Cell, draw_sheet, shorten
 from minmax.runtime.splits import evenly_spaced
 
 VIDEOS, FRAMES = 8, 6
@@ -39,9 +38,3 @@ def draw_strips(clips: LabelledClips, config: ClipConfig, verdicts: dict[str, Cl
         rows.append(("\n".join(lines), [Cell(strip), Cell(strip**GAMMA, shorten(clips.name(index), 50))]))
     of_both = f": {int(changed.sum())} of {len(clips)} verdicts changed" if len(verdicts) > 1 else ""
     draw_sheet(f"{clips.split}{of_both}", ["as it is", f"brightened (gamma {GAMMA})"], rows, picture, width=5)
-
-
-def draw_pairs(day: Tensor, night: Tensor, run: Path) -> None:
-    """Draw clips `(N, 3, T, H, W)` by day and by night, a row each, into a run's pictures/first_batch.png."""
-    strips = [clip.transpose(0, 1) for both in zip(day, night, strict=True) for clip in both]
-    save_picture(picture_grid(strips), run / "pictures" / "first_batch.png")

@@ -8,7 +8,6 @@ the checkpoint (or into --output): results.md, everything down to the verdict on
 matrices in confusion.png, strips of frames with the verdicts beside them in strips_*.png.
 """
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,8 +29,6 @@ from minmax.runtime.devices import open_runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.report import draw_confusion
 from minmax.runtime.splits import TEST_SPLITS, Split
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +81,7 @@ def main(config: Config) -> dict[str, dict[str, ClipAccuracy]]:
     tables = [
         found.summary(
             ["videos", "top-1 %", "top-5 %"],
-            lambda accuracy: [len(accuracy.labels), accuracy.top(1), accuracy.top(5)],
+            lambda accuracy: [len(accuracy.labels), accuracy.top1, accuracy.top(5)],
         ),
         found.by_class("class, recognised %", classes, lambda accuracy: accuracy.per_class),
     ]
@@ -92,16 +89,13 @@ def main(config: Config) -> dict[str, dict[str, ClipAccuracy]]:
         "data": config.data,
         "night": None if config.night is None else str(config.night),
         "clips": {name: getattr(config.clips, name) for name in ("length", "interval", "size", "rounds", "sampling")},
-        "precision": config.precision,
-        "quick": config.quick,
         "classes": list(classes),
     }
-    print(found.write(output, tables, settings, lambda split, a: a.as_plain(splits[split])))  # noqa: T201
-    panels = found.panels(lambda title, a: (f"{title}: top-1 {100 * a.top(1):.1f} %", a.confusion))
+    found.write(output, tables, settings, lambda split, a: a.as_plain(splits[split]))
+    panels = found.panels(lambda title, a: (f"{title}: top-1 {100 * a.top1:.1f} %", a.confusion))
     draw_confusion(panels, classes, output / "confusion.png", "videos")
     for split, clips in splits.items():
         draw_strips(clips, config.clips, found.of(split, "prediction"), output / f"strips_{split}.png")
-    log.info("written to %s", output)
     return found.found
 
 

@@ -13,10 +13,8 @@ defaults are the paper's for NormalLight (10 epochs of 48 clips of 16 frames).
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch.nn.functional as F
 from clip_accuracy import selection_score
 from clip_optim import ClipOptim
-from clip_pictures import draw_pairs
 from clip_sets import open_clips
 from clip_views import TrainingClips
 from clips import ClipConfig
@@ -28,7 +26,7 @@ from video_trees import DEFAULT_DATA
 
 from darkening.darkener_files import load_darkener
 from darkening.night_view import NightConfig, build_night_view
-from minmax.adapt import adaptation_losses
+from minmax.adapt import adaptation_losses, cross_entropy
 from minmax.augmentation import AugmentConfig
 from minmax.byol import ByolConfig, build_pair
 from minmax.keep import KeepConfig, choose_mixture, class_divergence, day_losses, frozen_copy
@@ -36,6 +34,7 @@ from minmax.runtime.batches import epoch_loader, few_at_a_time
 from minmax.runtime.config import CommonFlags, require, run_script, shrink_settings
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
+from minmax.runtime.report import picture_grid, save_picture
 from minmax.runtime.run import Run, prepare_run
 from minmax.runtime.seeding import seed_globally
 
@@ -80,10 +79,6 @@ def step(
 
     `daytime` is the frozen model that the day is kept of.
     """
-
-    def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), labels)
-
     with runtime.autocast():
         outputs = pair(day, night)
         kept = day_losses(config.keep, daytime, day, outputs.day_prediction, class_divergence)
@@ -109,8 +104,7 @@ def main(config: Config) -> Path:
         pair = runtime.place(build_pair(network, config.byol))
         dataset = TrainingClips(training, config.clips, config.seed, darkened, config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
-        trained = [parameter for parameter in pair.parameters() if parameter.requires_grad]
-        optimizer, schedule = config.optim.build(trained, runtime.world_size)
+        optimizer, schedule = config.optim.build(pair, len(loader), network=pair.online)
         parallel, frozen = runtime.parallel(pair), runtime.spread(daytime)
 
         def validate() -> dict[str, float]:
@@ -137,7 +131,8 @@ def main(config: Config) -> Path:
                     night = shift_hls(night, config.shift, run.generator("night shift"))
                     day = shift_hls(runtime.intensities(views.day), config.shift, run.generator("day shift"))
                     if run.progress.step == 0 and runtime.is_main:
-                        draw_pairs(day[:4], night[:4], run.directory)
+                        strips = [clip.transpose(0, 1) for two in zip(day[:4], night[:4], strict=True) for clip in two]
+                        save_picture(picture_grid(strips), run.directory / "pictures" / "first_batch.png")
                     labels = runtime.to_device(views.label)
                     for few in few_at_a_time(len(day), config.optim.at_once, parallel):
                         losses = step(parallel, frozen, day[few], night[few], labels[few], config, runtime)

@@ -87,7 +87,7 @@ def main(config: Config) -> Path:
         network = runtime.place(build_recogniser(settings, config.pretrained, config.init))
         dataset = TrainingClips(training, config.clips, config.seed, flip=config.augment.flip_share)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
-        optimizer, schedule = config.optim.build(network.parameters(), runtime.world_size)
+        optimizer, schedule = config.optim.build(network, len(loader))
         parallel = runtime.parallel(network)
 
         def save(path: Path) -> None:
@@ -105,7 +105,7 @@ def main(config: Config) -> Path:
                         run.backward({"loss": loss}, len(labels[few]) / len(labels))
                     run.step(optimizer, schedule)
                 [found] = measure(network, validation, config.clips, runtime, rounds=1, workers=config.workers)
-                score = found.top(1)
+                score = found.top1
                 run.finish_epoch({"day": score}, score, save)
             return run.finish()
 

@@ -1,22 +1,18 @@
 """Clips in video files: checked once, then read frame by frame; and the same videos darkened in advance."""
 
-import json
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from clips import LabelledClips
 from torch import Tensor
-from tqdm import tqdm
 from video_trees import Video
 
 from media.data_files import refuse_day
 from media.pictures import files_below, listed_below
 from media.video_frames import VIDEO_SUFFIXES, BrokenVideo, count_frames, read_frames
 from minmax.runtime.errors import RunError, UsageError, printable
-from minmax.runtime.file_checks import fingerprint_files, taken_once
-from minmax.runtime.report import write_json
+from minmax.runtime.file_checks import check_once, fingerprint_files, taken_once
 from minmax.runtime.splits import Split
 
 log = logging.getLogger(__name__)
@@ -61,7 +57,7 @@ class VideoClips(LabelledClips):
 def count_all(clips: VideoClips, skip_corrupt: float, cache: Path) -> VideoClips:
     """The same videos with the number of frames of each, without those that cannot be read.
 
-    Every file is decoded once; the counts are kept in the cache for later runs.
+    Every file is decoded once, by one of torchrun's processes; the counts are kept in the cache for later runs.
 
     Args:
         clips: videos of which the frames are not counted yet.
@@ -79,21 +75,7 @@ def count_all(clips: VideoClips, skip_corrupt: float, cache: Path) -> VideoClips
             return f"{video.name}: {error}"
 
     record = cache / "checked" / f"clips-{clips.fingerprint()}.json"
-    found: list[int | str] = [""] * len(clips)
-    if record.is_file():
-        found = json.loads(record.read_text(encoding="utf-8"))["frames"]
-    # A fault may be the disk's, and gone next time.
-    unknown = [position for position, count in enumerate(found) if isinstance(count, str)]
-    if unknown:
-        with ThreadPoolExecutor() as pool:  # FFmpeg decodes without Python's lock
-            counted = pool.map(frames_or_fault, [clips.videos[position] for position in unknown])
-            bar = tqdm(counted, f"checking {clips.split}", len(unknown), unit="video", disable=None, leave=False)
-            for position, count in zip(unknown, bar, strict=True):
-                found[position] = count
-        try:
-            write_json({"frames": found}, record)
-        except RunError as error:  # only costs the next run some time
-            log.warning("%s", error)
+    found = check_once(clips.videos, frames_or_fault, record, f"checking {clips.split}")
     bad = [fault for fault in found if isinstance(fault, str)]
     if len(bad) > skip_corrupt * len(clips) or len(bad) == len(clips):
         raise UsageError(

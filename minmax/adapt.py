@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
@@ -108,6 +109,11 @@ def adapt(
             progress(epoch, means)
     network.eval()
     return network if isinstance(model, FeatureModel) else network.release()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of classes, in float32 also where a network computes in half precision."""
+    return F.cross_entropy(logits.float(), labels)
 
 
 def adaptation_losses(

@@ -69,8 +69,7 @@ class StreetScore:
 
     def mean(self, classes: ScoredClasses = "all") -> float:
         """Mean intersection over union of the classes that count; NaN when there are none."""
-        shares = [share for share in self.per_class(classes) if not math.isnan(share)]
-        return sum(shares) / len(shares) if shares else math.nan
+        return float(torch.tensor(self.per_class(classes), dtype=torch.float64).nanmean())
 
     @property
     def accuracy(self) -> float:

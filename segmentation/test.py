@@ -122,16 +122,13 @@ def main(config: Config) -> dict[str, dict[str, StreetScore]]:
         "label_folders": folders,
         "classes": list(CLASSES),
         "scored": config.classes,
-        "precision": config.precision,
-        "quick": config.quick,
     }
     tables = ["  \n".join(about), *(tables if labelled else [])]
-    print(found.write(output, tables, settings, lambda _, score: score.as_plain(config.classes)))  # noqa: T201
+    found.write(output, tables, settings, lambda _, score: score.as_plain(config.classes))
     if labelled:
         draw_confusion(found.panels(confusion_panel), (*CLASSES, "void"), output / "confusion.png", "pixels")
     for title, images in labelled.items():
         draw_predictions(images, found.of(title, "prediction"), output / f"{file_name(title, '_')}.png")
-    log.info("written to %s", output)
     return found.found
 
 

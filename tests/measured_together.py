@@ -9,11 +9,12 @@ from pathlib import Path
 
 import conftest  # noqa: F401  (puts the tasks on the path)
 import torch
+import video_clips
 from cityscapes import StreetConfig, open_streets
 from class_accuracy import measure as measure_classes
 from class_folders import ImageConfig, open_split
 from classifier import load_classifier
-from clip_accuracy import selection_score as clip_score
+from clip_accuracy import measure as measure_clips
 from clip_sets import open_clips
 from clips import ClipConfig
 from descriptors import selection_score as place_score
@@ -27,6 +28,7 @@ from tuple_mining import EpochTuples, TupleConfig
 
 from darkening import Darkener, DarkenerSettings, training
 from darkening.selection_nights import by_day, crushed
+from media.video_frames import count_frames
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.file_checks import find_problems
 
@@ -59,7 +61,9 @@ def main(data, streets, places, checkpoint, segmenter, folder):
         torch.manual_seed(0)
         clips = open_clips("scenes", "val", ClipConfig(length=4, interval=1, size=32), quick=True, cache=cache)
         recogniser = build_recogniser(RecogniserSettings("i3d_resnet18", clips.classes, width=4))
-        found["clips"] = clip_score(elsewhere(recogniser), clips, ClipConfig(length=4, size=32), runtime, batch_size=2)
+        how = (ClipConfig(length=4, size=32), runtime)
+        [accuracy] = measure_clips(elsewhere(recogniser), clips, *how, batch_size=2)
+        found["clips"] = accuracy.probabilities.tolist()
 
         network = elsewhere(load_place_network(checkpoint)[0])
         pairs = open_pairs(str(places), "train", PlaceConfig(48), cache=cache)
@@ -77,6 +81,12 @@ def main(data, streets, places, checkpoint, segmenter, folder):
         looked, record = [], folder / f"record-of-{runtime.world_size}"
         find_problems(range(11), looked.append, record, "")
         assert len(looked) == len(runtime.dealt(range(11)))
+        decoded = []
+        video_clips.count_frames = lambda file: decoded.append(file) or count_frames(file)
+        for _ in range(2):  # the second time only the broken one
+            videos = open_clips(str(folder / "videos"), "train", ClipConfig(skip_corrupt=0.2), cache=cache)
+        found["frames"] = videos.counts
+        found["decoded"] = float(runtime.sum_over_ranks(torch.tensor(float(len(decoded)))))
         found["record"] = bool(runtime.sum_over_ranks(torch.tensor(float(record.is_file()))))
         found["flags"] = runtime.any_rank(runtime.rank == 1, False)
         name = f"{runtime.rank}-of-{runtime.world_size}.json"

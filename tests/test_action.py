@@ -144,7 +144,7 @@ def test_selection_refuses_a_night_split(tmp_path):
 
 def test_accuracy_of_an_example_done_by_hand():
     probabilities = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7], [0.4, 0.35, 0.25], [0.2, 0.5, 0.3]])
-    accuracy = ClipAccuracy(probabilities, torch.tensor([0, 2, 1, 0]))
-    assert accuracy.top(1) == 0.5 and accuracy.top(2) == 0.75 and accuracy.top(5) == 1.0
+    accuracy = ClipAccuracy.of(probabilities, torch.tensor([0, 2, 1, 0]))
+    assert accuracy.top1 == accuracy.top(1) == 0.5 and accuracy.top(2) == 0.75 and accuracy.top(5) == 1.0
     assert accuracy.confusion.tolist() == [[1, 1, 0], [1, 0, 0], [0, 0, 1]]
     assert accuracy.per_class == [0.5, 0.0, 1.0]

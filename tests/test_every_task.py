@@ -75,7 +75,7 @@ SHOWN = {
         *(action.SMALL, (*action.SIZE, "--clips.rounds", 2), "| approaching"),
         ("strips_test_day.png", "strips_test_night.png", "confusion.png"),
         lambda stored, score: (
-            (stored["top1"], stored["count"]) == (score.top(1), 32)
+            (stored["top1"], stored["count"]) == (score.top1, 32)
             and score.probabilities.sum(dim=1).tolist() == pytest.approx([1.0] * 32, abs=1e-5)
         ),
     ),

@@ -22,6 +22,7 @@ from reference_weights import assert_names, assert_numbers, batch_norm, filled, 
 from minmax.byol import MomentumPair, byol_loss
 from minmax.features import InputNormalization
 from minmax.runtime.checkpoints import load_strictly
+from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 
 EXPECTED = json.loads((Path(__file__).parent / "action_numbers.json").read_text())
@@ -150,7 +151,15 @@ def test_parity_of_the_learning_rate():
     optim = ClipOptim(lr=0.01, batch_size=48)
     for update, rate in EXPECTED["lr_at_update"].items():
         # The first update follows none.
-        assert 0.01 * optim.rate_factor(int(update) - 1) == pytest.approx(rate), update
+        assert 0.01 * optim.rate_factor(int(update) - 1, 100) == pytest.approx(rate), update
+
+
+def test_rates_fall_after_clips_of_all_processes_or_along_a_curve(monkeypatch):
+    monkeypatch.setattr("clip_optim.joined_processes", lambda: Runtime(torch.device("cpu"), world_size=2))
+    optim = ClipOptim(batch_size=10, milestones=(400,), warmup_steps=5)
+    assert [optim.rate_factor(step, 1) for step in (4, 5, 19, 20)] == pytest.approx([0.5, 1, 1, 0.1])
+    cosine = ClipOptim(epochs=2, decay="cosine", milestones=(), warmup_steps=5)
+    assert [cosine.rate_factor(step, 10) for step in (0, 10, 20)] == pytest.approx([0.5, 0.5, 0])
 
 
 def test_parity_of_the_frames_of_a_clip():

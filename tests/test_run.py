@@ -219,6 +219,8 @@ def test_what_is_new_beside_the_network_has_a_rate_of_its_own():
     groups = [([tuple(p.shape) for p in group["params"]], group["lr"]) for group in optimizer.param_groups]
     assert groups == [([(2, 2)], 0.1), ([(1, 2), (1,)], 0.3)]
     assert len(OptimConfig().build(trained, 1)[0].param_groups) == 1
+    with pytest.raises(UsageError, match="--optim.head-lr: nothing new beside the network"):
+        OptimConfig(head_lr=0.3).build(trained, 1)
 
 
 def test_what_ended_a_run_stands_in_its_log(config):

@@ -21,7 +21,7 @@ from media import data_files
 from media.pictures import as_intensities
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
-from minmax.runtime.file_checks import find_problems
+from minmax.runtime.file_checks import check_once, find_problems
 from minmax.runtime.splits import NIGHT_SPLITS, DayPictures, Labelled, check_split, evenly_spaced, refuse_night
 
 RUNTIME = Runtime(torch.device("cpu"))
@@ -128,6 +128,28 @@ def test_problems_are_told_by_position_and_nothing_is_checked_twice(tmp_path, pa
 
     record = tmp_path / "checked"
     assert find_problems(range(100, 450), problem, record, "") == {n - 100: f"{n} is odd" for n in (100, 197, 294, 391)}
-    assert sorted(checked) == [*range(100, 450)] and not record.exists()
+    assert sorted(checked) == [*range(100, 450)]
     assert (len(workers) > 1) == threads  # small files are checked faster by one
-    assert find_problems([1, 2], problem, record, "") == {} == find_problems([3], problem, record, "")
+    checked.clear()
+    assert find_problems(range(100, 450), lambda item: checked.append(item), record, "") == {}
+    assert checked == [100, 197, 294, 391]  # what was wrong may be mended by now
+    assert find_problems(range(100, 450), problem, record, "") == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "\xff", "[]", "null", '{"found": null}', '{"found": [5]}', '{"found": [5, true]}', '{"frames": [5, 5]}'],
+)
+def test_a_damaged_record_of_a_check_is_not_believed_and_made_anew(text, tmp_path):
+    record = tmp_path / "record"
+    record.write_text(text, encoding="latin-1")
+    checked = []
+    for _ in range(2):
+        assert check_once([2, 3], lambda item: checked.append(item) or 10 * item, record, "") == [20, 30]
+    assert checked == [2, 3]
+
+
+def test_where_no_record_can_be_written_a_check_only_warns(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    assert check_once([2], lambda item: item, tmp_path / "file" / "record", "") == [2]
+    assert "could not write" in caplog.text

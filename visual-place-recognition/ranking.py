@@ -82,8 +82,7 @@ class RetrievalScore:
 
 
 def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if value == value]  # NaN is unlike itself
-    return sum(known) / len(known) if known else float("nan")
+    return float(torch.tensor(values, dtype=torch.float64).nanmean())
 
 
 def score_rankings(

@@ -7,7 +7,6 @@ Prints tables and writes them into test/ beside the checkpoint (or into --output
 query, a picture of first results for each test set, and the descriptors as .npy with the names of the images.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,8 +30,6 @@ from minmax.runtime.checkpoints import file_digest
 from minmax.runtime.comparison import compare, file_name
 from minmax.runtime.config import MeasuringFlags, require, run_script
 from minmax.runtime.devices import open_runtime
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +82,6 @@ def main(config: Config) -> dict[str, dict[str, RetrievalScore]]:
             "size": config.images.size,
             "scales": list(config.scales),
             "whitening": config.whitening,
-            "precision": config.precision,
-            "quick": config.quick,
             "best": config.best,
         }
 
@@ -120,7 +115,7 @@ def main(config: Config) -> dict[str, dict[str, RetrievalScore]]:
             save_descriptors(queries, test.queries, Path(f"{stem}-queries"))
             of_database = Path(f"{stem}-database")
             if config.best:
-                how = {key: settings[key] for key in ("size", "scales", "precision")}
+                how = {"size": config.images.size, "scales": list(config.scales), "precision": config.precision}
                 how |= {"network": file_digest(files[name]), "model": config.model, "brighten": config.brighten}
                 how["whitening"] = pairs.fingerprint() if pairs is not None else None
                 file = describe_onto_disk(
@@ -140,11 +135,10 @@ def main(config: Config) -> dict[str, dict[str, RetrievalScore]]:
         lambda s: [s.answerable, s.mean_average_precision, *s.recalls.values(), *s.by_place_mean],
         "data",
     )
-    print(found.write(output, [table], settings, lambda title, score: tests[title].as_plain(score)))  # noqa: T201
+    found.write(output, [table], settings, lambda title, score: tests[title].as_plain(score))
     for title, test in tests.items():
         picture = output / f"{file_name(title)}.png"
         draw_results(test, found.of(title, "results"), min(256, config.images.size), picture)
-    log.info("written to %s", output)
     return found.found
 
 

@@ -5,8 +5,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from minmax.pretrained import trained_settings
@@ -81,19 +82,14 @@ class Comparison(Generic[ScoreT]):
         tables: Sequence[str],
         settings: Mapping[str, Any],
         as_plain: Callable[[str, ScoreT], Mapping[str, Any]],
-        **more: Any,
-    ) -> str:
-        """Write the tables into results.md and everything into results.json.
+    ) -> None:
+        """Write the tables into results.md, which is printed too, and everything into results.json.
 
         Args:
             folder: of both.
             tables: Markdown.
-            settings: of the measurement.
+            settings: of the measurement, but for the flags that every task has.
             as_plain: a split's score as plain values; shares are in [0, 1].
-            more: what else the JSON holds.
-
-        Returns:
-            What results.md holds, to be printed.
         """
         captions = self.captions("checkpoint")
         paths, brighten, adabn = self.config.checkpoints, self.config.brighten, self.config.adabn
@@ -110,9 +106,10 @@ class Comparison(Generic[ScoreT]):
             name: {"file": str(paths[name]), **{split: as_plain(split, score) for split, score in scores.items()}}
             for name, scores in self.found.items()
         }
-        known = {**settings, "brighten": brighten, "adabn": adabn}
-        write_json({**known, "results": results, **more}, folder / "results.json")
-        return text
+        flags = {name: getattr(self.config, name) for name in ("precision", "quick", "brighten", "adabn")}
+        write_json({**settings, **flags, "results": results}, folder / "results.json")
+        print(text)  # noqa: T201
+        log.info("written to %s", folder)
 
 
 def compare(
@@ -175,20 +172,56 @@ def format_number(value: int | float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
-def verdicts(examples: Labelled, predictions: Tensor, confidences: Tensor) -> list[dict[str, Any]]:
-    """What was said of each example of a split, for JSON.
+@dataclass(frozen=True)
+class Verdicts:
+    """What a network says of each example of a split, and the accuracy that follows.
 
-    Args:
-        examples: the split.
-        predictions: a class for each `(N,)`.
-        confidences: of these `(N,)`.
+    `predictions` and `labels` `(N,)` are the class said and the true one of `class_count`, `confidences` `(N,)` the
+    probability of what is said.
     """
-    told = zip(examples.labels, predictions.tolist(), confidences.tolist(), strict=True)
-    classes = examples.classes
-    return [
-        {"name": examples.name(i), "truth": classes[label], "prediction": classes[said], "confidence": confidence}
-        for i, (label, said, confidence) in enumerate(told)
-    ]
+
+    called: ClassVar[str] = "images"
+    predictions: Tensor
+    confidences: Tensor
+    labels: Tensor
+    class_count: int
+
+    @property
+    def confusion(self) -> Tensor:
+        """Counts `(C, C)`, truth by row and prediction by column."""
+        pairs = self.labels * self.class_count + self.predictions
+        return torch.bincount(pairs, minlength=self.class_count**2).view(self.class_count, self.class_count)
+
+    @property
+    def per_class(self) -> list[float]:
+        """Share of each class that is recognised; NaN for a class without examples."""
+        confusion = self.confusion.double()
+        return (confusion.diagonal() / confusion.sum(dim=1)).tolist()
+
+    @property
+    def top1(self) -> float:
+        """Share of all examples that are recognised."""
+        return float((self.predictions == self.labels).double().mean())
+
+    def as_plain(self, examples: Labelled) -> dict[str, Any]:
+        """All of it for JSON, down to each example of the split."""
+        classes = examples.classes
+        told = zip(examples.labels, self.predictions.tolist(), self.confidences.tolist(), strict=True)
+        return {
+            "count": len(self.labels),
+            "top1": self.top1,
+            "per_class": dict(zip(classes, self.per_class, strict=True)),
+            "confusion": self.confusion.tolist(),
+            self.called: [
+                {
+                    "name": examples.name(i),
+                    "truth": classes[label],
+                    "prediction": classes[said],
+                    "confidence": confidence,
+                }
+                for i, (label, said, confidence) in enumerate(told)
+            ],
+        }
 
 
 def file_name(title: str, instead: str = "-") -> str:

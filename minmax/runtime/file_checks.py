@@ -1,6 +1,8 @@
 """Files of data sets: told from others, and decoded once before a training, so that none breaks it after hours."""
 
+import contextlib
 import hashlib
+import json
 import logging
 import os
 import time
@@ -12,14 +14,14 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from minmax.runtime.checkpoints import write_atomically
 from minmax.runtime.devices import joined_processes
 from minmax.runtime.errors import RunError
+from minmax.runtime.report import write_json
 
 log = logging.getLogger(__name__)
 ItemT = TypeVar("ItemT")
 _END = 1024  # bytes; headers of pictures are often alike
-_TOGETHER = 16  # items that a thread takes at a time
+_PARTS = 4096  # of the items, for threads: as many futures take no time and memory worth mentioning
 _TIMED, _WORTH_THREADS = 128, 1.5e-4  # seconds an item: below it, threads wait for each other for longer than they work
 
 
@@ -64,41 +66,68 @@ def taken_once(fingerprint: Callable[[ItemT], str]) -> Callable[[ItemT], str]:
     return kept
 
 
-def find_problems(
-    items: Sequence[ItemT], problem: Callable[[ItemT], str | None], record: Path, title: str
-) -> dict[int, str]:
-    """Positions of the items that something is wrong with, and what; the processes of torchrun check a share each.
+def check_once(
+    items: Sequence[ItemT], check: Callable[[ItemT], int | str], record: Path, title: str
+) -> list[int | str]:
+    """What a check finds in each item: a number, or a text that says what is wrong.
+
+    The processes of torchrun check a share each. What was found is kept, and only what was wrong is checked again, as a
+    fault may be the disk's and gone by then.
 
     Args:
         items: what to check.
-        problem: what is wrong with an item, None for nothing; called from several threads.
-        record: a file that is made when nothing was wrong; while it exists, nothing is checked again.
+        check: called from several threads.
+        record: the file that keeps what was found, of the same items in the same order.
         title: what the progress bar says.
     """
     runtime = joined_processes()
-    if runtime.collected([record.is_file()])[0]:  # the main process decides: what it writes, others may see already
-        return {}
-    told = runtime.collected(_check_all(runtime.dealt(items), problem, title, runtime.hides_bar))
-    bad = {position: why for position, why in enumerate(told) if why is not None}
-    if not bad and runtime.is_main:
-        try:
-            write_atomically(record, lambda temporary: temporary.touch())
-        except RunError as error:  # only costs the next run some time
-            log.warning("%s", error)
-    return bad
+    # The main process decides: what it writes, others may see already.
+    found = runtime.collected(_recorded(record, len(items)) if runtime.is_main else [])
+    unknown = [position for position, told in enumerate(found) if isinstance(told, str)]
+    if unknown:
+        mine = [items[position] for position in runtime.dealt(unknown)]
+        checked = runtime.collected(_check_all(mine, check, title, runtime.hides_bar))
+        for position, told in zip(unknown, checked, strict=True):
+            found[position] = told
+        if runtime.is_main:
+            try:
+                write_json({"found": found}, record)
+            except RunError as error:  # only costs the next run some time
+                log.warning("%s", error)
+    return found
+
+
+def find_problems(
+    items: Sequence[ItemT], problem: Callable[[ItemT], str | None], record: Path, title: str
+) -> dict[int, str]:
+    """Positions of the items that something is wrong with, and what: `check_once` with None for nothing."""
+    found = check_once(items, lambda item: problem(item) or 0, record, title)
+    return {position: told for position, told in enumerate(found) if isinstance(told, str)}
+
+
+def _recorded(record: Path, count: int) -> list[int | str]:
+    """What a record tells of `count` items; an empty text for each where it is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        found = json.loads(record.read_text(encoding="utf-8"))["found"]
+        if len(found) == count and all(type(told) in (int, str) for told in found):
+            return list(found)
+    return [""] * count
 
 
 def _check_all(
-    items: Sequence[ItemT], problem: Callable[[ItemT], str | None], title: str, hides_bar: bool | None
-) -> list[str | None]:
+    items: Sequence[ItemT], check: Callable[[ItemT], int | str], title: str, hides_bar: bool | None
+) -> list[int | str]:
+    found: list[int | str] = []
     bar = tqdm(total=len(items), desc=title, disable=hides_bar, leave=False)
-    with ThreadPoolExecutor() as pool, bar:  # images are decoded without Python's lock
-        start = time.perf_counter()
-        found = [problem(item) for item in items[:_TIMED]]
-        each = pool.map if time.perf_counter() - start > _WORTH_THREADS * len(found) else map
+    with ThreadPoolExecutor() as pool, bar:  # images and videos are decoded without Python's lock
+        start, is_slow = time.perf_counter(), False
+        while not is_slow and len(found) < min(_TIMED, len(items)):
+            found.append(check(items[len(found)]))
+            is_slow = time.perf_counter() - start > _WORTH_THREADS * _TIMED
         bar.update(len(found))
-        parts = (items[first : first + _TOGETHER] for first in range(_TIMED, len(items), _TOGETHER))
-        for told in each(lambda part: [problem(item) for item in part], parts):
+        size = len(items) // _PARTS + 1
+        parts = (items[first : first + size] for first in range(len(found), len(items), size))
+        for told in (pool.map if is_slow else map)(lambda part: [check(item) for item in part], parts):
             found += told
             bar.update(len(told))
     return found

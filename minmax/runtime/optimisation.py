@@ -3,12 +3,12 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
-from minmax.runtime.errors import check
+from minmax.runtime.errors import UsageError, check
 
 Decay = Literal["milestones", "cosine", "polynomial", "exponential"]
 
@@ -17,6 +17,7 @@ Decay = Literal["milestones", "cosine", "polynomial", "exponential"]
 class OptimConfig:
     """Optimisation."""
 
+    nesterov: ClassVar[bool] = False  # whether sgd's momentum is
     epochs: int = 90
     """Passes over the training data."""
     batch_size: int = 32
@@ -32,8 +33,8 @@ class OptimConfig:
     weight_decay: float = 1e-5
     """Weight decay: of about 1e-5 for adam, 0.01 to 0.05 for adamw."""
     decay: Decay = "milestones"
-    """How the learning rates fall: tenfold after the epochs of --optim.milestones; to 0 along a cosine or by the 0.9th
-    power of the steps left; or by exp(-0.01) each epoch."""
+    """How the learning rates fall: tenfold at the --optim.milestones; to 0 along a cosine or by the 0.9th power of the
+    steps left; or by exp(-0.01) each epoch."""
     milestones: tuple[int, ...] = ()
     """Epochs after which the learning rates fall tenfold."""
     at_once: int = 0
@@ -77,8 +78,14 @@ class OptimConfig:
             steps_per_epoch: of the loader.
             network: the part of it that learns with `lr`, the rest with `head_lr`; by default all of it.
             groups: the network's parameters in groups of their own options, where it has such.
+
+        Raises:
+            UsageError: when there is a `head_lr` for a network alone.
         """
-        inside = list(groups) or [{"params": [p for p in (network or trained).parameters() if p.requires_grad]}]
+        inside = list(groups)
+        if self.head_lr is not None and network is None and not inside:
+            raise UsageError("--optim.head-lr: nothing new beside the network is trained here; drop it")
+        inside = inside or [{"params": [p for p in (network or trained).parameters() if p.requires_grad]}]
         known = {parameter for group in inside for parameter in group["params"]}
         heads = [p for p in trained.parameters() if p.requires_grad and p not in known]
         if heads:  # without BYOL there are none
@@ -86,7 +93,7 @@ class OptimConfig:
         optimizer: torch.optim.Optimizer
         if self.method == "sgd":
             optimizer = torch.optim.SGD(
-                inside, self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=True
+                inside, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov, fused=True
             )
         else:
             method = torch.optim.AdamW if self.method == "adamw" else torch.optim.Adam
