@@ -34,7 +34,8 @@ from minmax.runtime.errors import RunError, UsageError, printable
 from minmax.runtime.file_checks import find_problems, fingerprint_files, taken_once
 from minmax.runtime.seeding import derive_seed
 from minmax.runtime.splits import NIGHT_SPLITS, Labelled, Split, Views, check_split, evenly_spaced, refuse_night
-from scenes import CLASSES, HELD_OUT_NIGHT, render_labelled
+from scenes import CLASSES, render_labelled
+from scenes.night import Domain
 
 log = logging.getLogger(__name__)
 
@@ -107,11 +108,8 @@ class SceneImages(LabelledImages):
     """Built-in scenes, rendered once and kept in memory."""
 
     def __init__(self, split: Split, count: int, size: int, cache: Path, classes: tuple[str, ...] = CLASSES) -> None:
-        night = split in NIGHT_SPLITS
-        # The held-out lamps and cameras: nothing about the scenes' nights was tuned on them.
-        settings = HELD_OUT_NIGHT if night else None
-        domain: Literal["day", "night"] = "night" if night else "day"
-        self.images, labels = render_labelled(domain, count, size, SCENE_SEEDS[split], settings, cache)
+        domain: Domain = "night" if split in NIGHT_SPLITS else "day"
+        self.images, labels = render_labelled(domain, count, size, SCENE_SEEDS[split], cache)
         super().__init__(split, classes, [classes.index(CLASSES[label]) for label in labels])
 
     def load(self, index: int) -> Tensor:

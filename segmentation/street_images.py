@@ -27,7 +27,7 @@ from minmax.runtime.errors import RunError, UsageError, printable
 from minmax.runtime.file_checks import find_problems, fingerprint_files, taken_once
 from minmax.runtime.seeding import derive_seed
 from minmax.runtime.splits import NIGHT_SPLITS, Examples, Split, Views, evenly_spaced, refuse_night
-from scenes import HELD_OUT_NIGHT, render_segmented
+from scenes import render_segmented
 
 log = logging.getLogger(__name__)
 Size = tuple[int, int]
@@ -135,11 +135,7 @@ class SceneStreets(StreetImages):
         night = split in NIGHT_SPLITS
         super().__init__(f"scenes, {split}", night, count)
         self.split = split
-        # The held-out lamps and cameras: nothing about the scenes' nights was tuned on them.
-        settings = HELD_OUT_NIGHT if night else None
-        self.images, self.labels = render_segmented(
-            "night" if night else "day", count, size, SCENE_SEEDS[split], settings, cache
-        )
+        self.images, self.labels = render_segmented("night" if night else "day", count, size, SCENE_SEEDS[split], cache)
 
     def load(self, index: int, size: Size | None = None, label_size: Size | None = None) -> Street:
         """One scene and its labels, as they were rendered or resized."""
