@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from media.data_files import data_files, refuse_shared, refuse_two_labels, subfolders
 from media.pictures import (
@@ -33,7 +32,16 @@ from minmax.runtime.config import DEFAULT_RUNS, require
 from minmax.runtime.errors import RunError, UsageError, printable
 from minmax.runtime.file_checks import find_problems, fingerprint_files, taken_once
 from minmax.runtime.seeding import derive_seed
-from minmax.runtime.splits import NIGHT_SPLITS, Labelled, Split, Views, check_split, evenly_spaced, refuse_night
+from minmax.runtime.splits import (
+    NIGHT_SPLITS,
+    Labelled,
+    OnePerExample,
+    Split,
+    Views,
+    check_split,
+    evenly_spaced,
+    refuse_night,
+)
 from scenes import CLASSES, render_labelled
 from scenes.night import Domain
 
@@ -259,7 +267,7 @@ def _require_one_size(images: FolderImages) -> None:
         )
 
 
-class TrainingViews(Dataset[Views]):
+class TrainingViews(OnePerExample[Views]):
     """Views `(3, size, size)` of day images for training, indexed by (epoch, image).
 
     Each view is a RandomResizedCrop (area 0.5 to 1), mirrored or not. The draws of an image in an epoch depend on
@@ -274,14 +282,11 @@ class TrainingViews(Dataset[Views]):
         from torchvision.transforms import v2
 
         refuse_night(images)
+        super().__init__(images)
         self.images, self.seed = images, seed
         self.geometry = v2.Compose(
             [v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True), v2.RandomHorizontalFlip(flip)]
         )
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.images)
 
     def __getitem__(self, position: tuple[int, int]) -> Views:
         """The views of image `position[1]` in epoch `position[0]`."""
@@ -293,22 +298,19 @@ class TrainingViews(Dataset[Views]):
         return Views(day, night, torch.tensor(self.images.labels[index]))
 
 
-class WholeImages(Dataset[tuple[Tensor, Tensor]]):
+class WholeImages(OnePerExample[tuple[Tensor, Tensor]]):
     """Whole images without augmentation, uint8 RGB `(3, H, W)`, with their labels."""
 
     def __init__(self, images: LabelledImages, config: ImageConfig) -> None:
         from torchvision.transforms import v2
 
+        super().__init__(images)
         self.images = images
         self.geometry = (
             v2.Compose([v2.Resize(config.size, antialias=True), v2.CenterCrop(config.size)])
             if config.evaluation == "resize"
             else v2.Identity()
         )
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """One image and its label."""
