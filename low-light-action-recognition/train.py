@@ -116,9 +116,6 @@ def main(config: Config) -> Path:
         def validate() -> dict[str, float]:
             return selection_score(pair.online, validation, config.clips, runtime, workers=config.workers)
 
-        def keep_day() -> dict[float, float]:
-            return choose_mixture(pair.online, daytime, config.keep.shares, lambda: validate()["score"])
-
         def save(path: Path) -> None:
             save_recogniser(pair.online, settings, path, to_plain(config))
 
@@ -146,7 +143,7 @@ def main(config: Config) -> Path:
                     pair.update_target()
                 score = validate()
                 run.finish_epoch(score, score["score"], save)
-            return run.finish(save, keep_day)
+            return run.finish(save, lambda: choose_mixture(pair.online, daytime, config.keep.shares, validate))
 
 
 if __name__ == "__main__":

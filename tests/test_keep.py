@@ -22,10 +22,10 @@ def test_the_mixture_that_scores_best_is_left_and_of_equal_ones_the_larger_share
     adapted(torch.rand(4, 3, 8, 8))  # moves BatchNorm's statistics and its count of batches
     after = {name: value.clone() for name, value in adapted.state_dict().items()}
     scores = iter([0.2, 0.7, 0.7, 0.1])
-    found = choose_mixture(adapted, daytime, (0.25, 0.5, 0.75, 1.0), lambda: next(scores))
+    found = choose_mixture(adapted, daytime, (0.25, 0.5, 0.75, 1.0), lambda: {"score": next(scores)})
     assert list(found.items()) == [(0.75, 0.7), (0.5, 0.7), (0.25, 0.2), (1.0, 0.1)]
     before = daytime.state_dict()
-    assert choose_mixture(adapted, daytime, (), lambda: 0.0) == {}
+    assert choose_mixture(adapted, daytime, (), lambda: {"score": 0.0}) == {}
     for name, value in adapted.state_dict().items():
         mixed = 0.25 * before[name] + 0.75 * after[name] if value.is_floating_point() else after[name]
         torch.testing.assert_close(value, mixed)
