@@ -35,23 +35,17 @@ class DepthwiseSeparable(nn.Module):
 
     def forward(self, *parts: Tensor) -> Tensor:
         """Convolve `(N, C_i, H, W)` parts, sum C_i = inputs, to `(N, outputs, H, W)`."""
-        if len(parts) == 1:
-            result: Tensor = self.pointwise(self.depthwise(parts[0]))
-            return result
-        total, start, bias = None, 0, self.pointwise.bias
-        for part in parts:
-            width = part.shape[1]
-            share = slice(start, start + width)
-            depth_weight, depth_bias = self.depthwise.weight[share], self.depthwise.bias
-            assert depth_bias is not None
-            if self.depthwise.padding_mode == "replicate":
+        assert self.depthwise.bias is not None
+        widths, replicate = [part.shape[1] for part in parts], self.depthwise.padding_mode == "replicate"
+        filters, offsets = self.depthwise.weight.split(widths), self.depthwise.bias.split(widths)
+        mixers = self.pointwise.weight.split(widths, dim=1)
+        total, bias = None, self.pointwise.bias
+        for part, weight, offset, mixer in zip(parts, filters, offsets, mixers, strict=True):
+            if replicate:
                 part = F.pad(part, (1, 1, 1, 1), mode="replicate")
-                filtered = F.conv2d(part, depth_weight, depth_bias[share], groups=width)
-            else:
-                filtered = F.conv2d(part, depth_weight, depth_bias[share], padding=1, groups=width)
-            mixed = F.conv2d(filtered, self.pointwise.weight[:, share], bias)
+            filtered = F.conv2d(part, weight, offset, padding=0 if replicate else 1, groups=len(weight))
+            mixed = F.conv2d(filtered, mixer, bias)
             total, bias = mixed if total is None else total.add_(mixed), None
-            start += width
         assert total is not None
         return total
 
