@@ -35,6 +35,8 @@ def test_divergence_is_that_of_probabilities_and_zero_of_equal_ones():
     said, before = torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([[0.0, 0.0], [0.0, torch.tensor(3.0).log()]])
     second = 0.25 * torch.tensor(0.25 / 0.5).log() + 0.75 * torch.tensor(0.75 / 0.5).log()
     torch.testing.assert_close(class_divergence(said, before), second / 2)  # the first image: none
+    maps = (value[..., None, None].expand(2, 2, 3, 4) for value in (said, before))
+    torch.testing.assert_close(class_divergence(*maps), second / 2)
     maps = torch.rand(2, 5, 3, 4)
     assert class_divergence(maps, maps) == 0
     assert descriptor_distance(torch.eye(2), torch.eye(2).flip(0)) == 2
