@@ -272,20 +272,20 @@ class TrainingViews(OnePerExample[Views]):
 
     Each view is a RandomResizedCrop (area 0.5 to 1), mirrored or not. The draws of an image in an epoch depend on
     (seed, epoch, image) alone, so the number of workers and restarts change nothing; the crops do not depend on `flip`,
-    the share that is mirrored.
+    by which half of the views are mirrored.
 
     Raises:
         ValueError: for a night split; nothing is ever trained on one.
     """
 
-    def __init__(self, images: LabelledImages, size: int, seed: int, flip: float = 0.5) -> None:
+    def __init__(self, images: LabelledImages, size: int, seed: int, flip: bool = True) -> None:
         from torchvision.transforms import v2
 
         refuse_night(images)
         super().__init__(images)
         self.images, self.seed = images, seed
         self.geometry = v2.Compose(
-            [v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True), v2.RandomHorizontalFlip(flip)]
+            [v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True), v2.RandomHorizontalFlip(0.5 * flip)]
         )
 
     def __getitem__(self, position: tuple[int, int]) -> Views:

@@ -93,7 +93,7 @@ def main(config: Config) -> Path:
         seed_globally(config.seed, "heads")
         daytime = runtime.place(frozen_copy(network, config.keep))
         pair = runtime.place(build_pair(network, config.byol))
-        dataset = TrainingViews(training, config.images.size, config.seed, config.augment.flip_share)
+        dataset = TrainingViews(training, config.images.size, config.seed, config.augment.flip)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
         optimizer, schedule = config.optim.build(pair, len(loader))

@@ -46,20 +46,15 @@ def open_exposure_path(darkener: Darkener) -> None:
     first, last = units[0], units[-1]
     first.depthwise.weight[3:].zero_()
     first.depthwise.weight[3:, 0, 1, 1] = 1.0  # the exposure passes the first filter unchanged
-    _zero_bias(first.depthwise, slice(3, None))
+    first.depthwise.get_parameter("bias")[3:].zero_()
     first.pointwise.weight[:, 3:].normal_(std=0.7)
     for unit in units[1:-1]:
         nn.init.kaiming_normal_(unit.pointwise.weight, nonlinearity="relu")
-        _zero_bias(unit.pointwise)
+        unit.pointwise.get_parameter("bias").zero_()
         unit.depthwise.weight.mul_(0.5)
         unit.depthwise.weight[:, 0, 1, 1] += 0.75  # near the identity, so that signals survive eight units
     last.pointwise.weight.mul_(0.1)  # tone curves start near the identity, away from tanh's flat ends
-    _zero_bias(last.pointwise)
-
-
-def _zero_bias(layer: nn.Conv2d, share: slice = slice(None)) -> None:
-    assert layer.bias is not None
-    layer.bias[share] = 0.0
+    last.pointwise.get_parameter("bias").zero_()
 
 
 class VariedScenes(OnePerExample[Tensor]):

@@ -24,7 +24,7 @@ class TrainingClips(OnePerExample[Views]):
         config: length, interval and size.
         seed: of the draws.
         darkened: the same videos darkened in advance; None for nights made online.
-        flip: share of the views that are mirrored; nothing else depends on it.
+        flip: whether half of the views are mirrored; nothing else depends on it.
 
     Raises:
         ValueError: for a night split; nothing is ever trained on one.
@@ -36,7 +36,7 @@ class TrainingClips(OnePerExample[Views]):
         config: ClipConfig,
         seed: int,
         darkened: LabelledClips | None = None,
-        flip: float = 0.5,
+        flip: bool = True,
     ) -> None:
         refuse_night(clips)
         super().__init__(clips)
@@ -62,14 +62,14 @@ def draw_frames(clips: LabelledClips, index: int, config: ClipConfig, generator:
     return frames_of_clip(clips.counts[index], config.length, clips.interval, start)
 
 
-def augment(frames: Tensor, size: int, generator: torch.Generator, flip: float = 0.5) -> Tensor:
+def augment(frames: Tensor, size: int, generator: torch.Generator, flip: bool = True) -> Tensor:
     """Change all frames by one random geometry: aspect, zoom, crop and flip.
 
     Args:
         frames: uint8 `(T, 3, H, W)`.
         size: side of the crop.
         generator: of the draws.
-        flip: share of the views that are mirrored.
+        flip: whether half of the views are mirrored.
 
     Returns:
         uint8 `(3, T, size, size)`.
@@ -86,7 +86,7 @@ def augment(frames: Tensor, size: int, generator: torch.Generator, flip: float =
     resized: Tensor = functional.resize(frames, [height, width], antialias=True)
     top, left = int(top * (height - size + 1)), int(left * (width - size + 1))
     cropped = resized[..., top : top + size, left : left + size]
-    if flipped < flip:
+    if flip and flipped < 0.5:
         cropped = cropped.flip(-1)
     return cropped.transpose(0, 1).contiguous()
 
@@ -149,7 +149,7 @@ class DayClips(OnePerExample[Tensor]):
         ValueError: for a night split.
     """
 
-    def __init__(self, clips: LabelledClips, config: ClipConfig, seed: int, flip: float = 0.5) -> None:
+    def __init__(self, clips: LabelledClips, config: ClipConfig, seed: int, flip: bool = True) -> None:
         refuse_night(clips)
         super().__init__(clips)
         self.clips, self.config, self.seed, self.flip = clips, config, seed, flip

@@ -107,7 +107,7 @@ def main(config: Config) -> Path:
         seed_globally(config.seed, "heads")
         daytime = runtime.place(frozen_copy(network, config.keep))
         pair = runtime.place(build_pair(network, config.byol))
-        dataset = TrainingClips(training, config.clips, config.seed, darkened, config.augment.flip_share)
+        dataset = TrainingClips(training, config.clips, config.seed, darkened, config.augment.flip)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
         trained = [parameter for parameter in pair.parameters() if parameter.requires_grad]
         optimizer, schedule = config.optim.build(trained, runtime.world_size)

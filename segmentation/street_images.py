@@ -155,7 +155,7 @@ class TrainingStreets(OnePerExample[Views]):
     """Augmented day images for training, indexed by (epoch, image), labelled by the train ids of pixels (int64).
 
     Zoom, crop and flip are drawn once for image, night and labels, from (seed, epoch, image) alone, so the number of
-    workers and restarts change nothing; nor does `flip`, the share that is mirrored, change zoom and crop. What the
+    workers and restarts change nothing; nor does `flip`, by which half are mirrored, change zoom and crop. What the
     zoom leaves empty is black and void. The night is the same image, or that of `darkened`.
 
     Raises:
@@ -168,14 +168,14 @@ class TrainingStreets(OnePerExample[Views]):
         config: StreetConfig,
         seed: int,
         darkened: StreetImages | None = None,
-        flip: float = 0.5,
+        flip: bool = True,
     ) -> None:
         refuse_night(images)
         super().__init__(images)
         self.images, self.size, self.seed, self.darkened = images, config.size, seed, darkened
         fill = {ImageTensor: 0, Mask: VOID}
         zoom = v2.RandomAffine(0, scale=config.scale, interpolation=v2.InterpolationMode.BILINEAR, fill=fill)
-        self.geometry = v2.Compose([zoom, v2.RandomCrop(config.crop_size), v2.RandomHorizontalFlip(flip)])
+        self.geometry = v2.Compose([zoom, v2.RandomCrop(config.crop_size), v2.RandomHorizontalFlip(0.5 * flip)])
 
     def __getitem__(self, position: tuple[int, int]) -> Views:
         """The views of image `position[1]` in epoch `position[0]`."""

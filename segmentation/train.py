@@ -120,7 +120,7 @@ def main(config: Config) -> Path:
         pair = runtime.place(build_pair(network, config.byol, build_projectors))
         require_size(network, "--images.size", *config.images.size)
         require_size(network, "--images.crop", *config.images.crop_size)
-        dataset = TrainingStreets(training, config.images, config.seed, darkened, config.augment.flip_share)
+        dataset = TrainingStreets(training, config.images, config.seed, darkened, config.augment.flip)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
         optimizer, schedule = config.optim.build(pair, len(loader), network=pair.online)
