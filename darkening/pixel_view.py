@@ -36,15 +36,15 @@ class DepthwiseSeparable(nn.Module):
     def forward(self, *parts: Tensor) -> Tensor:
         """Convolve `(N, C_i, H, W)` parts, sum C_i = inputs, to `(N, outputs, H, W)`."""
         assert self.depthwise.bias is not None
-        widths, replicate = [part.shape[1] for part in parts], self.depthwise.padding_mode == "replicate"
-        filters, offsets = self.depthwise.weight.split(widths), self.depthwise.bias.split(widths)
-        mixers = self.pointwise.weight.split(widths, dim=1)
-        total, bias = None, self.pointwise.bias
-        for part, weight, offset, mixer in zip(parts, filters, offsets, mixers, strict=True):
+        total, start, bias = None, 0, self.pointwise.bias
+        replicate = self.depthwise.padding_mode == "replicate"
+        for part in parts:
+            share = slice(start, start := start + part.shape[1])
             if replicate:
                 part = F.pad(part, (1, 1, 1, 1), mode="replicate")
+            weight, offset = self.depthwise.weight[share], self.depthwise.bias[share]
             filtered = F.conv2d(part, weight, offset, padding=0 if replicate else 1, groups=len(weight))
-            mixed = F.conv2d(filtered, mixer, bias)
+            mixed = F.conv2d(filtered, self.pointwise.weight[:, share], bias)
             total, bias = mixed if total is None else total.add_(mixed), None
         assert total is not None
         return total
