@@ -26,7 +26,7 @@ from minmax.runtime.config import REPOSITORY, run_script
 from minmax.runtime.devices import open_runtime
 from minmax.runtime.report import markdown_table
 from minmax.runtime.seeding import generator_for
-from scenes import CLASSES, HELD_OUT_NIGHT, render_labelled
+from scenes import CLASSES, render_labelled
 
 RECIPE = REPOSITORY / "classification" / "recipes" / "demo.yaml"
 # Of the same augmentation, schedule and number of steps as the adaptation; its second view stays a day image.
@@ -104,7 +104,7 @@ def draw_story(darkener: Path, tested: dict[str, dict[str, Any]], config: Config
     count = 8 * len(CLASSES)
     cache = config.runs / "scenes"
     days, labels = render_labelled("day", count, SIZE, NIGHT_SEED, cache_dir=cache)
-    nights, _ = render_labelled("night", count, SIZE, NIGHT_SEED, HELD_OUT_NIGHT, cache_dir=cache)
+    nights, _ = render_labelled("night", count, SIZE, NIGHT_SEED, cache_dir=cache)
     first = [int(np.flatnonzero(labels == label)[0]) for label in range(len(CLASSES))]
     images = torch.from_numpy(days[first]).permute(0, 3, 1, 2) / 255.0
     rows: list[tuple[str, NDArray[np.uint8]]] = [("by day", days[first])]

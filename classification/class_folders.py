@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from media.data_files import data_files, refuse_shared, refuse_two_labels, subfolders
 from media.pictures import (
@@ -33,8 +32,18 @@ from minmax.runtime.config import DEFAULT_RUNS, require
 from minmax.runtime.errors import RunError, UsageError, printable
 from minmax.runtime.file_checks import find_problems, fingerprint_files, taken_once
 from minmax.runtime.seeding import derive_seed
-from minmax.runtime.splits import NIGHT_SPLITS, Labelled, Split, Views, check_split, evenly_spaced, refuse_night
-from scenes import CLASSES, HELD_OUT_NIGHT, render_labelled
+from minmax.runtime.splits import (
+    NIGHT_SPLITS,
+    Labelled,
+    OnePerExample,
+    Split,
+    Views,
+    check_split,
+    evenly_spaced,
+    refuse_night,
+)
+from scenes import CLASSES, render_labelled
+from scenes.night import Domain
 
 log = logging.getLogger(__name__)
 
@@ -107,11 +116,8 @@ class SceneImages(LabelledImages):
     """Built-in scenes, rendered once and kept in memory."""
 
     def __init__(self, split: Split, count: int, size: int, cache: Path, classes: tuple[str, ...] = CLASSES) -> None:
-        night = split in NIGHT_SPLITS
-        # The held-out lamps and cameras: nothing about the scenes' nights was tuned on them.
-        settings = HELD_OUT_NIGHT if night else None
-        domain: Literal["day", "night"] = "night" if night else "day"
-        self.images, labels = render_labelled(domain, count, size, SCENE_SEEDS[split], settings, cache)
+        domain: Domain = "night" if split in NIGHT_SPLITS else "day"
+        self.images, labels = render_labelled(domain, count, size, SCENE_SEEDS[split], cache)
         super().__init__(split, classes, [classes.index(CLASSES[label]) for label in labels])
 
     def load(self, index: int) -> Tensor:
@@ -261,29 +267,26 @@ def _require_one_size(images: FolderImages) -> None:
         )
 
 
-class TrainingViews(Dataset[Views]):
+class TrainingViews(OnePerExample[Views]):
     """Views `(3, size, size)` of day images for training, indexed by (epoch, image).
 
     Each view is a RandomResizedCrop (area 0.5 to 1), mirrored or not. The draws of an image in an epoch depend on
     (seed, epoch, image) alone, so the number of workers and restarts change nothing; the crops do not depend on `flip`,
-    the share that is mirrored.
+    by which half of the views are mirrored.
 
     Raises:
         ValueError: for a night split; nothing is ever trained on one.
     """
 
-    def __init__(self, images: LabelledImages, size: int, seed: int, flip: float = 0.5) -> None:
+    def __init__(self, images: LabelledImages, size: int, seed: int, flip: bool = True) -> None:
         from torchvision.transforms import v2
 
         refuse_night(images)
+        super().__init__(images)
         self.images, self.seed = images, seed
         self.geometry = v2.Compose(
-            [v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True), v2.RandomHorizontalFlip(flip)]
+            [v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True), v2.RandomHorizontalFlip(0.5 * flip)]
         )
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.images)
 
     def __getitem__(self, position: tuple[int, int]) -> Views:
         """The views of image `position[1]` in epoch `position[0]`."""
@@ -295,22 +298,19 @@ class TrainingViews(Dataset[Views]):
         return Views(day, night, torch.tensor(self.images.labels[index]))
 
 
-class WholeImages(Dataset[tuple[Tensor, Tensor]]):
+class WholeImages(OnePerExample[tuple[Tensor, Tensor]]):
     """Whole images without augmentation, uint8 RGB `(3, H, W)`, with their labels."""
 
     def __init__(self, images: LabelledImages, config: ImageConfig) -> None:
         from torchvision.transforms import v2
 
+        super().__init__(images)
         self.images = images
         self.geometry = (
             v2.Compose([v2.Resize(config.size, antialias=True), v2.CenterCrop(config.size)])
             if config.evaluation == "resize"
             else v2.Identity()
         )
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """One image and its label."""

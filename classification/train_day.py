@@ -79,7 +79,7 @@ def main(config: Config) -> Path:
         settings = classifier_settings(config.model, training.classes, config.images.size, config.normalization)
         network = runtime.place(build_classifier(settings, config.pretrained, config.init))
         require_size(network, "--images.size", config.images.size, config.images.size)
-        dataset = TrainingViews(training, config.images.size, config.seed, config.augment.flip_share)
+        dataset = TrainingViews(training, config.images.size, config.seed, config.augment.flip)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
         optimizer, schedule = config.optim.build(network, len(loader))

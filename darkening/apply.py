@@ -26,7 +26,7 @@ if __name__ == "__main__":
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from darkening.darkener_files import NIGHT_TO_LOOK_AT, load_darkener
@@ -55,6 +55,7 @@ from minmax.runtime.errors import RunError, UsageError, printable, problem_of_th
 from minmax.runtime.report import read_or_record
 from minmax.runtime.seeding import generator_for
 from minmax.runtime.shares import read_share
+from minmax.runtime.splits import OnePerExample
 
 log = logging.getLogger(__name__)
 SETTINGS_FILE = ".darkening.json"
@@ -113,15 +114,12 @@ def _mark(exposure: float) -> str:
     return f"@{exposure:g}"
 
 
-class PictureFiles(Dataset[tuple[Path, torch.Tensor | None, list[str]]]):
+class PictureFiles(OnePerExample[tuple[Path, torch.Tensor | None, list[str]]]):
     """Decoded files, brought to a size if one is given, or the reason why one cannot be decoded."""
 
     def __init__(self, files: list[Path], size: tuple[int, int] | None = None) -> None:
+        super().__init__(files)
         self.files, self.size = files, size
-
-    def __len__(self) -> int:
-        """Number of files."""
-        return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Path, torch.Tensor | None, list[str]]:
         """File, pixels, uint8 `(3, H, W)`, and what of the file is not in them; or file, None and the reason."""

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from darkening.views import Darkening
+from minmax.keep import class_divergence
 from minmax.runtime.errors import check
-from minmax.similarity import at_least_float32, feature_similarity
+from minmax.similarity import feature_similarity
 
 ExposureSpace = Literal["linear", "log"]
 _CHROMA_OFFSET = 0.02
@@ -57,19 +58,16 @@ def total_variation_loss(curve_map: Tensor, midpoint: float | None = 0.02) -> Te
         midpoint: differences d count as d up to here and fall to 0 at twice this value, so that true edges are free;
             None counts every difference in full.
     """
-    count, _, height, width = curve_map.shape
 
-    def penalised(difference: Tensor) -> Tensor:
-        difference = difference.abs()
-        if midpoint is None:
-            return difference
-        return (midpoint - (difference - midpoint).abs()).clamp(0.0, 1.0)
+    def roughness(later: Tensor, earlier: Tensor) -> Tensor:
+        difference = (later - earlier).abs()
+        if midpoint is not None:
+            difference = (midpoint - (difference - midpoint).abs()).clamp(0.0, 1.0)
+        return difference.square().sum() / max(1, difference.shape[2:].numel())
 
-    vertical = penalised(curve_map[:, :, 1:] - curve_map[:, :, :-1]).square().sum() / max(1, (height - 1) * width)
-    horizontal = penalised(curve_map[:, :, :, 1:] - curve_map[:, :, :, :-1]).square().sum() / max(
-        1, height * (width - 1)
-    )
-    return 2.0 * (vertical + horizontal) / count
+    vertical = roughness(curve_map[:, :, 1:], curve_map[:, :, :-1])
+    horizontal = roughness(curve_map[..., 1:], curve_map[..., :-1])
+    return 2.0 * (vertical + horizontal) / len(curve_map)
 
 
 def scale_loss(scale_map: Tensor) -> Tensor:
@@ -92,12 +90,6 @@ def chroma_loss(darkened: Tensor, day: Tensor) -> Tensor:
 def _chroma(images: Tensor) -> Tensor:
     """Channels over their mean; nearly black pixels count as grey, as their colour is noise."""
     return (images + _CHROMA_OFFSET) / (images.mean(dim=1, keepdim=True) + _CHROMA_OFFSET)
-
-
-def prediction_divergence(dark: Tensor, day: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of the classes predicted by night from those by day, from logits `(N, C, ...)`."""
-    given, wanted = (at_least_float32(logits).log_softmax(dim=1) for logits in (dark, day))
-    return F.kl_div(given, wanted, reduction="none", log_target=True).sum(dim=1).mean()
 
 
 @dataclass(frozen=True)
@@ -163,7 +155,7 @@ class DarkeningLoss:
             terms["similarity"] = self.similarity * feature_similarity(dark_features, day_features)
         if dark_prediction is not None and day_prediction is not None:
             weight = self.similarity * self.recognisable
-            terms["recognisable"] = weight * prediction_divergence(dark_prediction, day_prediction)
+            terms["recognisable"] = weight * class_divergence(dark_prediction, day_prediction)
         return terms
 
 

@@ -35,23 +35,17 @@ class DepthwiseSeparable(nn.Module):
 
     def forward(self, *parts: Tensor) -> Tensor:
         """Convolve `(N, C_i, H, W)` parts, sum C_i = inputs, to `(N, outputs, H, W)`."""
-        if len(parts) == 1:
-            result: Tensor = self.pointwise(self.depthwise(parts[0]))
-            return result
+        assert self.depthwise.bias is not None
         total, start, bias = None, 0, self.pointwise.bias
+        replicate = self.depthwise.padding_mode == "replicate"
         for part in parts:
-            width = part.shape[1]
-            share = slice(start, start + width)
-            depth_weight, depth_bias = self.depthwise.weight[share], self.depthwise.bias
-            assert depth_bias is not None
-            if self.depthwise.padding_mode == "replicate":
+            share = slice(start, start := start + part.shape[1])
+            if replicate:
                 part = F.pad(part, (1, 1, 1, 1), mode="replicate")
-                filtered = F.conv2d(part, depth_weight, depth_bias[share], groups=width)
-            else:
-                filtered = F.conv2d(part, depth_weight, depth_bias[share], padding=1, groups=width)
+            weight, offset = self.depthwise.weight[share], self.depthwise.bias[share]
+            filtered = F.conv2d(part, weight, offset, padding=0 if replicate else 1, groups=len(weight))
             mixed = F.conv2d(filtered, self.pointwise.weight[:, share], bias)
             total, bias = mixed if total is None else total.add_(mixed), None
-            start += width
         assert total is not None
         return total
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from darkening.darkener import Darkener
@@ -27,6 +26,7 @@ from minmax.runtime.config import run_script, shrink_settings
 from minmax.runtime.errors import UsageError
 from minmax.runtime.run import Run, prepare_run
 from minmax.runtime.seeding import derive_seed, seed_globally
+from minmax.runtime.splits import OnePerExample
 from scenes import render_labelled, render_segmented
 
 log = logging.getLogger(__name__)
@@ -46,23 +46,18 @@ def open_exposure_path(darkener: Darkener) -> None:
     first, last = units[0], units[-1]
     first.depthwise.weight[3:].zero_()
     first.depthwise.weight[3:, 0, 1, 1] = 1.0  # the exposure passes the first filter unchanged
-    _zero_bias(first.depthwise, slice(3, None))
+    first.depthwise.get_parameter("bias")[3:].zero_()
     first.pointwise.weight[:, 3:].normal_(std=0.7)
     for unit in units[1:-1]:
         nn.init.kaiming_normal_(unit.pointwise.weight, nonlinearity="relu")
-        _zero_bias(unit.pointwise)
+        unit.pointwise.get_parameter("bias").zero_()
         unit.depthwise.weight.mul_(0.5)
         unit.depthwise.weight[:, 0, 1, 1] += 0.75  # near the identity, so that signals survive eight units
     last.pointwise.weight.mul_(0.1)  # tone curves start near the identity, away from tanh's flat ends
-    _zero_bias(last.pointwise)
+    last.pointwise.get_parameter("bias").zero_()
 
 
-def _zero_bias(layer: nn.Conv2d, share: slice = slice(None)) -> None:
-    assert layer.bias is not None
-    layer.bias[share] = 0.0
-
-
-class VariedScenes(Dataset[Tensor]):
+class VariedScenes(OnePerExample[Tensor]):
     """Crops of day scenes in many exposures and white balances, indexed by (epoch, image).
 
     Users' photos hold what scenes lack: burnt-out skies, walls that fill the frame, dim corners.
@@ -79,13 +74,10 @@ class VariedScenes(Dataset[Tensor]):
         self.seed, self.sky = seed, sky
         render = render_segmented if sky else render_labelled
         images, labels = render("day", count, 2 * size, seed, cache_dir=cache)
+        super().__init__(images)
         self.images = torch.from_numpy(images)
         self.labels = torch.from_numpy(labels)
         self.crop = v2.RandomResizedCrop(size, scale=(0.04, 1.0), antialias=True)
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.images)
 
     def __getitem__(self, position: tuple[int, int]) -> Tensor:
         """Image `position[1]` as `(3, H, W)` or, with the sky, `(4, H, W)` in [0, 1]."""

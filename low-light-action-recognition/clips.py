@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minmax.runtime.errors import check
 from minmax.runtime.splits import NIGHT_SPLITS, Labelled, Split
-from scenes import HELD_OUT_NIGHT, MOTIONS, render_clips
+from scenes import MOTIONS, render_clips
 from scenes.night import Domain
 
 SCENES = "scenes"
@@ -94,11 +94,8 @@ class SceneClips(LabelledClips):
     """Built-in clips, rendered once and kept in memory."""
 
     def __init__(self, split: Split, count: int, config: ClipConfig, cache: Path) -> None:
-        # The held-out lamps and cameras: nothing about the scenes' nights was tuned on them.
-        night = split in NIGHT_SPLITS
-        domain: Domain = "night" if night else "day"
-        lamps = HELD_OUT_NIGHT if night else None
-        self.clips, labels = render_clips(domain, count, config.length, config.size, SCENE_SEEDS[split], lamps, cache)
+        domain: Domain = "night" if split in NIGHT_SPLITS else "day"
+        self.clips, labels = render_clips(domain, count, config.length, config.size, SCENE_SEEDS[split], cache)
         super().__init__(split, MOTIONS, labels.tolist(), [config.length] * count, interval=1)
 
     def load(self, index: int, frames: Sequence[int]) -> Tensor:

@@ -102,16 +102,13 @@ def main(config: Config) -> Path:
         seed_globally(config.seed, "heads")
         daytime = runtime.place(frozen_copy(network, config.keep))
         pair = runtime.place(build_pair(network, config.byol))
-        dataset = TrainingClips(training, config.clips, config.seed, darkened, config.augment.flip_share)
+        dataset = TrainingClips(training, config.clips, config.seed, darkened, config.augment.flip)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
         optimizer, schedule = config.optim.build(pair, len(loader), network=pair.online)
         parallel, frozen = runtime.parallel(pair), runtime.spread(daytime)
 
         def validate() -> dict[str, float]:
             return selection_score(pair.online, validation, config.clips, runtime, workers=config.workers)
-
-        def keep_day() -> dict[float, float]:
-            return choose_mixture(pair.online, daytime, config.keep.shares, lambda: validate()["score"])
 
         def save(path: Path) -> None:
             save_recogniser(pair.online, settings, path, config)
@@ -141,7 +138,7 @@ def main(config: Config) -> Path:
                     pair.update_target()
                 score = validate()
                 run.finish_epoch(score, score["score"], save)
-            return run.finish(save, keep_day)
+            return run.finish(save, lambda: choose_mixture(pair.online, daytime, config.keep.shares, validate))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def main(config: Config) -> Path:
         chosen = evenly_spaced(range(len(held_out)), VALIDATION_VIDEOS)
         frames = [held_out[index][0][0, :, middle] for index in chosen]
         held_out_frames = torch.stack(frames) / 255.0
-        views = DayClips(training, config.clips, config.seed, config.augment.flip_share)
+        views = DayClips(training, config.clips, config.seed, config.augment.flip)
         return run_darkener(TASK, config, runtime, network, training, views, held_out_frames)
 
 

@@ -85,7 +85,7 @@ def main(config: Config) -> Path:
         normalization = expected_normalization(config.model, config.pretrained, config.init)
         settings = RecogniserSettings(config.model, training.classes, normalization, config.width, config.time_stride)
         network = runtime.place(build_recogniser(settings, config.pretrained, config.init))
-        dataset = TrainingClips(training, config.clips, config.seed, flip=config.augment.flip_share)
+        dataset = TrainingClips(training, config.clips, config.seed, flip=config.augment.flip)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
         optimizer, schedule = config.optim.build(network, len(loader))
         parallel = runtime.parallel(network)

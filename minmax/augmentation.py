@@ -11,8 +11,3 @@ class AugmentConfig:
 
     flip: Switch = True
     """Mirror half of the images; false for signs, text and all else that is another thing in a mirror."""
-
-    @property
-    def flip_share(self) -> float:
-        """Share of the images that are mirrored."""
-        return 0.5 if self.flip else 0.0

@@ -92,7 +92,7 @@ def mix_weights(network: nn.Module, daytime: Mapping[str, Tensor], adapted: Mapp
 
 
 def choose_mixture(
-    network: nn.Module, daytime: nn.Module, shares: Sequence[float], score: Callable[[], float]
+    network: nn.Module, daytime: nn.Module, shares: Sequence[float], validate: Callable[[], Mapping[str, float]]
 ) -> dict[float, float]:
     """Leave an adapted network with the best of its mixtures with the daytime model.
 
@@ -100,7 +100,7 @@ def choose_mixture(
         network: changed in place.
         daytime: the model before adaptation.
         shares: of the adapted weights, to be tried; none changes nothing.
-        score: of the network as it is, on day images.
+        validate: numbers of the network as it is, on day images, `score` among them.
 
     Returns:
         The score by share, the best first; of equal ones the larger share.
@@ -111,7 +111,7 @@ def choose_mixture(
     scores: dict[float, float] = {}
     for share in shares:
         mix_weights(network, daytime.state_dict(), adapted, share)
-        scores[share] = score()
+        scores[share] = validate()["score"]
     scores = dict(sorted(scores.items(), key=lambda found: (found[1], found[0]), reverse=True))
     mix_weights(network, daytime.state_dict(), adapted, next(iter(scores)))
     return scores

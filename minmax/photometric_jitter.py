@@ -9,7 +9,7 @@ def jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tenso
 
     Args:
         images: `(N, 3, H, W)` in [0, 1].
-        strength: factors are drawn from [1 - strength, 1 + strength], the hue's shift from [-strength, strength].
+        strength: 0 to 0.5; factors are from [1 - strength, 1 + strength], the hue's shift from [-strength, strength].
         generator: of the draws, on the CPU.
 
     Returns:
@@ -25,5 +25,5 @@ def jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tenso
     images = functional.adjust_brightness(images, 1.0 + draws[0])
     images = functional.adjust_contrast(images, 1.0 + draws[1])
     images = functional.adjust_saturation(images, 1.0 + draws[2])
-    jittered: Tensor = functional.adjust_hue(images, max(-0.5, min(0.5, draws[3])))
+    jittered: Tensor = functional.adjust_hue(images, draws[3])
     return jittered

@@ -21,7 +21,6 @@ def render_or_load(
     count: int,
     size: int,
     seed: int,
-    settings: NightSettings | None,
     render: Callable[[int], tuple[NDArray[np.uint8], Any]],
 ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """Images or clips and their labels, rendered, or read back from the file that an earlier call stored.
@@ -33,12 +32,12 @@ def render_or_load(
         count: how many there are.
         size: height and width in pixels.
         seed: of everything random.
-        settings: of nights; the defaults are spelt out, so that changed defaults give another file.
         render: gives image `i` and its label.
     """
     file = None
     if cache_dir:
-        digest = f"-{hashlib.sha256(repr(settings or NightSettings()).encode()).hexdigest()[:10]}"
+        # Settings that were changed give another file.
+        digest = f"-{hashlib.sha256(repr(NightSettings()).encode()).hexdigest()[:10]}"
         described += f"x{size}-seed{seed}{digest if domain == 'night' else ''}"
         file = cache_dir / f"scenes-v{GENERATOR_VERSION}-{domain}-{described}.npz"
         if file.exists():

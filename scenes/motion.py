@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenes.cache import render_or_load
-from scenes.night import Domain, NightSettings, render
+from scenes.night import Domain, render
 from scenes.objects import CLASSES
 from scenes.sprites import Camera, Placed, Rng, Sprite
 from scenes.world import build_scene
@@ -69,9 +69,7 @@ def motion_label(index: int, seed: int) -> int:
     return int(np.random.default_rng((seed, block, 1)).permutation(len(MOTIONS))[place])
 
 
-def render_clip(
-    domain: Domain, index: int, frames: int, size: int, seed: int, settings: NightSettings | None = None
-) -> NDArray[np.uint8]:
+def render_clip(domain: Domain, index: int, frames: int, size: int, seed: int) -> NDArray[np.uint8]:
     """Render one clip, uint8 (T, H, W, 3) in sRGB; arguments as for `render_clips`."""
     # Scene, motion and light are drawn separately: a clip is the same by day and by night.
     streams = np.random.SeedSequence((seed, index, 2)).spawn(4)
@@ -87,28 +85,22 @@ def render_clip(
     pictures = []
     for move in draw_motion(motion_label(index, seed), frames, np.random.default_rng(motion_seed)):
         scene = build_scene(place_seed, thing, object_seed, camera, size, move)
-        pictures.append(render(domain, scene, np.random.default_rng(light_seed), settings, noise))
+        pictures.append(render(domain, scene, np.random.default_rng(light_seed), noise))
     return np.stack(pictures)
 
 
 def render_clips(
-    domain: Domain,
-    count: int,
-    frames: int,
-    size: int,
-    seed: int,
-    settings: NightSettings | None = None,
-    cache_dir: Path | None = None,
+    domain: Domain, count: int, frames: int, size: int, seed: int, cache_dir: Path | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Render balanced labelled clips: uint8 (N, T, H, W, 3) in sRGB, and labels int64 (N,), indices of MOTIONS.
 
     Clip i depends on the seed and on i alone, and day and night of one seed show the same motions of the same things.
     Light and camera of a clip are drawn once, the noise of its pixels anew for every frame. With a `cache_dir` the
-    result is stored there and read back the next time. `settings` as for `render_labelled`.
+    result is stored there and read back the next time.
     """
 
     def clip(index: int) -> tuple[NDArray[np.uint8], int]:
-        return render_clip(domain, index, frames, size, seed, settings), motion_label(index, seed)
+        return render_clip(domain, index, frames, size, seed), motion_label(index, seed)
 
     described = f"clips{MOTION_VERSION}-{count}x{frames}"
-    return render_or_load(cache_dir, described, domain, count, size, seed, settings, clip)
+    return render_or_load(cache_dir, described, domain, count, size, seed, clip)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenes.cache import render_or_load
-from scenes.night import Domain, NightSettings, render
+from scenes.night import Domain, render
 from scenes.objects import CLASSES
 from scenes.sprites import Camera
 from scenes.world import build_scene
@@ -22,7 +22,6 @@ def render_places(
     views: int,
     size: int,
     seed: int,
-    settings: NightSettings | None = None,
     cache_dir: Path | None = None,
     first_view: int = 0,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -37,7 +36,6 @@ def render_places(
         views: number of views of each.
         size: side of the images in pixels.
         seed: of everything.
-        settings: lamps and camera of a night, as for `render_labelled`.
         cache_dir: folder in which the result is stored and read back the next time.
         first_view: number of the first view; other numbers give other cameras and light.
 
@@ -58,7 +56,7 @@ def render_places(
             view_rng.uniform(0.42, 0.52),
         )
         scene = build_scene(place_seed, landmark, object_seed, camera, size)
-        return render(domain, scene, view_rng, settings), place
+        return render(domain, scene, view_rng), place
 
     described = f"places-{places}x{views}from{first_view}"
-    return render_or_load(cache_dir, described, domain, places * views, size, seed, settings, seen)
+    return render_or_load(cache_dir, described, domain, places * views, size, seed, seen)

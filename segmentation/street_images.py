@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from street_labels import LABEL_IDS, VOID, to_train_ids, told_train_ids
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from torchvision.tv_tensors import Image as ImageTensor
 from torchvision.tv_tensors import Mask
@@ -26,8 +25,8 @@ from minmax.runtime.config import require
 from minmax.runtime.errors import RunError, UsageError, printable
 from minmax.runtime.file_checks import find_problems, fingerprint_files, taken_once
 from minmax.runtime.seeding import derive_seed
-from minmax.runtime.splits import NIGHT_SPLITS, Examples, Split, Views, evenly_spaced, refuse_night
-from scenes import HELD_OUT_NIGHT, render_segmented
+from minmax.runtime.splits import NIGHT_SPLITS, Examples, OnePerExample, Split, Views, evenly_spaced, refuse_night
+from scenes import render_segmented
 
 log = logging.getLogger(__name__)
 Size = tuple[int, int]
@@ -135,11 +134,7 @@ class SceneStreets(StreetImages):
         night = split in NIGHT_SPLITS
         super().__init__(f"scenes, {split}", night, count)
         self.split = split
-        # The held-out lamps and cameras: nothing about the scenes' nights was tuned on them.
-        settings = HELD_OUT_NIGHT if night else None
-        self.images, self.labels = render_segmented(
-            "night" if night else "day", count, size, SCENE_SEEDS[split], settings, cache
-        )
+        self.images, self.labels = render_segmented("night" if night else "day", count, size, SCENE_SEEDS[split], cache)
 
     def load(self, index: int, size: Size | None = None, label_size: Size | None = None) -> Street:
         """One scene and its labels, as they were rendered or resized."""
@@ -156,11 +151,11 @@ class SceneStreets(StreetImages):
         return hashlib.sha256(self.images.tobytes() + self.labels.tobytes()).hexdigest()[:16]
 
 
-class TrainingStreets(Dataset[Views]):
+class TrainingStreets(OnePerExample[Views]):
     """Augmented day images for training, indexed by (epoch, image), labelled by the train ids of pixels (int64).
 
     Zoom, crop and flip are drawn once for image, night and labels, from (seed, epoch, image) alone, so the number of
-    workers and restarts change nothing; nor does `flip`, the share that is mirrored, change zoom and crop. What the
+    workers and restarts change nothing; nor does `flip`, by which half are mirrored, change zoom and crop. What the
     zoom leaves empty is black and void. The night is the same image, or that of `darkened`.
 
     Raises:
@@ -173,17 +168,14 @@ class TrainingStreets(Dataset[Views]):
         config: StreetConfig,
         seed: int,
         darkened: StreetImages | None = None,
-        flip: float = 0.5,
+        flip: bool = True,
     ) -> None:
         refuse_night(images)
+        super().__init__(images)
         self.images, self.size, self.seed, self.darkened = images, config.size, seed, darkened
         fill = {ImageTensor: 0, Mask: VOID}
         zoom = v2.RandomAffine(0, scale=config.scale, interpolation=v2.InterpolationMode.BILINEAR, fill=fill)
-        self.geometry = v2.Compose([zoom, v2.RandomCrop(config.crop_size), v2.RandomHorizontalFlip(flip)])
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.images)
+        self.geometry = v2.Compose([zoom, v2.RandomCrop(config.crop_size), v2.RandomHorizontalFlip(0.5 * flip)])
 
     def __getitem__(self, position: tuple[int, int]) -> Views:
         """The views of image `position[1]` in epoch `position[0]`."""
@@ -199,15 +191,12 @@ class TrainingStreets(Dataset[Views]):
         return Views(day, night, labels.as_subclass(Tensor).long())
 
 
-class WholeStreets(Dataset[Street]):
+class WholeStreets(OnePerExample[Street]):
     """Whole images of a size without augmentation; with `full_labels` their labels keep a size of their own."""
 
     def __init__(self, images: StreetImages, size: Size, full_labels: bool = False) -> None:
+        super().__init__(images)
         self.images, self.size, self.full_labels = images, size, full_labels
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.images)
 
     def __getitem__(self, index: int) -> Street:
         """One image and its labels."""

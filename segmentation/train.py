@@ -120,7 +120,7 @@ def main(config: Config) -> Path:
         pair = runtime.place(build_pair(network, config.byol, build_projectors))
         require_size(network, "--images.size", *config.images.size)
         require_size(network, "--images.crop", *config.images.crop_size)
-        dataset = TrainingStreets(training, config.images, config.seed, darkened, config.augment.flip_share)
+        dataset = TrainingStreets(training, config.images, config.seed, darkened, config.augment.flip)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
         optimizer, schedule = config.optim.build(pair, len(loader), network=pair.online)
@@ -128,9 +128,6 @@ def main(config: Config) -> Path:
 
         def validate() -> dict[str, float]:
             return selection_score(pair.online, validation, config.images.size, runtime, workers=config.workers)
-
-        def keep_day() -> dict[float, float]:
-            return choose_mixture(pair.online, daytime, config.keep.shares, lambda: validate()["score"])
 
         def save(path: Path) -> None:
             save_segmenter(pair.online, settings, path, config)
@@ -155,7 +152,7 @@ def main(config: Config) -> Path:
                     pair.update_target()
                 score = validate()
                 run.finish_epoch(score, score["score"], save)
-            return run.finish(save, keep_day)
+            return run.finish(save, lambda: choose_mixture(pair.online, daytime, config.keep.shares, validate))
 
 
 if __name__ == "__main__":

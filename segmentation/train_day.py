@@ -82,7 +82,7 @@ def main(config: Config) -> Path:
         require_size(network, "--images.crop", *config.images.crop_size)
         training = open_streets(config.data, "train", config.images, config.quick, config.runs)
         validation = open_streets(config.data, "val", config.images, config.quick, config.runs)
-        dataset = TrainingStreets(training, config.images, config.seed, flip=config.augment.flip_share)
+        dataset = TrainingStreets(training, config.images, config.seed, flip=config.augment.flip)
         loader = epoch_loader(dataset, config.optim.batch_size, config.seed, config.workers, runtime)
 
         optimizer, schedule = config.optim.build(network, len(loader))

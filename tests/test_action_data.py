@@ -176,13 +176,13 @@ def test_without_flips_clips_are_the_same_crops_never_mirrored():
 
     turned = 0
     for position in [(epoch, index) for epoch in range(5) for index in range(4)]:
-        mirrored, plain = (TrainingClips(Slope(), CONFIG, seed=1, flip=flip)[position] for flip in (0.5, 0.0))
+        mirrored, plain = (TrainingClips(Slope(), CONFIG, seed=1, flip=flip)[position] for flip in (True, False))
         for some, never in zip(mirrored[:2], plain[:2], strict=True):
             assert never[0, 0, 0, 0] < never[0, 0, 0, -1]
             is_turned = bool(some[0, 0, 0, 0] > some[0, 0, 0, -1])
             assert torch.equal(some.flip(-1) if is_turned else some, never)
             turned += is_turned
-        assert DayClips(Slope(), CONFIG, seed=1, flip=0.0)[position][0, 0].diff().min() >= 0
+        assert DayClips(Slope(), CONFIG, seed=1, flip=False)[position][0, 0].diff().min() >= 0
     assert 10 <= turned <= 30
 
 

@@ -1,7 +1,6 @@
 """What a camera adds to a night, by hand and learned: each effect alone, its ranges, clips, and training."""
 
 import dataclasses
-import math
 from collections import OrderedDict
 from dataclasses import replace
 
@@ -15,10 +14,11 @@ from darkening import Darkener, DarkenerSettings, fit_darkener, load_darkener, s
 from darkening.camera import DRAWS, MOVED_DRAWS, CameraConfig, blur, photograph
 from darkening.camera_view import CameraView
 from darkening.heuristics import HEURISTICS, dimmed
-from darkening.losses import OBEDIENT_LOSS, DarkeningLoss, prediction_divergence
+from darkening.losses import OBEDIENT_LOSS, DarkeningLoss
 from darkening.night_view import LearnedNight, NightConfig, NightView, build_night_view
 from darkening.training import initial_darkener
 from minmax.features import FeatureModel
+from minmax.keep import class_divergence
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 from minmax.similarity import feature_similarity
@@ -263,7 +263,7 @@ def test_recognisable_nights_are_those_that_the_model_still_predicts_as_by_day()
         dark = torch.cat([NightView(darkener, (0.05, 0.4))(images, generator_of()) for images in day])
         with torch.no_grad():
             (by_night, hidden), (by_day, seen) = model.with_features(dark), model.with_features(torch.cat(day))
-        changed.append(float(prediction_divergence(by_night, by_day)))
+        changed.append(float(class_divergence(by_night, by_day)))
         similar.append(float(feature_similarity(hidden, seen)))
     assert changed[1] < 0.9 * changed[0]
     assert similar[0] < similar[1]
@@ -273,12 +273,3 @@ def test_recognisable_nights_need_predictions():
     settings, loss = DarkenerSettings(view="camera"), replace(OBEDIENT_LOSS, recognisable=0.3)
     with pytest.raises(ValueError, match="encoder: recognisable nights need its predictions"):
         fit_darkener(settings, [torch.rand(2, 3, 8, 8)], lambda images: [images], epochs=1, loss=loss)
-
-
-def test_the_divergence_of_predictions():
-    day, dark = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 3.0]]).log1p()
-    # By day one half each, by night one fifth and four fifths.
-    expected = 0.5 * math.log(0.5 / 0.2) + 0.5 * math.log(0.5 / 0.8)
-    assert float(prediction_divergence(dark, day)) == pytest.approx(expected, rel=1e-5)
-    maps = (dark[..., None, None].expand(1, 2, 3, 4), day[..., None, None].expand(1, 2, 3, 4))
-    assert float(prediction_divergence(*maps)) == pytest.approx(expected, rel=1e-5)

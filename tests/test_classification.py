@@ -96,7 +96,7 @@ def test_without_flips_views_are_the_same_crops_never_mirrored():
             return "slope"
 
     images = Slope("train", ("a",), [0] * 20)
-    mirrored, plain = TrainingViews(images, 32, seed=0), TrainingViews(images, 32, seed=0, flip=0.0)
+    mirrored, plain = TrainingViews(images, 32, seed=0), TrainingViews(images, 32, seed=0, flip=False)
     turned = 0
     for index in range(20):
         for some, never in zip(mirrored[0, index][:2], plain[0, index][:2], strict=True):

@@ -279,11 +279,11 @@ def test_bad_config_files_are_refused_in_one_line(content, tmp_path, monkeypatch
     assert code == 2 and len(lines) == 1 and str(file) in lines[0]
 
 
-@pytest.mark.parametrize(("typed", "flip", "share"), [([], True, 0.5), (["true"], True, 0.5), (["false"], False, 0.0)])
-def test_mirroring_is_a_boolean_that_is_typed_as_a_word(typed, flip, share):
+@pytest.mark.parametrize(("typed", "flip"), [([], True), (["true"], True), (["false"], False)])
+def test_mirroring_is_a_boolean_that_is_typed_as_a_word(typed, flip):
     flags = ["--flip", *typed] if typed else []
     config = parse_flags(AugmentConfig, None, flags)
-    assert config == AugmentConfig(flip) and config.flip_share == share
+    assert config == AugmentConfig(flip)
     assert from_plain(AugmentConfig, to_plain(config), "config.yaml") == config
 
 

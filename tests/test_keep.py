@@ -22,10 +22,10 @@ def test_the_mixture_that_scores_best_is_left_and_of_equal_ones_the_larger_share
     adapted(torch.rand(4, 3, 8, 8))  # moves BatchNorm's statistics and its count of batches
     after = {name: value.clone() for name, value in adapted.state_dict().items()}
     scores = iter([0.2, 0.7, 0.7, 0.1])
-    found = choose_mixture(adapted, daytime, (0.25, 0.5, 0.75, 1.0), lambda: next(scores))
+    found = choose_mixture(adapted, daytime, (0.25, 0.5, 0.75, 1.0), lambda: {"score": next(scores)})
     assert list(found.items()) == [(0.75, 0.7), (0.5, 0.7), (0.25, 0.2), (1.0, 0.1)]
     before = daytime.state_dict()
-    assert choose_mixture(adapted, daytime, (), lambda: 0.0) == {}
+    assert choose_mixture(adapted, daytime, (), lambda: {"score": 0.0}) == {}
     for name, value in adapted.state_dict().items():
         mixed = 0.25 * before[name] + 0.75 * after[name] if value.is_floating_point() else after[name]
         torch.testing.assert_close(value, mixed)
@@ -35,6 +35,8 @@ def test_divergence_is_that_of_probabilities_and_zero_of_equal_ones():
     said, before = torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([[0.0, 0.0], [0.0, torch.tensor(3.0).log()]])
     second = 0.25 * torch.tensor(0.25 / 0.5).log() + 0.75 * torch.tensor(0.75 / 0.5).log()
     torch.testing.assert_close(class_divergence(said, before), second / 2)  # the first image: none
+    maps = (value[..., None, None].expand(2, 2, 3, 4) for value in (said, before))
+    torch.testing.assert_close(class_divergence(*maps), second / 2)
     maps = torch.rand(2, 5, 3, 4)
     assert class_divergence(maps, maps) == 0
     assert descriptor_distance(torch.eye(2), torch.eye(2).flip(0)) == 2

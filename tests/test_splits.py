@@ -19,6 +19,7 @@ from torchvision.transforms.v2 import functional
 
 from media import data_files
 from media.pictures import as_intensities
+from minmax.runtime import file_checks
 from minmax.runtime.devices import Runtime
 from minmax.runtime.errors import UsageError
 from minmax.runtime.file_checks import check_once, find_problems
@@ -116,12 +117,13 @@ def test_copies_of_nights_are_found_with_each_file_read_once(tmp_path, monkeypat
         data_files.refuse_shared(files["day"], files["night"], "train")
 
 
-@pytest.mark.parametrize("pause, threads", [(0.0, False), (3e-4, True)])
-def test_problems_are_told_by_position_and_nothing_is_checked_twice(tmp_path, pause, threads):
+@pytest.mark.parametrize("limit, threads", [(60.0, False), (0.0, True)])
+def test_problems_are_told_by_position_and_nothing_is_checked_twice(tmp_path, monkeypatch, limit, threads):
+    monkeypatch.setattr(file_checks, "_WORTH_THREADS", limit)
     checked, workers = [], set()
 
     def problem(item):
-        time.sleep(pause)
+        time.sleep(3e-4)
         checked.append(item)
         workers.add(threading.get_ident())
         return f"{item} is odd" if item % 97 == 3 else None

@@ -166,7 +166,7 @@ def test_views_share_one_geometry(tmp_path):
         assert torch.equal((day[0] / 13).round().long(), labels)
     config = StreetConfig(size=(64, 64), crop=(64, 64), scale=(1.0, 1.0))
     turned = [TrainingStreets(scenes, config, seed=3)[epoch, 0].label for epoch in range(8)]
-    never = [TrainingStreets(scenes, config, seed=3, flip=0.0)[epoch, 0].label for epoch in range(8)]
+    never = [TrainingStreets(scenes, config, seed=3, flip=False)[epoch, 0].label for epoch in range(8)]
     assert all(torch.equal(labels, never[0]) for labels in never)
     assert {bool(torch.equal(labels, never[0])) for labels in turned} == {True, False}
     assert all(torch.equal(labels, never[0]) or torch.equal(labels.flip(-1), never[0]) for labels in turned)

@@ -12,7 +12,6 @@ from place_network import unwrap
 from place_pairs import PlacePairs
 from ranking import nearest, score_rankings
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from darkening.selection_nights import SelectionNight, by_day, selection_numbers
 from minmax.features import FeatureModel
@@ -22,6 +21,7 @@ from minmax.runtime.devices import Runtime, require_finite
 from minmax.runtime.errors import RunError
 from minmax.runtime.run import Run
 from minmax.runtime.seeding import generator_for
+from minmax.runtime.splits import OnePerExample
 
 log = logging.getLogger(__name__)
 _SHAPES_HELD = 16  # batches that may fill at the same time
@@ -29,15 +29,12 @@ _SHAPES_HELD = 16  # batches that may fill at the same time
 _TOO_SMALL = ("too small", "should be greater than 0", "can't be greater than actual input size")
 
 
-class WholePlaces(Dataset[Tensor]):
+class WholePlaces(OnePerExample[Tensor]):
     """Chosen images, uint8 `(3, H, W)` in formats of their own."""
 
     def __init__(self, images: PlaceImages, positions: Sequence[int], size: int) -> None:
+        super().__init__(positions)
         self.images, self.positions, self.size = images, positions, size
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.positions)
 
     def __getitem__(self, index: int) -> Tensor:
         """One of the chosen images."""

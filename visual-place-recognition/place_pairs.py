@@ -109,9 +109,7 @@ def open_pairs(
     """
     if data == SCENES:
         places = min(QUICK_PLACES, SCENE_PLACES[split]) if quick else SCENE_PLACES[split]
-        pixels, numbers = render_places(
-            "day", places, SCENE_VIEWS, config.size, SCENE_SEEDS[split], None, cache / SCENES
-        )
+        pixels, numbers = render_places("day", places, SCENE_VIEWS, config.size, SCENE_SEEDS[split], cache / SCENES)
         scenes = check_split(ScenePlaces(f"scenes/{split}", pixels, is_night=False), split)
         return all_pairs(scenes, torch.from_numpy(numbers))
     root = Path(data).expanduser()

@@ -17,7 +17,7 @@ from media.pictures import PICTURE_SUFFIXES
 from minmax.runtime.config import DEFAULT_RUNS
 from minmax.runtime.errors import UsageError, printable
 from minmax.runtime.plain_pickle import read_plain_pickle
-from scenes import HELD_OUT_NIGHT, render_places
+from scenes import render_places
 from scenes.night import Domain
 
 log = logging.getLogger(__name__)
@@ -104,14 +104,12 @@ def open_retrieval_sets(
 def _scene_sets(config: PlaceConfig, quick: bool, cache: Path) -> list[RetrievalSet]:
     count = min(QUICK_PLACES, SCENE_PLACES["test"]) if quick else SCENE_PLACES["test"]
     seed, size = SCENE_SEEDS["test"], config.size
-    stored, numbers = render_places("day", count, DATABASE_VIEWS, size, seed, None, cache)
+    stored, numbers = render_places("day", count, DATABASE_VIEWS, size, seed, cache)
     database = ScenePlaces("scenes/day", stored, is_night=False)
     tests = []
     domains: tuple[Domain, ...] = ("day", "night")
     for domain in domains:
-        # The held-out lamps and cameras: nothing about the scenes' nights was tuned on them.
-        lamps = HELD_OUT_NIGHT if domain == "night" else None
-        asked, places = render_places(domain, count, QUERY_VIEWS, size, seed, lamps, cache, first_view=DATABASE_VIEWS)
+        asked, places = render_places(domain, count, QUERY_VIEWS, size, seed, cache, first_view=DATABASE_VIEWS)
         queries = ScenePlaces(f"scenes/{domain} queries", asked, is_night=domain == "night")
         wanted = [Relevance(tuple(np.flatnonzero(numbers == place).tolist())) for place in places]
         names = [f"place {place:03d}" for place in places]

@@ -126,9 +126,6 @@ def main(config: Config) -> Path:
         def validate() -> dict[str, float]:
             return selection_score(pair.online, validation, config.images.size, runtime, workers=config.workers)
 
-        def keep_day() -> dict[float, float]:
-            return choose_mixture(pair.online, daytime, config.keep.shares, lambda: validate()["score"])
-
         def save(path: Path) -> None:
             save_place_network(pair.online, settings, path, config)
 
@@ -158,7 +155,7 @@ def main(config: Config) -> Path:
                 score = validate()
                 run.finish_epoch(score, score["score"], save)
                 warn_of_fall(score["score"], tuples.start_score, run)
-            return run.finish(save, keep_day)
+            return run.finish(save, lambda: choose_mixture(pair.online, daytime, config.keep.shares, validate))
 
 
 if __name__ == "__main__":

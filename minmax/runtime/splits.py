@@ -1,7 +1,7 @@
 """Splits of a data set, the guard that keeps nights out of training and choosing, and what training sees of a split."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from torch import Tensor
@@ -92,7 +92,18 @@ class Views(NamedTuple):
     label: Tensor
 
 
-class DayPictures(Dataset[Tensor]):
+class OnePerExample(Dataset[ItemT]):
+    """A data set with one item for each example."""
+
+    def __init__(self, examples: Sized) -> None:
+        self._count = len(examples)
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return self._count
+
+
+class DayPictures(OnePerExample[Tensor]):
     """Whole day images without labels, indexed by (epoch, image): what a darkener is trained on.
 
     Args:
@@ -105,11 +116,8 @@ class DayPictures(Dataset[Tensor]):
 
     def __init__(self, images: Examples, whole: Dataset[Any]) -> None:
         refuse_night(images)
-        self.images, self.whole = images, whole
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.images)
+        super().__init__(images)
+        self.whole = whole
 
     def __getitem__(self, position: tuple[int, int]) -> Tensor:
         """Image `position[1]`; the epoch does not matter, as nothing is drawn."""
