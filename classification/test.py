@@ -90,7 +90,7 @@ def main(config: Config) -> dict[str, dict[str, ClassAccuracy]]:
             settings["changes"][title] = {change: len(changed) for change, changed in changes.items()}
             if title == "test_night":
                 by_night = changes
-    found.write(output, tables, settings, lambda split, a: a.as_plain(splits[split]))
+    print(found.write(output, tables, settings, lambda split, a: a.as_plain(splits[split])))  # noqa: T201
     draw_confusion(found.panels(confusion_panel), classes, output / "confusion.png")
     for change in CHANGES:
         picture, changed = output / f"night_{change}.png", by_night.get(change, [])

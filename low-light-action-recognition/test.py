@@ -91,7 +91,7 @@ def main(config: Config) -> dict[str, dict[str, ClipAccuracy]]:
         "clips": {name: getattr(config.clips, name) for name in ("length", "interval", "size", "rounds", "sampling")},
         "classes": list(classes),
     }
-    found.write(output, tables, settings, lambda split, a: a.as_plain(splits[split]))
+    print(found.write(output, tables, settings, lambda split, a: a.as_plain(splits[split])))  # noqa: T201
     panels = found.panels(lambda title, a: (f"{title}: top-1 {100 * a.top1:.1f} %", a.confusion))
     draw_confusion(panels, classes, output / "confusion.png", "videos")
     for split, clips in splits.items():

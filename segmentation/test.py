@@ -124,7 +124,7 @@ def main(config: Config) -> dict[str, dict[str, StreetScore]]:
         "scored": config.classes,
     }
     tables = ["  \n".join(about), *(tables if labelled else [])]
-    found.write(output, tables, settings, lambda _, score: score.as_plain(config.classes))
+    print(found.write(output, tables, settings, lambda _, score: score.as_plain(config.classes)))  # noqa: T201
     if labelled:
         draw_confusion(found.panels(confusion_panel), (*CLASSES, "void"), output / "confusion.png", "pixels")
     for title, images in labelled.items():

@@ -56,12 +56,11 @@ def test_tables_show_counts_as_they_are_shares_in_percent_and_nothing_as_a_dash(
     assert [by_class[0], *by_class[2:]] == [["class, %", "day", "night"], ["x", "40.0", "20.0"], ["y", "-", "-"]]
 
 
-def test_what_is_written_is_what_is_printed_and_all_of_it(tmp_path, capsys):
+def test_what_is_written_is_what_is_printed_and_all_of_it(tmp_path):
     found = measured(TWO, {"before": 0.2, "checkpoint": float("nan")})
-    found.write(tmp_path, ["A", "B"], {"data": "x"}, lambda split, score: {"of": split, "is": score})
-    text = capsys.readouterr().out
-    assert text == "before: a.pt  \nafter: b.pt\n\ndata: x\n\nA\n\nB\n"
-    assert (tmp_path / "results.md").read_text() == text
+    text = found.write(tmp_path, ["A", "B"], {"data": "x"}, lambda split, score: {"of": split, "is": score})
+    assert text == "before: a.pt  \nafter: b.pt\n\ndata: x\n\nA\n\nB"
+    assert (tmp_path / "results.md").read_text() == text + "\n"
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["data"], results["precision"], results["quick"], results["adabn"]) == ("x", "fp32", False, False)
     assert results["results"]["before"] == {

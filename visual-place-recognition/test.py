@@ -135,7 +135,7 @@ def main(config: Config) -> dict[str, dict[str, RetrievalScore]]:
         lambda s: [s.answerable, s.mean_average_precision, *s.recalls.values(), *s.by_place_mean],
         "data",
     )
-    found.write(output, [table], settings, lambda title, score: tests[title].as_plain(score))
+    print(found.write(output, [table], settings, lambda title, score: tests[title].as_plain(score)))  # noqa: T201
     for title, test in tests.items():
         picture = output / f"{file_name(title)}.png"
         draw_results(test, found.of(title, "results"), min(256, config.images.size), picture)

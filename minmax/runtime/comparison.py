@@ -82,14 +82,17 @@ class Comparison(Generic[ScoreT]):
         tables: Sequence[str],
         settings: Mapping[str, Any],
         as_plain: Callable[[str, ScoreT], Mapping[str, Any]],
-    ) -> None:
-        """Write the tables into results.md, which is printed too, and everything into results.json.
+    ) -> str:
+        """Write the tables into results.md and everything into results.json.
 
         Args:
             folder: of both.
             tables: Markdown.
             settings: of the measurement, but for the flags that every task has.
             as_plain: a split's score as plain values; shares are in [0, 1].
+
+        Returns:
+            What results.md holds, to be printed.
         """
         captions = self.captions("checkpoint")
         paths, brighten, adabn = self.config.checkpoints, self.config.brighten, self.config.adabn
@@ -108,8 +111,8 @@ class Comparison(Generic[ScoreT]):
         }
         flags = {name: getattr(self.config, name) for name in ("precision", "quick", "brighten", "adabn")}
         write_json({**settings, **flags, "results": results}, folder / "results.json")
-        print(text)  # noqa: T201
         log.info("written to %s", folder)
+        return text
 
 
 def compare(
