@@ -43,9 +43,9 @@ class DepthwiseSeparable(nn.Module):
             if replicate:
                 part = F.pad(part, (1, 1, 1, 1), mode="replicate")
             weight, offset = self.depthwise.weight[share], self.depthwise.bias[share]
-            filtered = F.conv2d(part, weight, offset, padding=0 if replicate else 1, groups=len(weight))
-            mixed = F.conv2d(filtered, self.pointwise.weight[:, share], bias)
-            total, bias = mixed if total is None else total.add_(mixed), None
+            part = F.conv2d(part, weight, offset, padding=0 if replicate else 1, groups=len(weight))
+            part = F.conv2d(part, self.pointwise.weight[:, share], bias)  # of large images none is kept longer
+            total, bias = part if total is None else total.add_(part), None
         assert total is not None
         return total
 
