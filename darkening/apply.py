@@ -358,6 +358,8 @@ def _make_folder(config: Config) -> None:
     folder = config.output.parent if single else config.output
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UsageError(f"--output {config.output}: is a file; expected a folder") from error
     except OSError as error:
         raise UsageError(f"--output {config.output}: this folder cannot be made: {error.strerror}") from error
     if not os.access(folder, os.W_OK):
