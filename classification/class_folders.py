@@ -218,7 +218,8 @@ def class_names(data: str, split: Split) -> tuple[str, ...]:
     """
     if data == SCENES:
         return CLASSES
-    root, folder = Path(data).expanduser(), Path(data, split).expanduser()
+    root = Path(data).expanduser()
+    folder = root / split
     layout = f"{root}/{{train,val,test_day,test_night}}/<Class>/*.jpg"
     if not root.is_dir():
         raise UsageError(f"no data at {root}; expected {layout}, or --data scenes for the built-in data")

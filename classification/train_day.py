@@ -10,12 +10,12 @@ With --init it fine-tunes weights in a file, such as those of ImageNet, for the 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch.nn.functional as F
 from class_accuracy import measure
 from class_folders import DEFAULT_DATA, ImageConfig, TrainingViews, open_split
 from classifier import NormalizationFlag, build_classifier, classifier_settings, save_classifier
 from torch import Tensor, nn
 
+from minmax.adapt import cross_entropy
 from minmax.augmentation import AugmentConfig
 from minmax.photometric_jitter import jitter
 from minmax.pretrained import refuse_two_starts, require_size
@@ -64,7 +64,7 @@ def step(network: nn.Module, images: Tensor, labels: Tensor, runtime: Runtime) -
     """Cross-entropy of one batch."""
     with runtime.autocast():
         logits = network(images)
-    return F.cross_entropy(logits.float(), labels)
+    return cross_entropy(logits, labels)
 
 
 def main(config: Config) -> Path:

@@ -11,7 +11,6 @@ Kinetics, here with --pretrained from those of ImageNet.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch.nn.functional as F
 from clip_accuracy import measure
 from clip_optim import ClipOptim
 from clip_sets import open_clips
@@ -22,6 +21,7 @@ from recogniser import RecogniserSettings, build_recogniser, expected_normalizat
 from torch import Tensor, nn
 from video_trees import DEFAULT_DATA
 
+from minmax.adapt import cross_entropy
 from minmax.augmentation import AugmentConfig
 from minmax.pretrained import refuse_two_starts
 from minmax.runtime.batches import epoch_loader, few_at_a_time
@@ -68,7 +68,7 @@ def step(network: nn.Module, day: Tensor, labels: Tensor, runtime: Runtime) -> T
     """Cross-entropy of one batch."""
     with runtime.autocast():
         logits = network(day)
-    return F.cross_entropy(logits.float(), labels)
+    return cross_entropy(logits, labels)
 
 
 def main(config: Config) -> Path:

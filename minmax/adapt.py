@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from minmax.byol import BatchNormDomains, ByolConfig, HeadNorm, Pair, build_pair, byol_loss
 from minmax.features import FeatureModel, check_intensities, independent_copy, last_feature_layer
+from minmax.similarity import at_least_float32
 
 
 def adapt(
@@ -96,11 +97,11 @@ def adapt(
             outputs = pair(images, dark, targets) if targets_to_model else pair(images, dark)
             losses = adaptation_losses(outputs, targets, loss, byol_weight)
             chosen.zero_grad(set_to_none=True)
-            total = torch.stack(list(losses.values())).sum()
-            total.backward()
+            found = torch.stack(list(losses.values()))
+            found.sum().backward()
             chosen.step()
             pair.update_target()
-            steps.append(torch.stack([value.detach() for value in losses.values()]))
+            steps.append(found.detach())
         means = dict(zip(losses, torch.stack(steps).mean(dim=0).tolist(), strict=True))
         if not all(map(math.isfinite, means.values())):
             raise ValueError(f"epoch {epoch}: the losses are {means}")
@@ -113,7 +114,7 @@ def adapt(
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of classes, in float32 also where a network computes in half precision."""
-    return F.cross_entropy(logits.float(), labels)
+    return F.cross_entropy(at_least_float32(logits), labels)
 
 
 def adaptation_losses(
@@ -139,5 +140,4 @@ def _as_feature_model(model: nn.Module, features: Sequence[str], example: Tensor
         if features:
             raise ValueError("features: the FeatureModel names its own")
         return model
-    example = example.to(next(model.parameters()).device)
     return FeatureModel(model, features or [last_feature_layer(model, example)], example=example)

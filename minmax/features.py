@@ -277,7 +277,7 @@ def last_feature_layer(model: nn.Module, example: Tensor) -> str:
         handles.append(layer.register_forward_hook(note))
     try:
         with evaluation_mode(model):
-            attempt(model, example)
+            attempt(model, example.to(next(model.parameters(), example).device))
     finally:
         for handle in handles:
             handle.remove()

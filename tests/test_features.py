@@ -165,6 +165,7 @@ def test_building_changes_nothing_of_the_callers():
 
 def test_a_model_is_wrapped_where_it_is():
     network = FeatureModel(resnet().to("meta"), ["layer4"], InputNormalization.imagenet())
+    assert last_feature_layer(network.model, torch.zeros(1, 3, 64, 64)) == "layer4"
     assert network.widths == (512,) and network(torch.zeros(1, 3, 64, 64, device="meta")).device.type == "meta"
 
 
